@@ -1,0 +1,349 @@
+"""Makes unet_utils/decoder.pt: trains the mask decoder on label maps whose truth is known, without official labels.
+
+    python scripts/train_decoder.py --pairs FOLDER/cityscapes_data --work /tmp/decoder
+
+Round 0 learns from maps of random shapes, in which every pair of the 29 colours meets. Each further round decodes
+the pairs' train masks with the decoder so far, blows the label maps up to source resolution (1024x2048) with smooth
+outlines, stretches, shrinks and recolours them, adds thin poles and signs, and damages them with the known forward
+model. So the network sees real geometry and real neighbours, yet its truth is exact: the label at the centre of
+each 4x8 source cell. The frames of weimar and zurich (train 2712 to 2975) are never drawn from; maps made of them
+the same way measure progress. Official labels, where given (--official), are only ever looked at.
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch.nn.functional import cross_entropy
+
+from unet_utils.classes import PALETTE, PALETTE_COLORS, PALETTE_IDS, get_scheme
+from unet_utils.decoding import SIDE, WEIGHTS, MaskDecoder, damage, nearest_color
+
+TILE, EDGE = 128, 3  # maps are magnified in tiles of so many source pixels, with so many cells around each
+SOURCE = (1024, 2048)  # rows and columns of an official label map: 256x256 cells of 4x8
+CLASSES = len(PALETTE)
+INDEX = {label.name: index for index, label in enumerate(PALETTE)}
+CLASS_OF_INDEX = np.array(get_scheme("cityscapes19").encode(PALETTE_IDS))
+FIRST_FRAME, LAST_FRAME, LAST_HELD_OUT = 9, 2711, 2975  # 1 to 8 are the frames whose official labels check the result
+
+
+# ---------------------------------------------------------------------------------------------- drawing label maps
+def paint(draw: ImageDraw.ImageDraw, rng: np.random.Generator, index: int, kind: str) -> None:
+    """Paints one shape of palette entry `index`: a thin bar, or a blob with straight or round sides."""
+    rows, columns = SOURCE
+    x, y = rng.uniform(0, columns), rng.uniform(0, rows)
+    if kind == "bar":  # poles, posts, cables: 3 to 30 source pixels wide, where a mask pixel is 4 high and 8 wide
+        length = np.exp(rng.uniform(np.log(20), np.log(900)))
+        angle = rng.normal(0, 0.04) if rng.random() < 0.75 else rng.uniform(0, math.pi)
+        dx, dy = length * math.sin(angle), length * math.cos(angle)
+        draw.line([x, y, x + dx, y + dy], fill=index, width=int(np.exp(rng.uniform(np.log(3), np.log(31)))))
+        return
+    size = np.exp(rng.uniform(np.log(8), np.log(90 if kind == "sign" else 700)))
+    w, h = size * rng.uniform(0.4, 1.6), size * rng.uniform(0.4, 1.6)
+    shape = rng.integers(3)
+    if shape == 0:
+        draw.rectangle([x, y, x + w, y + h], fill=index)
+    elif shape == 1:
+        draw.ellipse([x, y, x + w, y + h], fill=index)
+    else:
+        turns = np.sort(rng.uniform(0, 2 * math.pi, rng.integers(3, 12)))
+        radii = rng.uniform(0.3, 1, len(turns))
+        draw.polygon([(x + w * r * math.cos(t), y + h * r * math.sin(t)) for t, r in zip(turns, radii)], fill=index)
+
+
+def draw_border(draw: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:
+    """The unlabeled border of rectified frames, about a mask pixel wide, on three maps of four."""
+    if rng.random() < 0.75:
+        draw.rectangle([0, 0, SOURCE[1] - 1, SOURCE[0] - 1], outline=0, width=int(rng.integers(2, 14)))
+
+
+def random_shapes(rng: np.random.Generator) -> np.ndarray:
+    """A map of 4 to 29 palette entries in shapes of all sizes, `uint8 [1024, 2048]`."""
+    palette = rng.permutation(CLASSES)[: rng.integers(4, CLASSES + 1)]
+    image = Image.new("L", SOURCE[::-1], int(palette[0]))
+    draw = ImageDraw.Draw(image)
+    for _ in range(rng.integers(40, 160)):
+        paint(draw, rng, int(rng.choice(palette)), str(rng.choice(["blob", "bar", "sign"], p=[0.5, 0.35, 0.15])))
+    draw_border(draw, rng)
+    return np.asarray(image)
+
+
+def blow_up(labels: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Magnifies a label map `uint8 [256, 256]` to `size` (rows, columns) with smooth outlines.
+
+    Each class is magnified on its own as a soft picture, and each pixel goes to the strongest: outlines become
+    smooth and land anywhere between the pixels of the damaged mask, as real ones do.
+    """
+    rows, columns = size
+    height, width = labels.shape[0] * rng.uniform(0.75, 1.0, 2)  # how much of the map is shown
+    y0, x0 = rng.uniform(0, labels.shape[0] - height), rng.uniform(0, labels.shape[0] - width)
+    kernel = Image.Resampling.BILINEAR if rng.random() < 0.7 else Image.Resampling.BICUBIC
+    labels = np.pad(labels, EDGE, mode="edge")
+    out = np.empty(size, dtype=np.uint8)
+    for top in range(0, rows, TILE):  # tile by tile, as few classes meet in one
+        for left in range(0, columns, TILE):
+            tile = out[top : top + TILE, left : left + TILE]
+            y, x = y0 + EDGE + height * top / rows, x0 + EDGE + width * left / columns
+            h, w = height * tile.shape[0] / rows, width * tile.shape[1] / columns
+            row, column = int(y) - EDGE, int(x) - EDGE
+            window = labels[row : int(y + h) + EDGE + 1, column : int(x + w) + EDGE + 1]
+            box = (x - column, y - row, x - column + w, y - row + h)
+            found = np.unique(window)
+            tile[:] = found[0]
+            if len(found) > 1:
+                best = np.zeros(tile.shape, dtype=np.uint8)
+                for index in found:
+                    layer = Image.fromarray((window == index) * np.uint8(255))
+                    soft = np.asarray(layer.resize(tile.shape[::-1], kernel, box))
+                    np.copyto(tile, index, where=soft > best)
+                    np.maximum(best, soft, out=best)
+    return out
+
+
+def street(frames: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    """A source map made of decoded frames, `uint8 [1024, 2048]`: one frame, or four shrunk ones side by side."""
+    rows, columns = SOURCE
+    if len(frames) == 1:
+        source = blow_up(frames[0], SOURCE, rng)
+    else:  # shrunk, every object is smaller and every pole thinner than the decoder could have seen it
+        y, x = int(rows * rng.uniform(0.4, 0.6)), int(columns * rng.uniform(0.4, 0.6))
+        sizes = [(y, x), (y, columns - x), (rows - y, x), (rows - y, columns - x)]
+        a, b, c, d = (blow_up(frame, size, rng) for frame, size in zip(frames, sizes))
+        source = np.vstack([np.hstack([a, b]), np.hstack([c, d])])
+
+    # Other classes in the same geometry: rare ones get to meet all others, none is known by its shape alone.
+    recolor, chance = np.arange(CLASSES, dtype=np.uint8), rng.random()
+    if chance < 0.1:
+        recolor = rng.permutation(CLASSES).astype(np.uint8)
+    elif chance < 0.45:
+        present = np.unique(source)
+        for index in rng.permutation(present)[: rng.integers(1, 4)]:
+            recolor[index] = rng.integers(CLASSES)
+    source = recolor[source]
+
+    image = Image.fromarray(source)
+    draw = ImageDraw.Draw(image)
+    for _ in range(rng.integers(0, 30)):
+        bar = rng.random() < 0.7
+        usual = ("pole",) if bar else ("traffic sign", "traffic light", "person", "unlabeled")
+        index = INDEX[str(rng.choice(usual))] if rng.random() < 0.75 else int(rng.integers(CLASSES))
+        paint(draw, rng, index, "bar" if bar else "sign")
+    draw_border(draw, rng)
+    return np.asarray(image)
+
+
+def truth_of(source: np.ndarray) -> np.ndarray:
+    """The label at the centre of each cell, `uint8 [1024, 2048]` -> `uint8 [256, 256]`."""
+    return source[2::4, 4::8]
+
+
+def example(job: tuple[list[np.ndarray], int]) -> tuple[np.ndarray, np.ndarray]:
+    """One damaged mask `uint8 [256, 256, 3]` and its truth `uint8 [256, 256]`, from 0, 1 or 4 decoded frames."""
+    frames, seed = job
+    rng = np.random.default_rng(seed)
+    source = street(frames, rng) if frames else random_shapes(rng)
+    image = Image.fromarray(source)
+    image.putpalette(PALETTE_COLORS.tobytes())
+    return damage(np.asarray(image.convert("RGB"))), truth_of(source)
+
+
+def make_pool(
+    workers: int, count: int, seed: int, decoded: np.ndarray | None = None, shapes: float = 0.15
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Masks `uint8 [N, 3, 256, 256]` and truth `uint8 [N, 256, 256]`; a share `shapes` of random shapes."""
+    rng = np.random.default_rng(seed)
+    has = None if decoded is None else np.stack([(decoded == k).sum((1, 2)) >= 150 for k in range(CLASSES)], axis=1)
+
+    def frame() -> np.ndarray:
+        if rng.random() < 0.5:  # half of the time a frame with a class drawn evenly, so that rare ones are seen
+            holders = np.flatnonzero(has[:, rng.choice(np.flatnonzero(has.any(0)))])
+            return decoded[rng.choice(holders)]
+        return decoded[rng.integers(len(decoded))]
+
+    def jobs() -> Iterator[tuple[list[np.ndarray], int]]:
+        for number in range(count):
+            some = 0 if decoded is None or rng.random() < shapes else 4 if rng.random() < 0.35 else 1
+            yield [frame() for _ in range(some)], seed * 1_000_003 + number
+
+    masks, truth = np.empty((count, 256, 256, 3), np.uint8), np.empty((count, 256, 256), np.uint8)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for number, made in enumerate(pool.map(example, jobs(), chunksize=8)):
+            masks[number], truth[number] = made
+    return torch.from_numpy(masks.transpose(0, 3, 1, 2)), torch.from_numpy(truth)
+
+
+def clean(labels: np.ndarray) -> np.ndarray:
+    """Removes what no label map has: an area of a rare, edge-coloured class without a 3x3 inside goes to neighbours."""
+    names = ("tunnel", "guard rail", "caravan", "trailer", "bridge", "train", "bus", "truck")
+    maps = torch.from_numpy(labels.astype(np.int64))
+    for index in (INDEX[name] for name in names):
+        area = (maps == index).float()[:, None]
+        inside = -torch.nn.functional.max_pool2d(-area, 3, 1, 1)
+        solid = torch.nn.functional.max_pool2d(inside, 5, 1, 2)
+        maps[(area * (1 - solid))[:, 0] > 0] = -1
+    for _ in range(4):  # a hole takes the class of a neighbour that has one
+        for step, axis in ((1, 2), (-1, 2), (1, 1), (-1, 1)):
+            maps = torch.where(maps < 0, maps.roll(step, axis), maps)
+    return maps.clamp(min=0).numpy().astype(np.uint8)
+
+
+# ---------------------------------------------------------------------------------------------- training, measuring
+def read_masks(folder: Path, numbers: range) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(folder / f"{number}.jpg"))[:, 256:] for number in numbers])
+
+
+@torch.inference_mode()
+def predict(model: MaskDecoder, masks: torch.Tensor) -> np.ndarray:
+    """Palette indices `uint8 [N, 256, 256]` of masks `uint8 [N, 3, 256, 256]`."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return np.concatenate([model(batch).argmax(1).to(torch.uint8).numpy() for batch in masks.split(2)])
+
+
+def scores(predicted: np.ndarray, truth: np.ndarray) -> dict:
+    """mIoU19 over all pixels whose truth is not void, and pixel agreement with void as one more class."""
+    a, b = np.minimum(CLASS_OF_INDEX[predicted], 19), np.minimum(CLASS_OF_INDEX[truth], 19)
+    table = np.bincount(b.reshape(-1).astype(np.int64) * 20 + a.reshape(-1), minlength=400).reshape(20, 20)
+    known = table[:19]
+    hit = np.diag(known)
+    union = known.sum(1) + known[:, :19].sum(0) - hit
+    iou = np.where(known.sum(1) > 0, hit / np.maximum(union, 1), np.nan)
+    names = get_scheme("cityscapes19").names
+    return {
+        "miou": round(float(np.nanmean(iou)), 4),
+        "agreement": round(float(np.trace(table) / table.sum()), 4),
+        "iou": {name: round(float(value), 3) for name, value in zip(names, iou) if value == value},
+    }
+
+
+def official_frames(folder: Path, pairs: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Masks and true palette indices of the frames with official labels; never trained on."""
+    index_of_id = np.zeros(256, dtype=np.uint8)
+    index_of_id[PALETTE_IDS] = np.arange(CLASSES)
+    index_of_id[18] = index_of_id[17]
+    masks, truth = [], []
+    for line in (folder / "pairs.csv").read_text().split()[1:]:
+        label_file, pair_file = line.split(",")
+        truth.append(index_of_id[truth_of(np.asarray(Image.open(folder / label_file)))])
+        masks.append(np.asarray(Image.open(pairs / pair_file))[:, 256:])
+    return torch.from_numpy(np.stack(masks)).permute(0, 3, 1, 2), torch.from_numpy(np.stack(truth))
+
+
+def figures(model: MaskDecoder, sets: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> dict[str, dict]:
+    return {name: scores(predict(model, masks), truth.numpy()) for name, (masks, truth) in sets.items()}
+
+
+def train(model, pool, steps: int, minutes: float, rate: float, seed: int, sets: dict) -> MaskDecoder:
+    """Trains `model` in place (AdamW, warm-up, cosine decay) and returns its moving average.
+
+    The schedule ends after `steps`; on a machine too slow for that it is squeezed into `minutes`.
+    """
+    masks, truth = pool
+    rng = np.random.default_rng(seed)
+    share = torch.bincount(truth.flatten()[::37].long(), minlength=CLASSES).float()
+    weights = (share / share.sum()).clamp(min=1e-3).pow(-0.25)
+    weights /= (weights * share / share.sum()).sum()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=1e-4)
+    average = MaskDecoder().to(memory_format=torch.channels_last)
+    average.load_state_dict(model.state_dict())
+    outlines = (truth != truth.roll(1, 1)) | (truth != truth.roll(1, 2))
+    crop, batch = 128, 16
+
+    def some_window() -> tuple[int, slice, slice]:
+        top, left = (16 * int(step) for step in rng.integers(0, (SIDE - crop) // 16 + 1, 2))  # JPEG's blocks stay put
+        return int(rng.integers(len(masks))), slice(top, top + crop), slice(left, left + crop)
+
+    def brief() -> str:
+        return ", ".join(f"{name} {s['miou']:.4f} {s['agreement']:.4f}" for name, s in figures(average, sets).items())
+
+    start, step, losses, next_report = time.time(), 0, [], 0.1
+    while (done := max(step / steps, (time.time() - start) / 60 / minutes)) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1, step / 100 + 0.01) * (0.5 + 0.5 * math.cos(math.pi * done))
+        x, y = [], []
+        for _ in range(batch):
+            # Of three windows the one with the longest outlines: the inside of an area teaches little.
+            number, *window = max((some_window() for _ in range(3)), key=lambda place: outlines[place].sum())
+            flips = [axis for axis in (-1, -2) if rng.random() < 0.5]  # the damage is symmetric in both
+            x.append(masks[number][(slice(None), *window)].flip(flips))
+            y.append(truth[number][tuple(window)].flip(flips))
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(torch.stack(x))
+        loss = cross_entropy(logits.float(), torch.stack(y).long(), weight=weights)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        keep = min(0.998, step / (step + 10))
+        with torch.no_grad():
+            for mean, value in zip(average.parameters(), model.parameters()):
+                mean.lerp_(value, 1 - keep)
+        losses.append(loss.item())
+        if done >= next_report:
+            next_report += 0.1
+            print(f"  {done:4.0%} step {step} loss {np.mean(losses[-100:]):.4f} {brief()}", flush=True)
+    print(f"  100% step {step} loss {np.mean(losses[-100:]):.4f} {brief()}", flush=True)
+    return average
+
+
+def save(model: MaskDecoder, path: Path) -> None:
+    torch.save({name: value.half().contiguous() for name, value in model.state_dict().items()}, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=Path, required=True, help="folder with train/ and val/")
+    parser.add_argument("--work", type=Path, required=True, help="where weights of each round and the log go")
+    parser.add_argument("--official", type=Path, help="folder of official labels to check against")
+    parser.add_argument("--steps", type=int, nargs="+", default=[500, 800, 3500], help="training steps of each round")
+    parser.add_argument("--minutes", type=float, nargs="+", default=[60, 60, 120], help="at most so long a round")
+    parser.add_argument("--maps", type=int, nargs="+", default=[1000, 1200, 3000], help="label maps of each round")
+    parser.add_argument("--start", type=int, default=0, help="first round; earlier ones are loaded from --work")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=2026)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    args.work.mkdir(parents=True, exist_ok=True)
+    model = MaskDecoder().to(memory_format=torch.channels_last)
+    if args.start:
+        model.load_state_dict(torch.load(args.work / f"round{args.start - 1}.pt", weights_only=True))
+    checks = {"official": official_frames(args.official, args.pairs)} if args.official else {}
+    record = {"seed": args.seed, "steps": args.steps, "maps": args.maps}
+
+    for number in range(args.start, len(args.steps)):
+        began, decoded, held_out = time.time(), None, None
+        if number:
+            last_round = number == len(args.steps) - 1
+            masks = read_masks(args.pairs / "train", range(FIRST_FRAME, LAST_FRAME + 1, 1 if last_round and number > 1 else 3))
+            decoded = clean(predict(model, torch.from_numpy(masks.transpose(0, 3, 1, 2))))
+            masks = read_masks(args.pairs / "train", range(LAST_FRAME + 1, LAST_HELD_OUT + 1, 8))
+            held_out = clean(predict(model, torch.from_numpy(masks.transpose(0, 3, 1, 2))))
+            print(f"decoded in {time.time() - began:.0f} s", flush=True)
+        pool = make_pool(args.threads, args.maps[number], args.seed + number, decoded)
+        test = make_pool(args.threads, 64, args.seed + 1000 + number, held_out)
+        print(f"round {number}: {len(pool[0])} maps made in {time.time() - began:.0f} s", flush=True)
+
+        sets = {"held-out maps": test, **checks}
+        length = args.steps[number], args.minutes[number]
+        model = train(model, pool, *length, 2e-3 if number == 0 else 1.5e-3, args.seed + number, sets)
+        record[f"round {number}"] = figures(model, sets)
+        save(model, args.work / f"round{number}.pt")
+        save(model, WEIGHTS)
+
+    by_color = {name: nearest_color(masks.permute(0, 2, 3, 1).numpy(), PALETTE_COLORS) for name, (masks, _) in sets.items()}
+    record["nearest"] = {name: scores(by_color[name], truth.numpy()) for name, (_, truth) in sets.items()}
+    (args.work / "record.json").write_text(json.dumps(record, indent=1))
+    print(json.dumps(record, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Fixtures shared by the tests: a handful of pairs in the Kaggle layout, made on the spot."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+# A few official Cityscapes colours: road, building, vegetation, sky, car, person.
+PALETTE = np.array(
+    [[128, 64, 128], [70, 70, 70], [107, 142, 35], [70, 130, 180], [0, 0, 142], [220, 20, 60]], dtype=np.uint8
+)
+
+
+def make_pair(rng: np.random.Generator) -> Image.Image:
+    """One 512x256 pair: left half a noisy "photo", right half a "mask" of 32-pixel patches in palette colours."""
+    photo = rng.integers(0, 256, size=(256, 256, 3), dtype=np.uint8)
+    patches = PALETTE[rng.integers(0, len(PALETTE), size=(8, 8))]
+    mask = patches.repeat(32, axis=0).repeat(32, axis=1)
+    return Image.fromarray(np.concatenate([photo, mask], axis=1))
+
+
+@pytest.fixture(scope="session")
+def tiny_pairs(tmp_path_factory) -> Path:
+    """Folder `.../cityscapes_data` that holds train/ (1.jpg to 6.jpg) and val/ (1.jpg to 3.jpg). Read it, never write."""
+    root = tmp_path_factory.mktemp("tiny_pairs") / "cityscapes_data"
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 3)):
+        (root / split).mkdir(parents=True)
+        for number in range(1, count + 1):
+            make_pair(rng).save(root / split / f"{number}.jpg", quality=95)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_archive(tiny_pairs, tmp_path_factory) -> Path:
+    """Zip of `tiny_pairs`; its entries start with `cityscapes_data/`, as in a real download."""
+    archive = tmp_path_factory.mktemp("tiny_archive") / "cityscapes-image-pairs.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted(tiny_pairs.rglob("*.jpg")):
+            file.write(path, path.relative_to(tiny_pairs.parent))
+    return archive

@@ -1,0 +1,192 @@
+"""The decoder against label maps whose truth is known: drawn here and damaged, or official where they are at hand."""
+
+import csv
+import hashlib
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from unet_utils import decoding
+from unet_utils.audit import audit, label_at_centers, label_of_most
+from unet_utils.classes import IGNORE, PALETTE, PALETTE_COLORS, PALETTE_IDS, ClassScheme, get_scheme
+from unet_utils.decoding import damage, decode_label_ids, decode_masks
+from unet_utils.metrics import ConfusionMatrix
+
+ID = {label.name: label.id for label in PALETTE}
+COLOR_OF_ID = np.zeros((256, 3), dtype=np.uint8)
+COLOR_OF_ID[PALETTE_IDS] = PALETTE_COLORS
+PHANTOMS = [ID[name] for name in ("tunnel", "guard rail", "caravan", "trailer")]
+
+
+def draw_map(seed: int, labels: list[int], shapes: int = 90) -> np.ndarray:
+    """A source map of boxes, ellipses and thin bars in the given labels, `uint8 [1024, 2048]`."""
+    rng = np.random.default_rng(seed)
+    image = Image.new("L", (2048, 1024), int(rng.choice(labels)))
+    draw = ImageDraw.Draw(image)
+    for number in range(shapes):
+        x, y, label = rng.uniform(0, 2048), rng.uniform(0, 1024), int(rng.choice(labels))
+        w, h = rng.uniform(20, 350, 2)
+        if number % 4 == 0:  # a post, one to three mask pixels wide
+            draw.rectangle([x, y, x + rng.uniform(8, 24), y + h], fill=label)
+        elif number % 4 == 1:
+            draw.rectangle([x, y, x + w, y + h], fill=label)
+        else:
+            draw.ellipse([x, y, x + w, y + h], fill=label)
+    return np.asarray(image)
+
+
+@pytest.fixture(scope="module")
+def maps() -> tuple[np.ndarray, np.ndarray]:
+    """Six damaged masks in all 29 labels and their true label ids."""
+    sources = [draw_map(seed, PALETTE_IDS.tolist()) for seed in range(6)]
+    return np.stack([damage(COLOR_OF_ID[s]) for s in sources]), np.stack([s[2::4, 4::8] for s in sources])
+
+
+def mean_iou(found: np.ndarray, truth: np.ndarray) -> float:
+    matrix = ConfusionMatrix(256, ignore_index=-1)
+    matrix.update(found, truth)
+    return float(matrix.mean_iou)
+
+
+def test_decoder_recovers_what_nearest_colour_loses(maps):
+    masks, truth = maps
+    found, nearest = decode_label_ids(masks), decode_label_ids(masks, "nearest")
+    assert mean_iou(nearest, truth) < 0.75
+    assert mean_iou(found, truth) > 0.9
+    assert (found == truth).mean() > 0.95
+
+
+def test_no_phantom_classes_along_edges():
+    street = [ID[name] for name in ("road", "sidewalk", "building", "car", "vegetation", "pole", "sky", "fence", "wall")]
+    masks = np.stack([damage(COLOR_OF_ID[draw_map(seed, street)]) for seed in range(2)])
+    assert np.isin(decode_label_ids(masks, "nearest"), PHANTOMS).mean() > 0.005
+    assert np.isin(decode_label_ids(masks), PHANTOMS).mean() < 0.0005
+
+
+def test_flat_colours_are_exact():
+    masks = np.broadcast_to(PALETTE_COLORS[:, None, None], (len(PALETTE), 64, 64, 3))
+    assert np.array_equal(decode_label_ids(masks), np.broadcast_to(PALETTE_IDS[:, None, None], (len(PALETTE), 64, 64)))
+
+
+def test_labels_do_not_depend_on_batch_or_run(maps):
+    masks = maps[0][:3]
+    together = decode_label_ids(masks)
+    assert np.array_equal(together, decode_label_ids(masks))
+    assert np.array_equal(together, np.concatenate([decode_label_ids(masks[i : i + 1]) for i in range(3)]))
+
+
+def test_schemes(maps):
+    masks = maps[0][:1]
+    ids = decode_label_ids(masks)
+    assert set(np.unique(ids)) <= set(PALETTE_IDS.tolist())
+    for name in ("cityscapes19", "categories7", "cityscapes30"):
+        assert np.array_equal(decode_masks(masks, name), get_scheme(name).encode(ids))
+    assert decode_masks(np.zeros((0, 256, 256, 3), np.uint8)).shape == (0, 256, 256)
+
+
+def test_clusters_take_the_nearest_centre():
+    scheme = ClassScheme("clusters", ("dark", "light"), ((10, 10, 10), (200, 200, 200)), (0, 1) + (IGNORE,) * 254)
+    masks = np.array([0, 90, 120, 255], dtype=np.uint8).reshape(1, 2, 2, 1).repeat(3, axis=-1)
+    assert decode_masks(masks, scheme).tolist() == [[[0, 0], [1, 1]]]
+
+
+def test_uncertain_pixels_are_dropped_only_on_request(maps):
+    masks, truth = maps[0][:2], maps[1][:2]
+    sure = decode_label_ids(masks, min_probability=0.8)
+    kept, all_of_it = sure != IGNORE, decode_label_ids(masks)
+    assert 0.001 < 1 - kept.mean() < 0.2
+    assert not (all_of_it == IGNORE).any()
+    assert np.array_equal(sure[kept], all_of_it[kept])
+    assert (sure == truth)[kept].mean() > (all_of_it == truth).mean()
+
+
+def test_wrong_input_is_refused():
+    good = np.zeros((1, 32, 32, 3), dtype=np.uint8)
+    for bad, message in ((good[0], "uint8"), (good.astype(np.float32), "uint8"), (good[:, :24], "divide by 16")):
+        with pytest.raises(ValueError, match=message):
+            decode_label_ids(bad)
+    with pytest.raises(ValueError, match="unknown method"):
+        decode_masks(good, method="guess")
+    with pytest.raises(ValueError, match="unknown class scheme"):
+        decode_masks(good, "cityscapes12")
+
+
+def test_weights_are_small_plain_and_named_by_their_content():
+    data = decoding.WEIGHTS.read_bytes()
+    assert len(data) <= 1_000_000
+    assert hashlib.sha256(data).hexdigest().startswith(decoding.DECODER_VERSION)
+    assert all(isinstance(value, torch.Tensor) for value in torch.load(decoding.WEIGHTS, weights_only=True).values())
+
+
+def test_reference_label_is_the_mode_of_the_centre():
+    source = np.full((1024, 2048), 7, dtype=np.uint8)
+    source[1:3, 3:5] = [[8, 8], [8, 11]]  # the centre of the first cell
+    source[5:7, 3:5] = [[21, 21], [11, 11]]  # a tie goes to the smaller label
+    assert label_at_centers(source)[:2, 0].tolist() == [8, 11]
+    assert (label_of_most(source) == 7).all()
+    with pytest.raises(ValueError, match="even multiples"):
+        label_at_centers(source[:1000])
+
+
+def test_audit_of_drawn_frames(tmp_path):
+    """The audit's table for frames drawn here, in the layout of real ones; its figures agree with a plain count."""
+    scheme = get_scheme("cityscapes19")
+    (tmp_path / "pairs" / "train").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="pairs.csv"):
+        audit(tmp_path, tmp_path / "pairs")
+    source = draw_map(11, PALETTE_IDS.tolist())
+    mask = damage(COLOR_OF_ID[source])
+    Image.fromarray(source).save(tmp_path / "drawn_labelIds.png")
+    # Written without loss under the name of a pair, so that what the audit reads is `mask` itself.
+    Image.fromarray(np.hstack([mask, mask])).save(tmp_path / "pairs" / "train" / "1.jpg", "PNG")
+    with (tmp_path / "pairs.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("label_file", "pair_file"), ("drawn_labelIds.png", "train/1.jpg")])
+    result = audit(tmp_path, tmp_path / "pairs")
+    truth = scheme.encode(label_at_centers(source))
+    assert result.agreement["decoder"] == pytest.approx((decode_masks(mask[None])[0] == truth).mean())
+    assert result.agreement["nearest"] == pytest.approx((decode_masks(mask[None], method="nearest")[0] == truth).mean())
+    assert result.miou["nearest"] < result.miou["decoder"] < result.miou["bound"]
+    assert "traffic light" in str(result) and "decoder" in str(result)
+
+
+@pytest.fixture(scope="module")
+def official() -> tuple[Path, Path]:
+    """The folder of official labels beside the archive, and the archive."""
+    archive = Path(os.environ.get("UNET_UTILS_ARCHIVE", ""))
+    if not archive.is_file():
+        pytest.skip("needs the real pairs: UNET_UTILS_ARCHIVE does not name their zip file")
+    folder = archive.parent / "official_labels"
+    if not (folder / "pairs.csv").is_file():
+        pytest.skip(f"needs official labels and pairs.csv in {folder}")
+    return folder, archive
+
+
+@pytest.fixture(scope="module")
+def real_pairs(official, tmp_path_factory) -> Path:
+    """The pairs that have official labels, unpacked."""
+    root = tmp_path_factory.mktemp("real")
+    with (official[0] / "pairs.csv").open(newline="") as file, zipfile.ZipFile(official[1]) as archive:
+        for row in csv.DictReader(file):
+            archive.extract(f"cityscapes_data/{row['pair_file']}", root)
+    return root / "cityscapes_data"
+
+
+def test_damage_is_what_was_done_to_the_real_masks(official, real_pairs):
+    with (official[0] / "pairs.csv").open(newline="") as file:
+        row = next(csv.DictReader(file))
+    source = np.asarray(Image.open(official[0] / row["label_file"]))
+    source = np.where(source == 18, ID["pole"], np.where(np.isin(source, PALETTE_IDS), source, 0))
+    real = np.asarray(Image.open(real_pairs / row["pair_file"]))[:, 256:]
+    assert np.abs(damage(COLOR_OF_ID[source]).astype(int) - real).mean() < 0.5
+
+
+def test_agreement_with_official_labels(official, real_pairs):
+    result = audit(official[0], real_pairs)
+    assert result.miou["decoder"] >= 0.9 > 0.7 > result.miou["nearest"]
+    assert result.agreement["decoder"] >= 0.98
+    assert np.nanmin(result.iou["decoder"]) >= 0.7

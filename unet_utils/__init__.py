@@ -1,0 +1,42 @@
+"""Helpers for the notebooks: learning street-scene segmentation on the Kaggle Cityscapes image pairs."""
+
+from unet_utils.classes import IGNORE, LABELS, PALETTE, ClassScheme, get_scheme
+from unet_utils.clustering import Clusters, color_histogram, find_clusters
+from unet_utils.dataset import CityscapesPairs, Frames, prepare
+from unet_utils.decoding import decode_masks
+from unet_utils.download import check_pairs, get_pairs
+from unet_utils.environment import Environment, setup
+from unet_utils.evaluation import bootstrap_mean_iou, evaluate, load_trained, predict
+from unet_utils.metrics import ConfusionMatrix
+from unet_utils.model import UNet, count_parameters, model_summary
+from unet_utils.training import TrainConfig, fit, recipe
+
+__all__ = [
+    "IGNORE",
+    "LABELS",
+    "PALETTE",
+    "CityscapesPairs",
+    "ClassScheme",
+    "Clusters",
+    "ConfusionMatrix",
+    "Environment",
+    "Frames",
+    "TrainConfig",
+    "UNet",
+    "bootstrap_mean_iou",
+    "check_pairs",
+    "color_histogram",
+    "count_parameters",
+    "decode_masks",
+    "evaluate",
+    "find_clusters",
+    "fit",
+    "get_pairs",
+    "get_scheme",
+    "load_trained",
+    "model_summary",
+    "predict",
+    "prepare",
+    "recipe",
+    "setup",
+]

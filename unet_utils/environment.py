@@ -1,0 +1,195 @@
+"""Where am I: Colab, Kaggle, a laptop? Folders, device and a one-line report."""
+
+import errno
+import os
+import platform as python_platform
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+# What Colab gives us: a machine that is wiped, and (if the person agrees) a Drive that is not.
+COLAB_MACHINE = Path("/content")
+COLAB_DRIVE = COLAB_MACHINE / "drive" / "MyDrive"
+DRIVE_FOLDER = "unet_utils"  # our folder in MyDrive: the archive and runs/
+KAGGLE_RESULTS = Path("/kaggle/working")
+
+GPU_ADVICE = {
+    "colab": "Runtime > Change runtime type > T4 GPU switches one on (this restarts the notebook).",
+    "kaggle": "Settings > Accelerator switches one on (this restarts the notebook).",
+}
+SPACE_ADVICE = "Free some, or set the environment variable UNET_UTILS_DATA to a folder on a larger disk"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What a notebook needs to know about the machine that it runs on.
+
+    Attributes:
+        platform: "colab", "kaggle" or "local".
+        device: where the model and the prepared arrays live.
+        data: folder for the unpacked pairs and caches, on the machine's own disk (Drive is far too slow for that).
+        results: folder for checkpoints and figures; on Drive when it is mounted, so that it survives the machine.
+        drive: our folder on Google Drive, None without one.
+    """
+
+    platform: str
+    device: torch.device
+    data: Path
+    results: Path
+    drive: Path | None = None
+
+
+def setup(use_drive: bool = False) -> Environment:
+    """Find out where we are, make the folders, and print one line about it all.
+
+    The environment variables `UNET_UTILS_DATA` and `UNET_UTILS_RESULTS` override the folders.
+
+    Args:
+        use_drive: keep results (and a copy of the archive) on Google Drive. Asks for permission when it is not
+            mounted yet. Means nothing outside Colab.
+
+    Raises:
+        OSError: a folder cannot be written to; the message names it and the variable that moves it.
+    """
+    platform = find_platform()
+    drive = _mount_drive() if use_drive and platform == "colab" else None
+    data, results = _default_folders(platform, drive)
+    env = Environment(
+        platform=platform,
+        device=find_device(),
+        data=writable_folder(os.environ.get("UNET_UTILS_DATA") or data, "UNET_UTILS_DATA"),
+        results=writable_folder(os.environ.get("UNET_UTILS_RESULTS") or results, "UNET_UTILS_RESULTS"),
+        drive=drive,
+    )
+    print(describe(env))
+    if env.device.type == "cpu" and platform in GPU_ADVICE:
+        print(f"Warning: no GPU on this machine, so training will be slow. {GPU_ADVICE[platform]}")
+    return env
+
+
+def find_platform() -> str:
+    """Return "colab", "kaggle" or "local"."""
+    if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:  # asked first: Kaggle's machines are built on Colab's image
+        return "kaggle"
+    if "google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ:
+        return "colab"
+    return "local"
+
+
+def find_device() -> torch.device:
+    """Return the first of: CUDA GPU, Apple GPU, CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def progress_bar(**options) -> tqdm:
+    """A plain-text tqdm bar, `options` as in `tqdm`. Widget bars leave broken cells in notebooks saved by Colab."""
+    file = sys.stdout if "ipykernel" in sys.modules else sys.stderr  # notebooks paint stderr as if it were an error
+    return tqdm(file=file, mininterval=0.5, **options)
+
+
+def writable_folder(folder: str | Path, variable: str) -> Path:
+    """Make `folder` if it is missing, make sure that files can be written there, and return its absolute path.
+
+    Args:
+        folder: the folder; `~` is understood.
+        variable: name of the environment variable that moves it, for the message.
+
+    Raises:
+        OSError: it cannot be made or written to.
+    """
+    folder = Path(folder).expanduser().absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"Cannot write to the folder {folder} ({error.strerror}). Choose another one: set the environment variable "
+            f"{variable} to a folder that you can write to, and run this again",
+        ) from error
+    return folder
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise an OSError unless `needed` bytes, and 50 MB more, are free where `folder` is."""
+    free = shutil.disk_usage(folder).free
+    if free < needed + 50 * 2**20:
+        message = f"Not enough space in {folder}: {needed / 2**20:.0f} MB are needed, {free / 2**20:.0f} MB are free"
+        raise OSError(errno.ENOSPC, f"{message}. {SPACE_ADVICE}")
+
+
+def explain_full_disk(error: OSError, folder: Path) -> None:
+    """Raise an OSError that says what to do if `error` comes from a full disk (or quota); else do nothing."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) and SPACE_ADVICE not in str(error):
+        raise OSError(error.errno, f"The disk is full: {folder}. {SPACE_ADVICE}") from error
+
+
+def describe(env: Environment) -> str:
+    """One line: Python, torch, device and its memory, CPUs, RAM, free disk space, where data and results go."""
+    parts = [f"Python {python_platform.python_version()}", f"torch {torch.__version__}", _device_name(env.device)]
+    parts.append(f"{_cpu_count()} CPUs")
+    if memory := _total_memory():
+        parts.append(f"{memory / 2**30:.1f} GB RAM")
+    parts.append(f"{shutil.disk_usage(env.data).free / 2**30:.1f} GB disk free")
+    parts += [f"data in {env.data}", f"results in {env.results}"]
+    return " | ".join(parts)
+
+
+def _default_folders(platform: str, drive: Path | None) -> tuple[Path, Path]:
+    """Folders for data and results on this platform, before the environment variables have their say."""
+    if platform == "colab":
+        return COLAB_MACHINE / "data", (drive or COLAB_MACHINE) / "runs"
+    if platform == "kaggle":
+        # /kaggle/working is published with the notebook: the photos must not end up there, their licence forbids it.
+        return Path(tempfile.gettempdir()) / "unet_utils_data", KAGGLE_RESULTS / "runs"
+    root = Path(__file__).resolve().parent.parent
+    if not (root / "notebooks").is_dir():  # installed as a package, not run from a checkout
+        root = Path.cwd()
+    return root / "data", root / "runs"
+
+
+def _mount_drive() -> Path | None:
+    """Mount Google Drive if it is not mounted yet; return our folder on it, or None when the person refuses."""
+    # os.path.isdir answers False for a Drive that has dropped ("Transport endpoint is not connected"), Path may raise.
+    if not os.path.isdir(COLAB_DRIVE):
+        try:
+            from google.colab import drive
+
+            drive.mount(str(COLAB_DRIVE.parent))
+        except Exception as error:  # noqa: BLE001 - no permission, a timeout, no browser: google.colab has a kind for each
+            print(
+                f"Warning: Google Drive is not mounted ({error}). Results stay on this machine and are lost with it; "
+                "run this cell again and allow access, or untick USE_DRIVE."
+            )
+            return None
+    return COLAB_DRIVE / DRIVE_FOLDER
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        gpu = torch.cuda.get_device_properties(device)
+        return f"{gpu.name} ({gpu.total_memory / 2**30:.1f} GB)"
+    return {"mps": "Apple GPU (memory shared with the CPU)"}.get(device.type, "CPU, no GPU")
+
+
+def _cpu_count() -> int:
+    """CPUs that this process may use: in a container these can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _total_memory() -> int | None:
+    """RAM in bytes, None where the system does not say (Windows has no sysconf)."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
