@@ -62,7 +62,9 @@ def paint(draw: ImageDraw.ImageDraw, rng: np.random.Generator, index: int, kind:
 def draw_border(draw: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:
     """The unlabeled border of rectified frames, about a mask pixel wide, on three maps of four."""
     if rng.random() < 0.75:
-        draw.rectangle([0, 0, SOURCE[1] - 1, SOURCE[0] - 1], outline=0, width=int(rng.integers(2, 14)))
+        (right, bottom), (a, b, c, d) = (SOURCE[1] - 1, SOURCE[0] - 1), rng.integers(2, 12, 4).tolist()
+        for box in ((0, 0, right, a), (0, bottom - b, right, bottom), (0, 0, c, bottom), (right - d, 0, right, bottom)):
+            draw.rectangle(box, fill=0)
 
 
 def random_shapes(rng: np.random.Generator) -> np.ndarray:
@@ -240,10 +242,15 @@ def figures(model: MaskDecoder, sets: dict[str, tuple[torch.Tensor, torch.Tensor
     return {name: scores(predict(model, masks), truth.numpy()) for name, (masks, truth) in sets.items()}
 
 
-def train(model, pool, steps: int, minutes: float, rate: float, seed: int, sets: dict) -> MaskDecoder:
+def save(model: MaskDecoder, path: Path) -> None:
+    torch.save({name: value.half().contiguous() for name, value in model.state_dict().items()}, path)
+
+
+def train(model, pool, steps: int, minutes: float, rate: float, seed: int, sets: dict, path: Path) -> MaskDecoder:
     """Trains `model` in place (AdamW, warm-up, cosine decay) and returns its moving average.
 
-    The schedule ends after `steps`; on a machine too slow for that it is squeezed into `minutes`.
+    The schedule ends after `steps`; on a machine too slow for that it is squeezed into `minutes`. Five times on the
+    way, the average so far is measured on `sets` and saved as `path`.
     """
     masks, truth = pool
     rng = np.random.default_rng(seed)
@@ -254,7 +261,7 @@ def train(model, pool, steps: int, minutes: float, rate: float, seed: int, sets:
     average = MaskDecoder().to(memory_format=torch.channels_last)
     average.load_state_dict(model.state_dict())
     outlines = (truth != truth.roll(1, 1)) | (truth != truth.roll(1, 2))
-    crop, batch = 128, 16
+    crop, batch = 128, 8
 
     def some_window() -> tuple[int, slice, slice]:
         top, left = (16 * int(step) for step in rng.integers(0, (SIDE - crop) // 16 + 1, 2))  # JPEG's blocks stay put
@@ -263,7 +270,7 @@ def train(model, pool, steps: int, minutes: float, rate: float, seed: int, sets:
     def brief() -> str:
         return ", ".join(f"{name} {s['miou']:.4f} {s['agreement']:.4f}" for name, s in figures(average, sets).items())
 
-    start, step, losses, next_report = time.time(), 0, [], 0.1
+    start, step, losses, next_report = time.time(), 0, [], 0.2
     while (done := max(step / steps, (time.time() - start) / 60 / minutes)) < 1:
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1, step / 100 + 0.01) * (0.5 + 0.5 * math.cos(math.pi * done))
@@ -288,14 +295,11 @@ def train(model, pool, steps: int, minutes: float, rate: float, seed: int, sets:
                 mean.lerp_(value, 1 - keep)
         losses.append(loss.item())
         if done >= next_report:
-            next_report += 0.1
-            print(f"  {done:4.0%} step {step} loss {np.mean(losses[-100:]):.4f} {brief()}", flush=True)
-    print(f"  100% step {step} loss {np.mean(losses[-100:]):.4f} {brief()}", flush=True)
+            next_report += 0.2
+            save(average, path)
+            print(f"  {done:4.0%} step {step} loss {np.mean(losses[-200:]):.4f} {brief()}", flush=True)
+    print(f"  100% step {step} loss {np.mean(losses[-200:]):.4f} {brief()}", flush=True)
     return average
-
-
-def save(model: MaskDecoder, path: Path) -> None:
-    torch.save({name: value.half().contiguous() for name, value in model.state_dict().items()}, path)
 
 
 def main() -> None:
@@ -303,9 +307,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=Path, required=True, help="folder with train/ and val/")
     parser.add_argument("--work", type=Path, required=True, help="where weights of each round and the log go")
     parser.add_argument("--official", type=Path, help="folder of official labels to check against")
-    parser.add_argument("--steps", type=int, nargs="+", default=[500, 800, 3500], help="training steps of each round")
+    parser.add_argument("--steps", type=int, nargs="+", default=[1000, 1600, 6000], help="training steps of each round")
     parser.add_argument("--minutes", type=float, nargs="+", default=[60, 60, 120], help="at most so long a round")
-    parser.add_argument("--maps", type=int, nargs="+", default=[1000, 1200, 3000], help="label maps of each round")
+    parser.add_argument("--maps", type=int, nargs="+", default=[1000, 1200, 2000], help="label maps of each round")
     parser.add_argument("--start", type=int, default=0, help="first round; earlier ones are loaded from --work")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=2026)
@@ -322,25 +326,28 @@ def main() -> None:
     for number in range(args.start, len(args.steps)):
         began, decoded, held_out = time.time(), None, None
         if number:
-            last_round = number == len(args.steps) - 1
-            masks = read_masks(args.pairs / "train", range(FIRST_FRAME, LAST_FRAME + 1, 1 if last_round and number > 1 else 3))
+            # Every third frame, and others in each round: neighbours in a street resemble one another.
+            masks = read_masks(args.pairs / "train", range(FIRST_FRAME + number % 3, LAST_FRAME + 1, 3))
             decoded = clean(predict(model, torch.from_numpy(masks.transpose(0, 3, 1, 2))))
-            masks = read_masks(args.pairs / "train", range(LAST_FRAME + 1, LAST_HELD_OUT + 1, 8))
+            masks = read_masks(args.pairs / "train", range(LAST_FRAME + 1, LAST_HELD_OUT + 1, 12))
             held_out = clean(predict(model, torch.from_numpy(masks.transpose(0, 3, 1, 2))))
             print(f"decoded in {time.time() - began:.0f} s", flush=True)
         pool = make_pool(args.threads, args.maps[number], args.seed + number, decoded)
-        test = make_pool(args.threads, 64, args.seed + 1000 + number, held_out)
+        test = make_pool(args.threads, 32, args.seed + 1000 + number, held_out)
         print(f"round {number}: {len(pool[0])} maps made in {time.time() - began:.0f} s", flush=True)
 
         sets = {"held-out maps": test, **checks}
         length = args.steps[number], args.minutes[number]
-        model = train(model, pool, *length, 2e-3 if number == 0 else 1.5e-3, args.seed + number, sets)
+        rate, path = 2e-3 if number == 0 else 1.5e-3, args.work / f"round{number}.pt"
+        model = train(model, pool, *length, rate, args.seed + number, sets, path)
         record[f"round {number}"] = figures(model, sets)
-        save(model, args.work / f"round{number}.pt")
+        save(model, path)
         save(model, WEIGHTS)
 
-    by_color = {name: nearest_color(masks.permute(0, 2, 3, 1).numpy(), PALETTE_COLORS) for name, (masks, _) in sets.items()}
-    record["nearest"] = {name: scores(by_color[name], truth.numpy()) for name, (_, truth) in sets.items()}
+    record["nearest"] = {}
+    for name, (masks, truth) in sets.items():
+        by_color = nearest_color(masks.permute(0, 2, 3, 1).numpy(), PALETTE_COLORS)
+        record["nearest"][name] = scores(by_color, truth.numpy())
     (args.work / "record.json").write_text(json.dumps(record, indent=1))
     print(json.dumps(record, indent=1))
 

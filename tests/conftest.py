@@ -23,7 +23,7 @@ def make_pair(rng: np.random.Generator) -> Image.Image:
 
 @pytest.fixture(scope="session")
 def tiny_pairs(tmp_path_factory) -> Path:
-    """Folder `.../cityscapes_data` that holds train/ (1.jpg to 6.jpg) and val/ (1.jpg to 3.jpg). Read it, never write."""
+    """Folder `.../cityscapes_data` that holds train/ (1.jpg to 6.jpg) and val/ (1.jpg to 3.jpg). Only to read."""
     root = tmp_path_factory.mktemp("tiny_pairs") / "cityscapes_data"
     rng = np.random.default_rng(0)
     for split, count in (("train", 6), ("val", 3)):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 USERNAME, KEY, TOKEN = "planted-user", "planted0key0planted0key0planted0", "KGAT_planted0token0planted0token"
 PUBLIC_PATH = "/api/v1/datasets/download/dansbecker/cityscapes-image-pairs"
+# Where the client asks since version 1.8; it asked at PUBLIC_PATH, with a login, before.
 CLIENT_PATH = "/api/v1/datasets.DatasetApiService/DownloadDataset"
 INTROSPECT_PATH = "/api/v1/security.OAuthService/IntrospectToken"
 STORAGE_PATH = "/storage/archive.zip"  # Kaggle redirects to a storage server, where no login is needed any more
@@ -80,6 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self):
         kaggle, login = self.kaggle, self.headers.get("Authorization", "")
+        self.path = self.path.split("?")[0]
         text = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         kaggle.requests.append((self.command, self.path, login, self.headers.get("Range")))
         basic = "Basic " + base64.b64encode(f"{USERNAME}:{KEY}".encode()).decode()

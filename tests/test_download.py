@@ -2,9 +2,11 @@
 
 import errno
 import getpass
+import importlib.metadata
 import io
 import json
 import os
+import re
 import shutil
 import stat
 import sys
@@ -91,14 +93,16 @@ def leftovers(folder):
 def test_a_folder_is_used_where_it_is(machine, tiny_pairs, capsys):
     before = sorted(tiny_pairs.rglob("*"))
     assert get_pairs(tiny_pairs.parent, machine) == tiny_pairs
-    assert list(machine.iterdir()) == [] and sorted(tiny_pairs.rglob("*")) == before
+    assert list(machine.iterdir()) == []
+    assert sorted(tiny_pairs.rglob("*")) == before
     assert "6 training and 3 validation pairs" in (printed := capsys.readouterr().out)
     assert "the full Kaggle set has 2975 and 500" in printed
 
 
 def test_an_archive_is_unpacked_once(machine, tiny_archive, tiny_pairs, capsys):
     root = get_pairs(tiny_archive, machine)
-    assert check_pairs(root) == TINY and tiny_archive.exists()
+    assert check_pairs(root) == TINY
+    assert tiny_archive.exists()
     for path in tiny_pairs.rglob("*.jpg"):
         assert (root / path.relative_to(tiny_pairs)).read_bytes() == path.read_bytes()
     first = (root / "val" / "1.jpg").stat().st_mtime_ns
@@ -138,13 +142,13 @@ def test_the_demo_set_needs_nothing(machine, monkeypatch, tiny_pairs):
 
 @pytest.mark.parametrize("name", ["missing.zip", "missing_folder"])
 def test_missing(machine, tmp_path, name):
-    with pytest.raises(FileNotFoundError, match=f"no file or folder .*{name}.* Check the path"):
+    with pytest.raises(FileNotFoundError, match=rf"no file or folder .*{name}.* Check the path"):
         get_pairs(tmp_path / name, machine)
 
 
 def test_not_a_zip(machine, tmp_path):
     (tmp_path / "page.zip").write_text("<html>Sign in</html>")
-    with pytest.raises(ValueError, match="page.zip is not a zip archive .* download it again from https"):
+    with pytest.raises(ValueError, match=r"page\.zip is not a zip archive .* download it again from https"):
         get_pairs(tmp_path / "page.zip", machine)
 
 
@@ -152,7 +156,7 @@ def test_not_a_zip(machine, tmp_path):
 def test_a_truncated_zip(machine, tmp_path, tiny_archive, share):
     content = tiny_archive.read_bytes()
     (tmp_path / "short.zip").write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(ValueError, match="short.zip is a zip that was cut short"):
+    with pytest.raises(ValueError, match=r"short.zip is a zip that was cut short"):
         get_pairs(tmp_path / "short.zip", machine)
     assert list(machine.iterdir()) == []
 
@@ -196,9 +200,10 @@ def test_files_that_are_no_pairs(machine, tmp_path, files, message):
 @pytest.mark.parametrize("name", ["../evil.txt", "a/../../evil.txt", "/tmp/evil.txt", "..\\evil.txt", "C:\\evil.txt"])
 def test_paths_that_leave_the_folder_are_refused(machine, tmp_path, name):
     archive = make_zip(tmp_path / "evil.zip", {"train/1.jpg": b"x", "val/1.jpg": b"x", name: b"x"})
-    with pytest.raises(ValueError, match="evil.zip was not unpacked"):
+    with pytest.raises(ValueError, match=r"evil.zip was not unpacked"):
         get_pairs(archive, machine)
-    assert list(machine.iterdir()) == [] and not list(tmp_path.rglob("evil.txt"))
+    assert list(machine.iterdir()) == []
+    assert not list(tmp_path.rglob("evil.txt"))
 
 
 def test_links_are_refused(machine, tmp_path):
@@ -213,9 +218,10 @@ def test_links_are_refused(machine, tmp_path):
 
 def test_no_space_is_noticed_before(machine, tiny_archive, monkeypatch):
     monkeypatch.setattr(environment.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(100, 99, 1))
-    with pytest.raises(OSError, match=f"Not enough space in {machine}.*UNET_UTILS_DATA") as caught:
+    with pytest.raises(OSError, match=rf"Not enough space in {machine}.*UNET_UTILS_DATA") as caught:
         get_pairs(tiny_archive, machine)
-    assert caught.value.errno == errno.ENOSPC and list(machine.iterdir()) == []
+    assert caught.value.errno == errno.ENOSPC
+    assert list(machine.iterdir()) == []
 
 
 def test_no_space_is_explained_while_unpacking(machine, tiny_archive, monkeypatch):
@@ -223,7 +229,7 @@ def test_no_space_is_explained_while_unpacking(machine, tiny_archive, monkeypatc
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(zipfile.ZipFile, "extract", full)
-    with pytest.raises(OSError, match=f"The disk is full: {machine}.*UNET_UTILS_DATA"):
+    with pytest.raises(OSError, match=rf"The disk is full: {machine}.*UNET_UTILS_DATA"):
         get_pairs(tiny_archive, machine)
     assert list(machine.iterdir()) == []
 
@@ -242,9 +248,10 @@ def test_an_interrupted_unpacking_counts_for_nothing(machine, tiny_archive, monk
             raise KeyboardInterrupt
         return extract(self, entry, path)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(zipfile.ZipFile, "extract", interrupted)
+    monkeypatch.setattr(zipfile.ZipFile, "extract", interrupted)
+    with pytest.raises(KeyboardInterrupt):
         get_pairs(tiny_archive, machine)
+    monkeypatch.setattr(zipfile.ZipFile, "extract", extract)
     assert list(machine.iterdir()) == []
     (machine / ".own-x.partial" / "train").mkdir(parents=True)  # as a machine that was switched off leaves it
     assert check_pairs(get_pairs(tiny_archive, machine)) == TINY
@@ -286,7 +293,8 @@ def test_kaggle_archive_kept_somewhere(machine, kaggle, tiny_archive, place):
     folder.mkdir(parents=True)
     shutil.copy(tiny_archive, folder / ARCHIVE)
     assert check_pairs(get_pairs("kaggle", machine, drive)) == TINY
-    assert kaggle.requests == [] and (folder / ARCHIVE).exists()
+    assert kaggle.requests == []
+    assert (folder / ARCHIVE).exists()
 
 
 def test_a_damaged_archive_on_drive_is_left_and_passed_over(machine, kaggle, capsys):
@@ -294,7 +302,8 @@ def test_a_damaged_archive_on_drive_is_left_and_passed_over(machine, kaggle, cap
     drive.mkdir(parents=True)
     (drive / ARCHIVE).write_bytes(b"PK\x03\x04 half")
     assert check_pairs(get_pairs("kaggle", machine, drive)) == TINY
-    assert "cut short" in capsys.readouterr().out and (drive / ARCHIVE).read_bytes() == b"PK\x03\x04 half"
+    assert "cut short" in capsys.readouterr().out
+    assert (drive / ARCHIVE).read_bytes() == b"PK\x03\x04 half"
 
 
 def test_a_drive_that_drops_is_passed_over(machine, kaggle, monkeypatch, tiny_archive, capsys):
@@ -319,9 +328,13 @@ def test_public_download(machine, kaggle, capfd):
     drive = machine.parent / "MyDrive" / "unet_utils"
     root = get_pairs("kaggle", machine, drive)
     printed, bar = capfd.readouterr()
-    assert check_pairs(root) == TINY and leftovers(machine) == []
-    assert (drive / ARCHIVE).read_bytes() == kaggle.body and len(list(drive.iterdir())) == 1
-    assert "without an account" in printed and ARCHIVE in bar and "B/s" in bar
+    assert check_pairs(root) == TINY
+    assert leftovers(machine) == []
+    assert (drive / ARCHIVE).read_bytes() == kaggle.body
+    assert len(list(drive.iterdir())) == 1
+    assert "without an account" in printed
+    assert ARCHIVE in bar
+    assert "B/s" in bar
     assert [request[:3] for request in kaggle.requests] == [("GET", PUBLIC_PATH, ""), ("GET", STORAGE_PATH, "")]
     kaggle.requests.clear()
     assert get_pairs("kaggle", machine, drive) == root
@@ -361,7 +374,7 @@ def test_a_finished_or_overlong_part(machine, kaggle, extra):
 def test_a_part_of_something_else_is_thrown_away(machine, kaggle):
     (machine / "download").mkdir(parents=True)
     (machine / "download" / f"{ARCHIVE}.part").write_bytes(b"x" * 20_000)
-    with pytest.raises(DownloadError, match="was deleted .* Run this again"):
+    with pytest.raises(DownloadError, match=r"was deleted .* Run this again"):
         get_pairs("kaggle", machine)
     assert check_pairs(get_pairs("kaggle", machine)) == TINY
 
@@ -423,7 +436,8 @@ def test_a_full_drive_is_no_reason_to_stop(machine, kaggle, monkeypatch, capsys)
     drive = machine.parent / "MyDrive" / "unet_utils"
     monkeypatch.setattr(download.shutil, "copyfile", full)
     assert check_pairs(get_pairs("kaggle", machine, drive)) == TINY
-    assert "no copy of the archive" in capsys.readouterr().out and list(drive.iterdir()) == []
+    assert "no copy of the archive" in capsys.readouterr().out
+    assert list(drive.iterdir()) == []
 
 
 # Downloading with a key, through Kaggle's own client.
@@ -474,7 +488,15 @@ def keys_typed_token(monkeypatch, home):
     answer(monkeypatch, "", TOKEN)
 
 
-ALL_KEYS = [value for name, value in sorted(globals().items()) if name.startswith("keys_")]
+NEEDS_TOKENS = pytest.mark.skipif(
+    tuple(map(int, importlib.metadata.version("kaggle").split(".")[:2])) < (1, 8),
+    reason="this version of Kaggle's client knows no tokens",
+)
+ALL_KEYS = [
+    pytest.param(value, marks=[NEEDS_TOKENS] if "token" in name else [])
+    for name, value in sorted(globals().items())
+    if name.startswith("keys_")
+]
 
 
 def files_with_a_key(folder):
@@ -492,14 +514,16 @@ def test_download_with_every_kind_of_key(machine, kaggle, monkeypatch, capfd, pl
     before = dict(os.environ)
     assert check_pairs(get_pairs("kaggle", machine)) == TINY
     printed = "".join(capfd.readouterr())
-    assert KEY not in printed and TOKEN not in printed and USERNAME not in printed
+    assert KEY not in printed
+    assert TOKEN not in printed
+    assert USERNAME not in printed
     assert files_with_a_key(machine.parent) == intended
     assert dict(os.environ) == before
     assert leftovers(machine) == []
-    assert len(kaggle.asked(CLIENT_PATH)) == 1 and kaggle.asked(CLIENT_PATH)[0][2]
+    assert sum(bool(request[2]) for request in kaggle.asked(CLIENT_PATH) + kaggle.asked(PUBLIC_PATH)) == 1
 
 
-@pytest.mark.parametrize("plant", [keys_environment_pair, keys_environment_token])
+@pytest.mark.parametrize("plant", [keys_environment_pair, pytest.param(keys_environment_token, marks=NEEDS_TOKENS)])
 def test_a_cut_is_mended_with_a_key_too(machine, kaggle, monkeypatch, plant):
     plant(monkeypatch, machine.parent / "home")
     large = {"train/1.jpg": os.urandom(3 * 2**20), "val/1.jpg": b"x"}  # the client works in pieces of 1 MB
@@ -515,9 +539,10 @@ def test_a_stale_key_does_not_stop_the_public_download(machine, kaggle, monkeypa
     monkeypatch.setenv("KAGGLE_KEY", "stale-key")
     assert check_pairs(get_pairs("kaggle", machine)) == TINY
     printed = "".join(capfd.readouterr())
-    assert "does not accept KAGGLE_API_TOKEN of the environment (401)" in printed
+    assert re.search(r"(does not accept|failed with) KAGGLE_API_TOKEN of the environment \((401|OSError)\)", printed)
     assert "does not accept KAGGLE_USERNAME and KAGGLE_KEY of the environment (401)" in printed
-    assert "KGAT_stale" not in printed and "stale-key" not in printed
+    assert "KGAT_stale" not in printed
+    assert "stale-key" not in printed
 
 
 @pytest.mark.parametrize("public", [401, 403])
@@ -525,7 +550,9 @@ def test_nobody_to_ask(machine, kaggle, public, capsys):
     kaggle.public_status = public
     with pytest.raises(DownloadError, match=r"set it as KAGGLE_API_TOKEN .* or download the archive yourself"):
         get_pairs("kaggle", machine)
-    assert "Nobody can be asked here" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"Kaggle wants an account for this download ({public})" in printed
+    assert "Nobody can be asked here" in printed
 
 
 def test_a_page_to_log_in_counts_as_refused(machine, kaggle, monkeypatch):
@@ -540,7 +567,8 @@ def test_a_wrong_key_is_typed(machine, kaggle, monkeypatch, capfd):
     with pytest.raises(DownloadError, match="none of the ways"):
         get_pairs("kaggle", machine)
     printed = "".join(capfd.readouterr())
-    assert "does not accept what you typed" in printed and "wrong-key" not in printed
+    assert "does not accept what you typed" in printed
+    assert "wrong-key" not in printed
 
 
 @pytest.mark.parametrize(
@@ -567,7 +595,8 @@ def test_a_talkative_client_does_not_print_the_key(machine, kaggle, monkeypatch,
     kaggle.public_status = 401
     assert check_pairs(get_pairs("kaggle", machine)) == TINY
     printed = "".join(capfd.readouterr()) + caplog.text
-    assert "Authorization" not in printed and TOKEN not in printed
+    assert "Authorization" not in printed
+    assert TOKEN not in printed
 
 
 @pytest.mark.parametrize("missing", ["kaggle", "six"])

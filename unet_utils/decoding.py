@@ -125,15 +125,17 @@ class MaskDecoder(nn.Module):
         """Colour and closeness to each palette colour, `uint8 [B, 3, H, W]` -> `float [B, 32, H, W]`."""
         pixels = masks.permute(0, 2, 3, 1).float()  # channels last: what the convolutions want
         # |p - c|^2 = |p|^2 - 2 p.c + |c|^2 is one small matrix product, exact in float32, where integers are below
-        # 2**24; half precision, which autocast would choose, is off by hundreds.
+        # 2**24; half precision, which autocast would choose, is off by hundreds. In place, as memory is the bottleneck.
         with torch.autocast(masks.device.type, enabled=False):
-            squares = pixels.square().sum(-1, keepdim=True) + self.palette.square().sum(1) - 2 * pixels @ self.palette.T
-        closeness = torch.exp(squares.clamp(min=0).sqrt() / -16)
+            squares = torch.addmm(self.palette.square().sum(1), pixels.flatten(0, 2), self.palette.T, alpha=-2)
+        squares = squares.view(*pixels.shape[:3], -1).add_(pixels.square().sum(-1, keepdim=True))
+        closeness = squares.clamp_(min=0).sqrt_().mul_(-1 / 16).exp_()
         return torch.cat([pixels / 128 - 1, closeness], dim=-1).permute(0, 3, 1, 2)
 
     def forward(self, masks: Tensor) -> Tensor:
         x = self.stem(self.features(masks))
-        x = self.enter(torch.relu(x + self.phase.repeat(1, 1, x.shape[2] // 8, x.shape[3] // 8)))
+        x = x + self.phase.to(x.dtype).repeat(1, 1, x.shape[2] // 8, x.shape[3] // 8)
+        x = self.enter(torch.relu(x))
         x = x + pixel_shuffle(self.up(torch.relu(self.middle(self.down(x)))), 2)
         return pixel_shuffle(self.head(torch.relu(self.exit(x))), 2)
 

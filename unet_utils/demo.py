@@ -7,7 +7,6 @@ drawn far to near on a photo and, in the same call, on a map of official label i
 import json
 import math
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -26,8 +25,8 @@ SPLITS = ("train", "val")
 STAMP = "demo.json"  # written last, says how the set was made
 VERSION = 1  # of the drawings: raise it to have existing demo sets drawn again
 ID = {label.name: label.id for label in LABELS}
-ROUGH = {"vegetation": 12, "terrain": 9, "building": 4, "wall": 7, "road": 4, "sidewalk": 6}
-ROUGHNESS = np.array([ROUGH.get(label.name, 0.5) for label in LABELS], dtype=np.float32)  # texture, in grey levels
+ROUGH = {"vegetation": 12, "terrain": 9, "building": 4, "wall": 7, "road": 5, "sidewalk": 7, "sky": 1}
+ROUGHNESS = np.array([ROUGH.get(label.name, 2) for label in LABELS], dtype=np.float32)  # texture, in grey levels
 COLORS = np.array([label.color for label in LABELS], dtype=np.uint8)  # both are indexed by label id
 
 
@@ -111,12 +110,14 @@ class Canvas:
 
     def disc(self, x, y, z, rx, ry, color=None, label=None, ring=0.0) -> None:
         """An upright ellipse with radii in metres; with `ring` the photo gets only an outline of that thickness."""
-        (left, top), (right, bottom) = self.project(x - rx, y + ry, z), self.project(x + rx, y - ry, z)
-        if right - left < 1 or bottom - top < 1:
+        (u, v), scale = self.project(x, y, z), self.focal / max(z, NEAR)
+        if not -rx * scale < u < WIDTH + rx * scale:
             return
-        box, paint = (left, top, right, bottom), color and self.hazed(color, z)
-        if color is not None:
-            self.pens[0].ellipse(box, None if ring else paint, paint, max(1, round(ring * self.focal / z)))
+        box = (u - rx * scale, v - ry * scale, u + rx * scale, v + ry * scale)
+        if color is not None and ring:
+            self.pens[0].ellipse(box, None, self.hazed(color, z), max(1, round(ring * scale)))
+        elif color is not None:
+            self.pens[0].ellipse(box, self.hazed(color, z))
         if label is not None:
             self.pens[1].ellipse(box, ID[label])
 
@@ -151,9 +152,10 @@ class Canvas:
         return 0.9 - (0.17 * normal * self.cast if self.light == "sun" else 0)
 
     def hazed(self, color, z: float) -> tuple[int, ...]:
-        keep = math.exp(-z / self.reach)
-        mixed = [value * keep + haze * (1 - keep) for value, haze in zip(color, self.haze, strict=True)]
-        return tuple([int(min(255, value)) for value in mixed])
+        """The colour as seen through `z` metres of air."""
+        (r, g, b), (hr, hg, hb), keep = color, self.haze, math.exp(-z / self.reach)
+        r, g, b = hr + (r - hr) * keep, hg + (g - hg) * keep, hb + (b - hb) * keep
+        return min(255, int(r)), min(255, int(g)), min(255, int(b))
 
 
 def _shade(color, factor: float) -> tuple[float, float, float]:
@@ -589,11 +591,11 @@ def _sky(c: Canvas) -> Image.Image:
     return Image.fromarray(sky.clip(0, 255).astype(np.uint8)).resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR)
 
 
-@lru_cache(maxsize=1)
-def _gravel() -> np.ndarray:
-    """Texture of the ground, the same for all scenes: float32 [512, 512]."""
+@lru_cache
+def _texture(coarse: float) -> np.ndarray:
+    """Fine and coarse noise, the same for all scenes, which take a random piece of it: float32 [768, 1280]."""
     rng = np.random.default_rng(0)
-    return 3 * _noise(rng, 512, 512, 3) + 6 * _noise(rng, 512, 512, 40)
+    return _noise(rng, 768, 1280, 2.5) + coarse * _noise(rng, 768, 1280, 40)
 
 
 def _light_ground(c: Canvas) -> None:
@@ -604,7 +606,7 @@ def _light_ground(c: Canvas) -> None:
     z = np.minimum(c.focal * c.eye / (np.arange(top, HEIGHT, dtype=np.float32) + 0.5 - c.horizon), FAR)[:, None]
     x = (np.arange(WIDTH, dtype=np.float32) - c.center) / c.focal * z
     rows, columns = (z * 14 + c.rng.integers(512)).astype(np.int32), (x * 30).astype(np.int32)
-    grain = _gravel()[rows & 511, columns & 511] * np.exp(-z / 25)
+    grain = 3 * _texture(2.0)[rows & 511, columns & 511] * np.exp(-z / 25)
     dark = np.asarray(c.shadows.crop(box).filter(ImageFilter.BoxBlur(3)), dtype=np.float32)
     keep, light = np.exp(-z / c.reach), 1 - dark / 255
     ground += grain[..., None]
@@ -614,11 +616,12 @@ def _light_ground(c: Canvas) -> None:
 
 
 def _develop(c: Canvas) -> np.ndarray:
-    """The colour of the light, exposure, surface texture and sensor noise: `uint8 [512, 1024, 3]`."""
+    """The colour of the light, exposure, and the texture of surfaces: `uint8 [512, 1024, 3]`."""
     tint = {"sun": (1.05, 1.0, 0.94), "overcast": (0.9, 0.92, 0.95), "dusk": (0.84, 0.72, 0.72)}[c.light]
-    exposure = c.rng.uniform(0.8, 1.1)
+    exposure = c.rng.uniform(0.88, 1.15)
     photo = c.photo.point([min(255, int(level * exposure * gain)) for gain in tint for level in range(256)])
-    grain = _noise(c.rng, HEIGHT, WIDTH, 2.5) * (ROUGHNESS + c.rng.uniform(0.5, 3))[np.asarray(c.labels)]
+    row, column = c.rng.integers(256, size=2)
+    grain = _texture(0.0)[row : row + HEIGHT, column : column + WIDTH] * ROUGHNESS[np.asarray(c.labels)]
     bright = np.array(photo, dtype=np.int16)
     bright += grain.astype(np.int16)[..., None]
     return bright.clip(0, 255, out=bright).astype(np.uint8)
@@ -692,11 +695,8 @@ def make_demo(root: str | Path, train: int = 240, val: int = 60, seed: int = 0, 
         for split in SPLITS:
             (part / split).mkdir(parents=True)
         jobs = [(split, index) for split in SPLITS for index in range(1, counts[split] + 1)]
-        # Threads, because they work in notebooks on every system; NumPy and Pillow let go of Python's lock.
-        with ThreadPoolExecutor(2) as pool:
-            drawn = pool.map(lambda job: _write_pair(part / job[0] / f"{job[1]}.jpg", *job, seed), jobs)
-            for _ in tqdm(drawn, total=len(jobs), desc="drawing the demo set", disable=not progress):
-                pass
+        for split, index in tqdm(jobs, desc="drawing the demo set", unit="pair", disable=not progress):
+            _write_pair(part / split / f"{index}.jpg", split, index, seed)
         (part / STAMP).write_text(settings)
         if not _is_complete(folder, settings, counts):  # nobody else was quicker
             rmtree(folder, ignore_errors=True)

@@ -71,7 +71,7 @@ def find_pairs(root: str | Path) -> Path:
         level = [child for folder in level for child in sorted(folder.iterdir()) if child.is_dir()]
     found = ", ".join(sorted(path.name for path in root.iterdir())[:5]) or "nothing"
     raise FileNotFoundError(
-        f"No folder with both train/ and val/ in {root} (it holds: {found}). Use the folder, or the .zip, that has them."
+        f"No folder with both train/ and val/ in {root} (it holds: {found}). Use the folder or .zip that has them."
     )
 
 
@@ -233,7 +233,7 @@ def _check_ours(folder: Path) -> None:
     """Make sure that `folder`, which may get replaced, is one that `unpack` made, or nothing."""
     if folder.exists() and not (folder / COUNTS_FILE).exists():
         raise FileExistsError(
-            f"{folder} is in the way: something else made it. Move it, or use its path as the source, and run this again."
+            f"{folder} is in the way: something else made it. Move it, or use its path as the source."
         )
 
 

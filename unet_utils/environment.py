@@ -15,7 +15,7 @@ from tqdm import tqdm
 # What Colab gives us: a machine that is wiped, and (if the person agrees) a Drive that is not.
 COLAB_MACHINE = Path("/content")
 COLAB_DRIVE = COLAB_MACHINE / "drive" / "MyDrive"
-DRIVE_FOLDER = "unet_utils"  # our folder in MyDrive: the archive and runs/
+DRIVE_FOLDER = "unet_street_scenes"  # our folder in MyDrive: the archive and runs/
 KAGGLE_RESULTS = Path("/kaggle/working")
 
 GPU_ADVICE = {
@@ -42,6 +42,15 @@ class Environment:
     data: Path
     results: Path
     drive: Path | None = None
+
+    def run_folders(self, name: str) -> tuple[Path, Path | None]:
+        """Folder of the training run `name`, and the folder for its second copy.
+
+        With Drive mounted a run is written to the machine's own disk, and copied to Drive where it outlives it.
+        """
+        if self.drive is None:
+            return self.results / name, None
+        return self.data / "runs" / name, self.results / name
 
 
 def setup(use_drive: bool = False) -> Environment:
@@ -164,7 +173,7 @@ def _mount_drive() -> Path | None:
             from google.colab import drive
 
             drive.mount(str(COLAB_DRIVE.parent))
-        except Exception as error:  # noqa: BLE001 - no permission, a timeout, no browser: google.colab has a kind for each
+        except Exception as error:
             print(
                 f"Warning: Google Drive is not mounted ({error}). Results stay on this machine and are lost with it; "
                 "run this cell again and allow access, or untick USE_DRIVE."

@@ -1,5 +1,6 @@
 """A trained model put to use: load it, predict, score it on a split."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from unet_utils.dataset import Frames
 from unet_utils.environment import progress_bar
 from unet_utils.metrics import ConfusionMatrix
 from unet_utils.model import UNet, autocast
-
 
 PIX2PIX_L1 = {"pixel_accuracy": 0.86, "class_accuracy": 0.42, "mean_iou": 0.35}
 """The UNet of pix2pix trained with L1 alone, photo to labels on the same 256x256 pairs, 19 classes: table 5 of
@@ -64,13 +64,14 @@ def load_trained(path: str | Path, device: torch.device | str, scheme: str | Non
 
 
 @torch.inference_mode()
-def predict(model: UNet, photos: Tensor, image_size: int, flip: bool = False) -> Tensor:
+def predict(model: UNet, photos: Tensor, image_size: int | tuple[int, int], flip: bool = False) -> Tensor:
     """Class probabilities at the photos' own resolution.
 
     Args:
         model: in evaluation mode; the photos are sent to its device.
         photos: `uint8 [N, 3, H, W]`, any H and W.
-        image_size: height and width that the network sees, pixels; the one it was trained at.
+        image_size: height and width that the network sees, pixels: the one number it was trained at for pairs,
+            `photo_size` for photos that are not squeezed to a square.
         flip: average with the prediction for the mirrored photo; takes twice the time.
 
     Returns:
@@ -86,6 +87,14 @@ def predict(model: UNet, photos: Tensor, image_size: int, flip: bool = False) ->
     if logits.shape[2:] != photos.shape[2:]:
         logits = F.interpolate(logits, photos.shape[2:], mode="bilinear", align_corners=False)
     return logits.softmax(1)
+
+
+def photo_size(height: int, width: int, image_size: int) -> tuple[int, int]:
+    """Height and width at which the network should see a photo of yours, multiples of 16.
+
+    The pairs are 2:1 street photos squeezed to squares. Any other photo is squeezed as much, whatever its aspect.
+    """
+    return image_size, max(16, round(image_size * width / height / 2 / 16) * 16)
 
 
 def evaluate(
@@ -139,6 +148,32 @@ def class_table(matrix: ConfusionMatrix, scheme: ClassScheme) -> str:
         cells = " | ".join("never predicted" if np.isnan(rate) else f"{rate:.3f}" for rate in rates)
         lines.append(f"| {scheme.names[index]} | {percent:.2f} | {cells} |")
     return "\n".join(lines)
+
+
+def save_scores(matrices: list[ConfusionMatrix], scheme: ClassScheme, folder: str | Path) -> Path:
+    """Writes the scores of a set as `evaluation.json` and, with the class table, as `evaluation.md`.
+
+    Args:
+        matrices: one a frame, as `evaluate` returns them.
+        folder: made if missing; the files of an earlier evaluation of the same run are replaced.
+
+    Returns:
+        The path of the Markdown file.
+    """
+    matrix, folder = ConfusionMatrix.total(matrices), Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    low, high = bootstrap_mean_iou(matrices)
+    iou = dict(zip(scheme.names, [None if v != v else v for v in matrix.iou.tolist()], strict=True))
+    numbers = matrix.summary() | {"mean_iou_95": [low, high], "frames": len(matrices), "iou": iou}
+    (folder / "evaluation.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    report = folder / "evaluation.md"
+    shares = matrix.matrix.sum(1).double() / matrix.matrix.sum()
+    rows = {"this model": matrix.summary(), "guessing by class frequency": matrix.guessing(shares).summary()}
+    rows["pure chance"] = matrix.guessing(torch.full_like(shares, 1 / len(shares))).summary()
+    if scheme.name == "cityscapes19":
+        rows["pix2pix, L1 UNet (published)"] = PIX2PIX_L1
+    report.write_text(f"{score_table(rows)}\n\n{class_table(matrix, scheme)}\n")
+    return report
 
 
 def bootstrap_mean_iou(matrices: list[ConfusionMatrix], rounds: int = 1000, seed: int = 0) -> tuple[float, float]:

@@ -90,7 +90,7 @@ def _download_public(path: Path) -> None:
             problem = "the connection ended early"
         except urllib.error.HTTPError as error:
             if error.code < 500:
-                raise _explain_status(error.code, "a download without an account") from None
+                raise _explain_status(error.code) from None
             problem = f"error {error.code} at Kaggle"
         except (OSError, http.client.HTTPException) as error:  # a URLError is an OSError
             if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
@@ -122,7 +122,7 @@ def _receive(url: str, path: Path) -> bool:
         return False
     with response:
         if response.headers.get_content_type() == "text/html":  # a page to log in, not a file
-            raise _explain_status(401, "a download without an account")
+            raise _explain_status(401)
         if response.status != 206:
             have = 0
         length = response.headers.get("Content-Length")
@@ -157,7 +157,7 @@ def _download_with_client(path: Path, credentials: Credentials) -> None:
         ) from None
     except SystemExit:  # its way to say that a key is no good
         raise _explain_status(401, credentials.source) from None
-    except Exception as error:  # noqa: BLE001 - whatever the client, or a library below it, may raise
+    except Exception as error:  # whatever the client, or a library below it, may raise
         if isinstance(error, OSError):
             explain_full_disk(error, path.parent)
         status = getattr(getattr(error, "response", None), "status_code", None)
@@ -170,8 +170,15 @@ def _download_with_client(path: Path, credentials: Credentials) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _explain_status(status: int, source: str) -> DownloadError:
-    """What an HTTP status from Kaggle means for the person, and whether another way in is worth trying."""
+def _explain_status(status: int, source: str = "") -> DownloadError:
+    """What an HTTP status from Kaggle means for the person, and whether another way in is worth trying.
+
+    Args:
+        status: the status.
+        source: where the key came from, empty without one.
+    """
+    if status in (401, 403) and not source:
+        return DownloadError(f"Kaggle wants an account for this download ({status}).", try_next=True)
     messages = {
         401: f"Kaggle does not accept {source} (401): it may be mistyped, expired or replaced by a newer one.",
         403: f"Kaggle forbids {source} (403): open {PAGE}, signed in, and accept what it asks for.",
@@ -185,8 +192,8 @@ def _explain_status(status: int, source: str) -> DownloadError:
 def find_credentials() -> Iterator[Credentials]:
     """Yield the Kaggle keys on this machine one by one, and say what is wrong with those that cannot be used.
 
-    Looks at the environment, the files of Kaggle's client and Colab's secrets. A token goes before a username and
-    key, as in the client (https://github.com/Kaggle/kaggle-cli/blob/main/docs/README.md#authentication).
+    Looks at the environment, the files of Kaggle's client and Colab's secrets; in each, a token goes before a
+    username and key (https://github.com/Kaggle/kaggle-cli/blob/main/docs/README.md#authentication).
     """
     yield from _from_mapping(os.environ, "the environment")
     folders = [Path.home() / ".kaggle", Path.home() / ".config" / "kaggle"]
@@ -243,7 +250,7 @@ def _colab_secrets() -> dict[str, str]:
     for name in CREDENTIAL_VARIABLES:
         try:
             secrets[name] = userdata.get(name) or ""
-        except Exception as error:  # noqa: BLE001 - by name: not every version of google.colab has all of these
+        except Exception as error:  # told apart by name: not every version of google.colab has all the kinds
             kind = type(error).__name__
             if kind == "NotebookAccessError":
                 print(f"The secret {name} exists, but not for this notebook: switch its access on (key symbol, left).")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -15,7 +16,10 @@ from matplotlib.patches import Patch
 
 from unet_utils.classes import IGNORE, PALETTE, ClassScheme
 from unet_utils.clustering import Clusters
+from unet_utils.dataset import Frames
+from unet_utils.evaluation import predict
 from unet_utils.metrics import ConfusionMatrix
+from unet_utils.model import UNet
 
 INK, BLUE, ORANGE, GREY = "#222222", "#1f5fa8", "#d9730d", "#9a9a9a"
 STYLE = {
@@ -175,8 +179,22 @@ def plot_class_shares(shares: dict[str, np.ndarray], names: Sequence[str]) -> Fi
     return figure
 
 
+def plot_pixels(pictures: dict[str, np.ndarray]) -> Figure:
+    """Small pictures `uint8 [H, W, 3]` above each other, so large that single pixels show."""
+    figure, axes = _figure(len(pictures), 1, 9, 1.1 * len(pictures) + 0.3, "Each square is one pixel of the mask")
+    for ax, (title, pixels) in zip(axes[:, 0], pictures.items(), strict=True):
+        height, width = pixels.shape[:2]
+        ax.imshow(pixels, interpolation="nearest", extent=(0, width, 0, height))
+        ax.set_title(title, fontsize=10)
+        ax.set_xticks(range(width + 1), [])
+        ax.set_yticks(range(height + 1), [])
+        ax.tick_params(length=0)
+        ax.grid(color="white", linewidth=0.8)
+    return figure
+
+
 def plot_label_methods(
-    photo: np.ndarray, mask: np.ndarray, nearest: np.ndarray, decoded: np.ndarray, where: tuple[slice, slice]
+    photo: np.ndarray, mask: np.ndarray, nearest: np.ndarray, decoded: np.ndarray, where: tuple[slice, slice], name: str
 ) -> Figure:
     """A detail of one frame: photo, mask, both ways of labelling it, and where they differ.
 
@@ -184,6 +202,7 @@ def plot_label_methods(
         photo, mask: `uint8 [H, W, 3]`.
         nearest, decoded: official label ids, `uint8 [H, W]`.
         where: rows and columns to zoom on.
+        name: the frame's, for the title.
     """
     palette = np.zeros((256, 3), dtype=np.uint8)
     for label in PALETTE:
@@ -197,7 +216,7 @@ def plot_label_methods(
         "decoded": palette[decoded],
         f"differ: {share:.0f} % (nearest's answer)": differs,
     }
-    figure, axes = _figure(1, 5, 14, 2.4, f"Rows {where[0].start} to {where[0].stop}: what each method makes of it")
+    figure, axes = _figure(1, 5, 14, 2.4, f"{name}, zoomed: what each method makes of it")
     for ax, (title, pixels) in zip(axes[0], pictures.items(), strict=True):
         _picture(ax, pixels[where], title)
     seen = np.unique(np.concatenate([nearest[where].ravel(), decoded[where].ravel()]))
@@ -315,20 +334,34 @@ def telling_places(
     return places
 
 
-class LiveFigure:
-    """A place in a notebook where a figure is replaced by the next one, without flicker."""
+class LiveTraining:
+    """Curves and the same few predictions, redrawn in place after every epoch: for `fit(..., on_epoch=...)`.
 
-    def __init__(self):
-        self._handle = None
+    Args:
+        frames: where the frames to watch are taken from, evenly spread.
+        image_size: that the network is trained at, pixels.
+        count: how many frames to watch.
+    """
 
-    def show(self, figure: Figure) -> None:
-        """Shows the figure, in the place of the one before."""
-        from IPython.display import display  # only notebooks have it
+    def __init__(self, frames: Frames, image_size: int, count: int = 3):
+        self._photos, self._truth = frames.batch(torch.linspace(0, len(frames) - 1, count).long())
+        self._scheme, self._image_size = frames.scheme, image_size
+        self._handles: list = []
 
-        if self._handle is None:
-            self._handle = display(figure, display_id=True)
+    def __call__(self, history: list[dict], model: UNet) -> None:
+        predicted = predict(model, self._photos, self._image_size).argmax(1).byte().cpu()
+        photos = self._photos.permute(0, 2, 3, 1)
+        figures = [
+            plot_history(history),
+            plot_predictions(photos.numpy(), self._truth.numpy(), predicted.numpy(), self._scheme),
+        ]
+        if not self._handles:
+            from IPython.display import display  # only notebooks have it
+
+            self._handles = [display(figure, display_id=True) for figure in figures]
         else:
-            self._handle.update(figure)
+            for handle, figure in zip(self._handles, figures, strict=True):
+                handle.update(figure)
 
 
 def _sharpen() -> None:

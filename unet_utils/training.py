@@ -150,7 +150,7 @@ def fit(
         is_best = not held_out or row["mean_iou"] >= max(r["mean_iou"] for r in state.history)
         files.save(state.checkpoint(), is_best)
         if progress:
-            print("  ".join(f"{name} {value:.4g}" for name, value in row.items()))
+            print(_line(state.history, config.epochs))
         if on_epoch:
             on_epoch(state.history, model)
     return state.history
@@ -297,6 +297,17 @@ def _check(config: TrainConfig, frames: Frames) -> None:
             raise ValueError(f"{name} is {getattr(config, name)}: it must be at least 1")
     if config.batch_size > len(frames):
         raise ValueError(f"batch_size is {config.batch_size}, but there are only {len(frames)} frames")
+
+
+def _line(history: list[dict], epochs: int) -> str:
+    row = history[-1]
+    # Epochs take alike, so the last ones tell how long the others will take.
+    recent = [r["seconds"] for r in history[-3:]]
+    left = (epochs - row["epoch"]) * sum(recent) / len(recent) / 60
+    text = f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.3f}  {row['images_per_second']:.0f} images/s"
+    if "mean_iou" in row:
+        text += f"  held-out cities: pixel accuracy {row['pixel_accuracy']:.3f}, mIoU {row['mean_iou']:.3f}"
+    return text + (f"  {left:.1f} min left" if left else "")
 
 
 def _plain(value):
