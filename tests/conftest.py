@@ -1,4 +1,4 @@
-"""Fixtures shared by the tests: a handful of pairs in the Kaggle layout, made on the spot."""
+"""Fixtures shared by the tests: a handful of pairs in the Kaggle layout, and drawn street scenes."""
 
 import zipfile
 from pathlib import Path
@@ -41,3 +41,11 @@ def tiny_archive(tiny_pairs, tmp_path_factory) -> Path:
         for path in sorted(tiny_pairs.rglob("*.jpg")):
             file.write(path, path.relative_to(tiny_pairs.parent))
     return archive
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory) -> Path:
+    """Drawn street scenes in the Kaggle layout: 24 for training, 6 for validation. Read it, never write."""
+    from unet_utils.demo import make_demo
+
+    return make_demo(tmp_path_factory.mktemp("demo"), train=24, val=6, progress=False)

@@ -488,12 +488,12 @@ def keys_typed_token(monkeypatch, home):
     answer(monkeypatch, "", TOKEN)
 
 
-NEEDS_TOKENS = pytest.mark.skipif(
+NOT_BEFORE_1_8 = pytest.mark.skipif(
     tuple(map(int, importlib.metadata.version("kaggle").split(".")[:2])) < (1, 8),
-    reason="this version of Kaggle's client knows no tokens",
+    reason="before 1.8 Kaggle's client knew no tokens and did not retry",
 )
 ALL_KEYS = [
-    pytest.param(value, marks=[NEEDS_TOKENS] if "token" in name else [])
+    pytest.param(value, marks=[NOT_BEFORE_1_8] if "token" in name else [])
     for name, value in sorted(globals().items())
     if name.startswith("keys_")
 ]
@@ -523,7 +523,8 @@ def test_download_with_every_kind_of_key(machine, kaggle, monkeypatch, capfd, pl
     assert sum(bool(request[2]) for request in kaggle.asked(CLIENT_PATH) + kaggle.asked(PUBLIC_PATH)) == 1
 
 
-@pytest.mark.parametrize("plant", [keys_environment_pair, pytest.param(keys_environment_token, marks=NEEDS_TOKENS)])
+@NOT_BEFORE_1_8
+@pytest.mark.parametrize("plant", [keys_environment_pair, keys_environment_token])
 def test_a_cut_is_mended_with_a_key_too(machine, kaggle, monkeypatch, plant):
     plant(monkeypatch, machine.parent / "home")
     large = {"train/1.jpg": os.urandom(3 * 2**20), "val/1.jpg": b"x"}  # the client works in pieces of 1 MB

@@ -11,9 +11,7 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from tqdm.auto import tqdm
-
-from unet_utils.environment import explain_full_disk, require_space, writable_folder
+from unet_utils.environment import explain_full_disk, progress_bar, require_space, writable_folder
 from unet_utils.kaggle_access import ARCHIVE, DATASET, PAGE, DownloadError, download
 
 FULL_SET = {"train": 2975, "val": 500}
@@ -127,7 +125,7 @@ def unpack(archive: str | Path, folder: str | Path) -> Path:
         require_space(folder.parent, sum(entry.file_size for entry in entries))
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".partial", dir=folder.parent))
         try:
-            for entry in tqdm(entries, desc="Unpacking", unit=" files", leave=False):
+            for entry in progress_bar(iterable=entries, desc="Unpacking", unit=" files", leave=False):
                 file.extract(entry, partial)  # checks the CRC
             counts = check_pairs(find_pairs(partial))
             (partial / COUNTS_FILE).write_text(json.dumps(counts))

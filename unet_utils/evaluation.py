@@ -171,7 +171,7 @@ def save_scores(matrices: list[ConfusionMatrix], scheme: ClassScheme, folder: st
     rows = {"this model": matrix.summary(), "guessing by class frequency": matrix.guessing(shares).summary()}
     rows["pure chance"] = matrix.guessing(torch.full_like(shares, 1 / len(shares))).summary()
     if scheme.name == "cityscapes19":
-        rows["pix2pix, L1 UNet (published)"] = PIX2PIX_L1
+        rows["pix2pix L1 UNet, published for the real pairs"] = PIX2PIX_L1
     report.write_text(f"{score_table(rows)}\n\n{class_table(matrix, scheme)}\n")
     return report
 

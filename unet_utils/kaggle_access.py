@@ -17,9 +17,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tqdm.auto import tqdm
 
-from unet_utils.environment import explain_full_disk, find_platform, require_space
+from unet_utils.environment import explain_full_disk, find_platform, progress_bar, require_space
 
 DATASET = "dansbecker/cityscapes-image-pairs"
 ARCHIVE = "cityscapes-image-pairs.zip"
@@ -128,7 +127,7 @@ def _receive(url: str, path: Path) -> bool:
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
         require_space(path.parent, int(length or 0))
-        bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, unit_divisor=1024, desc=ARCHIVE)
+        bar = progress_bar(total=total, initial=have, unit="B", unit_scale=True, unit_divisor=1024, desc=ARCHIVE)
         with open(path, "ab" if have else "wb") as file, bar:
             while chunk := response.read1(MEGABYTE):
                 file.write(chunk)

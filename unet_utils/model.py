@@ -57,7 +57,12 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(Up(width) for width in reversed(widths[:-1]))
         self.head = nn.Conv2d(widths[0], num_classes, 1)
         self.pool = nn.MaxPool2d(2)
-        self.apply(_initialize)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):  # He initialisation, as the paper asks for in section 3
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        # ... but a last layer that starts near zero gives every class the same chance, not a random verdict.
+        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Class logits of a batch of images.
@@ -85,14 +90,6 @@ class UNet(nn.Module):
         for up in self.up:
             x = up(x, skips.pop())
         return self.head(x)
-
-
-def _initialize(module: nn.Module) -> None:
-    # He initialisation, as the UNet paper asks for (section 3).
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 def count_parameters(model: nn.Module) -> int:

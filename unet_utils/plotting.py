@@ -131,11 +131,13 @@ def plot_color_space(colors: np.ndarray, counts: np.ndarray, clusters: Clusters,
     )
     ax = axes[0, 0]
     points = colors[top].astype(float)
+    ax.computed_zorder = False  # centres and names in front of the points, wherever they are
     ax.scatter(*points.T, c=points / 255, s=2 + 4 * np.log10(counts[top]), linewidths=0, alpha=0.6)
-    size = 60 + 400 * np.sqrt(clusters.shares)
-    ax.scatter(*clusters.centers.T, c=clusters.centers.clip(0, 255) / 255, s=size, edgecolors=INK, linewidths=1.2)
+    fill = clusters.centers.clip(0, 255) / 255
+    ax.scatter(*clusters.centers.T, c=fill, s=30, edgecolors="white", linewidths=1.5, depthshade=False, zorder=3)
     for index in np.argsort(clusters.shares)[::-1][:12]:
-        ax.text(*clusters.centers[index], "  " + clusters.names[index], fontsize=8)
+        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5}
+        ax.text(*clusters.centers[index], "   " + clusters.names[index], fontsize=8, bbox=box, zorder=4)
     ax.set(xlabel="red", ylabel="green", zlabel="blue")
     ax.set_title(f"dots: the {len(top):,} most frequent colours ({covered:.0f} % of the pixels); circles: clusters")
     return figure
@@ -168,10 +170,12 @@ def plot_class_shares(shares: dict[str, np.ndarray], names: Sequence[str]) -> Fi
     for (name, share), color, marker in zip(shares.items(), colors, markers, strict=False):
         percent = 100 * np.where(share[order] > 0, share[order], np.nan)
         ax.plot(percent, range(len(order)), marker, color=color, label=name, markersize=7, alpha=0.85)
-    ax.set_yticks(range(len(order)), [names[index] for index in order], fontsize=9)
-    for y, index in enumerate(order):
-        if list(shares.values())[-1][index] < first[index] / 4:
-            ax.get_yticklabels()[y].set(text=f"{names[index]} (phantom)", color=ORANGE)
+    last = list(shares.values())[-1]
+    phantom = [bool(last[index] < first[index] / 4) for index in order]
+    marked = [names[i] + (" (phantom)" if is_phantom else "") for i, is_phantom in zip(order, phantom, strict=True)]
+    ax.set_yticks(range(len(order)), marked, fontsize=9)
+    for text, is_phantom in zip(ax.get_yticklabels(), phantom, strict=True):
+        text.set_color(ORANGE if is_phantom else INK)
     ax.set(xscale="log", xlabel="share of all pixels (%, log scale)")
     ax.grid(axis="both", color="#e6e6e6")
     ax.set_axisbelow(True)
@@ -287,7 +291,7 @@ def plot_class_iou(matrix: ConfusionMatrix, scheme: ClassScheme) -> Figure:
         share = 100 * pixels[index] / pixels.sum()
         text = "absent from the truth" if np.isnan(iou[index]) else f"{iou[index]:.2f}  ({share:.2g} % of the pixels)"
         ax.text(np.nan_to_num(iou[index]) + 0.01, y, text, va="center", fontsize=8)
-    ax.axvline(matrix.mean_iou, color=INK, linewidth=1, linestyle="--")
+    ax.axvline(matrix.mean_iou, color=GREY, linewidth=1, linestyle="--", zorder=0)
     ax.set_yticks(range(len(order)), [scheme.names[index] for index in order], fontsize=9)
     ax.set(xlabel="intersection over union", xlim=(0, 1.2), xticks=np.linspace(0, 1, 6))
     return figure

@@ -1,0 +1,65 @@
+import pytest
+import torch
+
+from unet_utils import IGNORE
+from unet_utils.augment import augment, to_input, to_photos
+
+
+@pytest.fixture
+def batch():
+    """Photos whose red channel is the class, times 12: photo and labels can be compared after any change."""
+    blocks = torch.arange(16).reshape(4, 4).repeat_interleave(64, 0).repeat_interleave(64, 1).byte()
+    labels = blocks.repeat(8, 1, 1)
+    return torch.stack([labels * 12] * 3, dim=1), labels
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_photo_and_labels_move_together(batch):
+    x, y = augment(*batch, 256, generator(), color=0.0)
+    assert x.shape == (8, 3, 256, 256)
+    assert y.shape == (8, 256, 256)
+    red = to_photos(x)[..., 0].float()
+    inside = y != IGNORE
+    assert inside.float().mean() > 0.8
+    close = (red / 12 - y).abs() < 0.5
+    assert close[inside].float().mean() > 0.97  # the rest are blended along edges
+
+
+def test_every_sample_is_changed_in_its_own_way(batch):
+    x, y = augment(*batch, 256, generator())
+    for other in range(1, 8):
+        assert (y[0] != y[other]).any()
+        assert not torch.allclose(x[0], x[other])
+
+
+def test_some_are_mirrored_and_some_are_not(batch):
+    _, y = augment(*batch, 256, generator(), max_zoom=1.001, max_degrees=0, color=0)
+    left, right = y[:, 128, 64].int() % 4, y[:, 128, 192].int() % 4
+    mirrored = (left > right).sum()
+    assert 0 < mirrored < 8
+
+
+def test_outside_the_frame_is_void_and_void_stays_void(batch):
+    photos, labels = batch
+    labels = labels.clone()
+    labels[:, :, 128:] = IGNORE
+    _, y = augment(photos, labels, 128, generator(1), color=0)
+    assert set(y.unique().tolist()) <= {*range(16), IGNORE}
+    assert 0.3 < (y == IGNORE).float().mean() < 0.8
+
+
+def test_it_repeats_with_the_same_generator_only(batch):
+    first, again, other = (augment(*batch, 128, generator(seed))[0] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_input_and_back(batch):
+    photos, _ = batch
+    assert torch.equal(to_photos(to_input(photos, 256)).permute(0, 3, 1, 2), photos)
+    assert to_input(photos, 128).shape == (8, 3, 128, 128)
+    assert to_input(photos, (64, 96)).shape == (8, 3, 64, 96)
+    assert to_input(photos, 256).mean().abs() < 1

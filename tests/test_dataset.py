@@ -1,0 +1,128 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unet_utils import IGNORE, CityscapesPairs, Frames, decode_masks, get_scheme, prepare
+from unet_utils.clustering import choose_scheme
+from unet_utils.dataset import HELD_OUT_CITIES
+
+
+def test_the_halves_are_pillows_pixels(demo):
+    pairs = CityscapesPairs(demo, "val")
+    for index in range(len(pairs)):
+        with Image.open(pairs.paths[index]) as image:
+            pixels = np.asarray(image)
+        photo, mask = pairs[index]
+        assert photo.shape == mask.shape == (3, 256, 256)
+        assert photo.dtype == mask.dtype == torch.uint8
+        assert (photo.permute(1, 2, 0).numpy() == pixels[:, :256]).all()
+        assert (mask.permute(1, 2, 0).numpy() == pixels[:, 256:]).all()
+
+
+def test_files_come_in_numeric_order(demo):
+    numbers = [int(path.stem) for path in CityscapesPairs(demo, "train").paths]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert len(numbers) > 10  # where alphabetical order would differ
+
+
+def test_a_split_that_is_not_there(demo):
+    with pytest.raises(FileNotFoundError, match="test"):
+        CityscapesPairs(demo, "test")
+
+
+@pytest.fixture
+def one_pair(tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+    path = tmp_path / "train" / "1.jpg"
+    return path, lambda: CityscapesPairs(tmp_path, "train")[0]
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "message"),
+    [("L", (512, 256), "L JPEG"), ("CMYK", (512, 256), "CMYK JPEG"), ("RGB", (256, 256), "256x256 pixels")],
+)
+def test_jpegs_that_are_no_pairs_are_named(one_pair, mode, size, message):
+    path, read = one_pair
+    Image.new(mode, size).save(path, "JPEG")
+    with pytest.raises(ValueError, match=message) as caught:
+        read()
+    assert str(path) in str(caught.value)
+    assert "unpack the archive again" in str(caught.value)
+
+
+def test_files_that_are_no_jpegs_are_named(one_pair):
+    path, read = one_pair
+    noise = np.random.default_rng(0).integers(0, 255, (256, 512, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    whole = path.read_bytes()
+    for content in (b"", whole[:5000], b"not a picture"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"1\.jpg cannot be read as a JPEG"):
+            read()
+    Image.new("RGB", (512, 256)).save(path, "PNG")
+    with pytest.raises(ValueError, match="RGB PNG"):
+        read()
+
+
+@pytest.mark.parametrize("scheme", ["cityscapes19", "categories7", "cityscapes30", "clusters"])
+def test_prepared_arrays_hold_the_same_as_the_files(demo, tmp_path, scheme):
+    scheme = choose_scheme(scheme, demo, 12)
+    frames = prepare(demo, "val", tmp_path, scheme, "nearest", progress=False)
+    pairs = CityscapesPairs(demo, "val")
+    photos, classes = frames.batch(slice(0, len(frames)))
+    assert photos.is_contiguous(memory_format=torch.channels_last)
+    for index, (photo, mask) in enumerate(pairs):
+        assert (photos[index] == photo).all()
+        truth = decode_masks(mask.permute(1, 2, 0).numpy()[None], scheme, "nearest")[0]
+        assert (classes[index].numpy() == truth).all()
+    counts = torch.bincount(classes[classes != IGNORE].int(), minlength=scheme.num_classes)
+    assert (frames.class_counts() == counts).all()
+
+
+def test_prepared_arrays_are_made_once_and_kept(demo, tmp_path, monkeypatch):
+    cache, keep = tmp_path / "cache", tmp_path / "drive"
+    first = prepare(demo, "val", cache, method="nearest", keep=keep, progress=False)
+    monkeypatch.setattr("unet_utils.dataset._label_codes", lambda *_: pytest.fail("decoded a second time"))
+    again = prepare(demo, "val", cache, method="nearest", keep=keep, progress=False)
+    elsewhere = prepare(demo, "val", tmp_path / "other machine", method="nearest", keep=keep, progress=False)
+    for frames in (again, elsewhere):
+        assert (frames.codes == first.codes).all()
+        assert (frames.photos == first.photos).all()
+    first.photos[0] = 0  # copy on write: nothing that a notebook does reaches the files
+    assert (prepare(demo, "val", cache, method="nearest", progress=False).photos[0] != 0).any()
+
+
+def test_an_interrupted_preparation_is_not_taken_for_complete(demo, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("unet_utils.dataset._label_codes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(demo, "val", tmp_path, method="nearest", progress=False)
+    frames = prepare(demo, "val", tmp_path, method="nearest", progress=False)
+    assert frames.photos.float().mean() > 10
+    assert not list(tmp_path.rglob("unfinished-*"))
+
+
+def test_changed_files_are_noticed(tiny_pairs, tmp_path):
+    pairs = CityscapesPairs(tiny_pairs, "train")
+    changed = CityscapesPairs(tiny_pairs, "train")
+    changed.paths = changed.paths[1:] + changed.paths[:1]
+    assert pairs.fingerprint == CityscapesPairs(tiny_pairs, "train").fingerprint != changed.fingerprint
+
+
+def frames_numbered(numbers) -> Frames:
+    n = len(numbers)
+    photos, codes = torch.zeros(n, 1, 1, 3, dtype=torch.uint8), torch.zeros(n, 1, 1, dtype=torch.uint8)
+    return Frames(photos, codes, get_scheme("cityscapes19"), tuple(numbers))
+
+
+def test_held_out_frames_are_whole_cities():
+    learn, held_out = frames_numbered(range(1, 2976)).split_cities()
+    assert held_out.numbers == tuple(HELD_OUT_CITIES)
+    assert len(held_out) == 264
+    assert max(learn.numbers) == 2711
+    learn, held_out = frames_numbered(range(1, 21)).split_cities()
+    assert (len(learn), len(held_out)) == (18, 2)
+    with pytest.raises(ValueError, match="too few"):
+        frames_numbered([1]).split_cities()

@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import confusion_matrix, jaccard_score
+from torchmetrics.classification import MulticlassJaccardIndex
+
+from unet_utils import IGNORE, ConfusionMatrix
+
+
+@pytest.fixture
+def maps():
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randint(0, 19, (6, 32, 32), generator=generator)
+    pred = torch.where(torch.rand(target.shape, generator=generator) < 0.6, target, (target + 3) % 19)
+    target[torch.rand(target.shape, generator=generator) < 0.1] = IGNORE
+    return pred, target
+
+
+def test_it_agrees_with_torchmetrics_and_scikit_learn(maps):
+    pred, target = maps
+    matrix = ConfusionMatrix(19)
+    for p, t in zip(pred, target, strict=True):  # frame by frame: batches must not change the result
+        matrix.update(p, t)
+    known = target != IGNORE
+    reference = confusion_matrix(target[known], pred[known], labels=range(19))
+    assert (matrix.matrix.numpy() == reference).all()
+    per_class = jaccard_score(target[known], pred[known], labels=range(19), average=None)
+    assert np.allclose(matrix.iou, per_class, atol=1e-12)
+    jaccard = MulticlassJaccardIndex(19, ignore_index=IGNORE)(pred, target)
+    assert matrix.mean_iou == pytest.approx(jaccard.item(), abs=1e-6)
+    assert matrix.pixel_accuracy == pytest.approx((pred == target)[known].double().mean().item())
+    assert matrix.class_accuracy == pytest.approx((reference.diagonal() / reference.sum(1)).mean())
+    weighted = (per_class * reference.sum(1)).sum() / reference.sum()
+    assert matrix.frequency_weighted_iou == pytest.approx(weighted)
+
+
+def test_a_mean_over_batches_would_be_another_number(maps):
+    pred, target = maps
+    target[0][target[0] == 5] = IGNORE
+    frames = []
+    for p, t in zip(pred, target, strict=True):
+        frames.append(ConfusionMatrix(19))
+        frames[-1].update(p, t)
+    total = ConfusionMatrix.total(frames)
+    assert total.matrix.sum() == (target != IGNORE).sum()
+    assert abs(total.mean_iou - np.mean([frame.mean_iou for frame in frames])) > 1e-3
+
+
+def test_absent_classes_are_absent_and_not_zero():
+    matrix = ConfusionMatrix(3)
+    matrix.update(np.array([0, 0, 2]), np.array([0, 0, 0]))
+    assert matrix.iou[0] == pytest.approx(2 / 3)
+    assert torch.isnan(matrix.iou[1:]).all()
+    assert matrix.mean_iou == matrix.class_accuracy == pytest.approx(2 / 3)
+
+
+def test_void_is_left_out_whatever_was_predicted_there():
+    matrix = ConfusionMatrix(2)
+    matrix.update(torch.tensor([0, 1, 1], dtype=torch.uint8), torch.tensor([0, 1, 255], dtype=torch.uint8))
+    assert matrix.matrix.tolist() == [[1, 0], [0, 1]]
+
+
+def test_guessing_knows_the_truth_and_nothing_else(maps):
+    matrix = ConfusionMatrix(19)
+    matrix.update(*maps)
+    chance = matrix.guessing(torch.full((19,), 1 / 19))
+    assert chance.pixel_accuracy == pytest.approx(1 / 19, abs=1e-3)
+    assert (chance.matrix.sum(1) - matrix.matrix.sum(1)).abs().max() < 19
+
+
+@pytest.mark.parametrize(
+    ("pred", "target", "message"),
+    [
+        ([0, 1], [0, 1, 1], "differ in shape"),
+        ([0, 1], [0, 7], "target has classes outside 0 to 1"),
+        ([0, 7], [0, 1], "pred has classes outside 0 to 1"),
+    ],
+)
+def test_bad_label_maps_are_refused(pred, target, message):
+    with pytest.raises(ValueError, match=message):
+        ConfusionMatrix(2).update(torch.tensor(pred), torch.tensor(target))
