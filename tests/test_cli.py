@@ -1,0 +1,48 @@
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unet_utils.__main__ import main
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNET_UTILS_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("UNET_UTILS_RESULTS", str(tmp_path / "runs"))
+    return tmp_path
+
+
+def test_the_commands_in_a_row(demo, machine, capsys):
+    data = ["--data", str(demo), "--labels", "nearest"]
+    main(["prepare", *data])
+    assert re.search(r"road +\d+\.\d+ %", capsys.readouterr().out)
+    small = ["--epochs", "1", "--base-channels", "2", "--image-size", "32", "--batch-size", "4"]
+    main(["train", *data, "--recipe", "demo", "--run", "tiny", *small])
+    main(["evaluate", *data, "--run", "tiny", "--flip"])
+    assert "| this model |" in capsys.readouterr().out
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 200, 3), dtype=np.uint8))
+    photo.save(machine / "street.png")
+    for _ in range(2):  # the second time must not overwrite the first
+        main(["predict", str(machine / "street.png"), "--run", "tiny", "--out", str(machine / "out")])
+    assert len(list((machine / "out").iterdir())) == 4
+    with Image.open(machine / "out" / "street-overlay.png") as overlay:
+        assert overlay.size == (200, 90)
+
+
+def test_errors_are_one_line_that_says_what_to_do(machine):
+    with pytest.raises(SystemExit, match=r"Error: no checkpoint at .*notebook 03"):
+        main(["evaluate", "--data", "demo"])
+    with pytest.raises(SystemExit, match=r"Error: There is no .*nowhere\.zip"):
+        main(["prepare", "--data", str(machine / "nowhere.zip")])
+
+
+@pytest.mark.parametrize("command", ["prepare", "audit", "train", "evaluate", "predict"])
+def test_help(command):
+    result = subprocess.run(
+        [sys.executable, "-m", "unet_utils", command, "--help"], capture_output=True, text=True, check=True
+    )
+    assert f"unet_utils {command}" in result.stdout

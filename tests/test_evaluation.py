@@ -1,0 +1,106 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from unet_utils import ConfusionMatrix, UNet, bootstrap_mean_iou, evaluate, get_scheme, predict, prepare
+from unet_utils.evaluation import class_table, photo_size, save_scores, score_table
+
+
+@pytest.fixture(scope="module")
+def frames(demo, tmp_path_factory):
+    return prepare(demo, "val", tmp_path_factory.mktemp("prepared"), method="nearest", progress=False)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return UNet(3, 19, 4).eval()
+
+
+def test_probabilities_at_the_photos_own_resolution(model, frames):
+    photos, _ = frames.batch(slice(0, 2))
+    for size in (64, 256):
+        probabilities = predict(model, photos, size)
+        assert probabilities.shape == (2, 19, 256, 256)
+        assert torch.allclose(probabilities.sum(1), torch.ones(2, 256, 256), atol=1e-4)
+
+
+def test_flip_averaging_is_symmetric(model, frames):
+    photos, _ = frames.batch(slice(0, 2))
+    straight, mirrored = predict(model, photos, 64, flip=True), predict(model, photos.flip(3), 64, flip=True)
+    assert torch.allclose(straight, mirrored.flip(3), atol=0.02)  # half precision on some machines
+    assert not torch.allclose(straight, predict(model, photos, 64), atol=1e-3)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_the_score_does_not_depend_on_the_batches(model, frames, batch_size):
+    matrices = evaluate(model, frames, 64, batch_size)
+    assert len(matrices) == len(frames)
+    total = ConfusionMatrix.total(matrices)
+    truth = frames.batch(slice(0, len(frames)))[1]
+    assert total.matrix.sum() == (truth != 255).sum()
+    assert (total.matrix == ConfusionMatrix.total(evaluate(model, frames, 64, 3)).matrix).all()
+
+
+def matrix_of(pred, target, classes=19) -> ConfusionMatrix:
+    matrix = ConfusionMatrix(classes)
+    matrix.update(np.array(pred), np.array(target))
+    return matrix
+
+
+def test_the_interval_holds_the_score_and_narrows_with_more_frames():
+    rng = np.random.default_rng(0)
+
+    def frame():
+        truth = rng.integers(0, 3, 400)
+        return matrix_of(np.where(rng.random(400) < rng.uniform(0.4, 1), truth, 0), truth, 3)
+
+    few, many = [frame() for _ in range(10)], [frame() for _ in range(160)]
+    widths = []
+    for matrices in (few, many):
+        low, high = bootstrap_mean_iou(matrices, rounds=300)
+        assert low < ConfusionMatrix.total(matrices).mean_iou < high
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 2
+    assert bootstrap_mean_iou(few, rounds=50) == bootstrap_mean_iou(few, rounds=50)
+
+
+def test_saved_scores_and_tables_say_what_the_matrix_says(tmp_path):
+    matrices = [matrix_of([0, 0, 1, 2], [0, 0, 1, 1]), matrix_of([0, 13], [0, 255])]
+    report = save_scores(matrices, get_scheme("cityscapes19"), tmp_path)
+    numbers = json.loads((tmp_path / "evaluation.json").read_text())
+    assert numbers["frames"] == 2
+    assert numbers["pixel_accuracy"] == pytest.approx(4 / 5)
+    assert numbers["mean_iou"] == pytest.approx((1 + 0.5) / 2)
+    assert numbers["iou"]["road"] == 1.0
+    assert numbers["iou"]["wall"] is None  # absent, not zero
+    text = report.read_text()
+    assert "| this model | 0.800 | 0.750 | 0.750 |" in text
+    assert "published for the real pairs | 0.860 | 0.420 | 0.350 |" in text
+    assert "| road | 60.00 | 1.000 | 1.000 | 1.000 |" in text
+    assert "| wall | absent | | | |" in text
+
+
+def test_published_scores_stand_beside_their_own_classes_only(tmp_path):
+    report = save_scores([matrix_of([0], [0], 7)], get_scheme("categories7"), tmp_path)
+    assert "published" not in report.read_text()
+
+
+def test_a_class_never_predicted_is_not_a_division_by_zero():
+    table = class_table(matrix_of([0, 0], [0, 1]), get_scheme("cityscapes19"))
+    assert "| sidewalk | 50.00 | never predicted | 0.000 | 0.000 |" in table
+
+
+def test_score_table_is_markdown():
+    row = {"pixel_accuracy": 0.5, "class_accuracy": 0.25, "mean_iou": 0.125}
+    assert score_table({"mine": row}).splitlines()[-1] == "| mine | 0.500 | 0.250 | 0.125 |"
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"),
+    [(1024, 2048, (256, 256)), (1080, 1920, (256, 224)), (4000, 3000, (256, 96)), (100, 5, (256, 16))],
+)
+def test_photos_of_any_aspect_are_squeezed_like_the_pairs(height, width, size):
+    assert photo_size(height, width, 256) == size
