@@ -1,18 +1,21 @@
 # make run                      the four notebooks on the demo set, into runs/
 # make run DATA=pairs.zip       the same on real pairs: an archive, a folder, or kaggle
 # make run KNOBS="EPOCHS=4"     with knobs of the notebooks
-# make test | bench | lint | badges | clean
+# make test                     the tests, with the newest packages
+# make test-colab, test-oldest  the tests, with Colab's present packages or the oldest that are supported
+# make lint | format | badges | clean
 PYTHON ?= python3
 DATA ?= demo
 KNOBS ?=
 VENV ?= .venv
+CONSTRAINTS ?=
 BIN := $(VENV)/bin
 
-.PHONY: run test lint format badges figures clean
+.PHONY: run test test-colab test-oldest lint format badges figures clean
 
 $(VENV)/ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) --editable ".[dev]"
 	touch $@
 
 run: $(VENV)/ready
@@ -20,6 +23,12 @@ run: $(VENV)/ready
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest
+
+test-colab:
+	$(MAKE) test VENV=.venv-colab CONSTRAINTS=tests/constraints/colab.txt PYTHON=$(or $(PYTHON_COLAB),python3.13)
+
+test-oldest:
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=tests/constraints/oldest.txt PYTHON=$(or $(PYTHON_OLDEST),python3.11)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -36,4 +45,4 @@ badges: $(VENV)/ready
 	$(BIN)/python scripts/sync_notebooks.py $(if $(URL),--url $(URL))
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf .venv .venv-colab .venv-oldest build *.egg-info

@@ -62,7 +62,9 @@ def test_decoder_recovers_what_nearest_colour_loses(maps):
 
 
 def test_no_phantom_classes_along_edges():
-    street = [ID[name] for name in ("road", "sidewalk", "building", "car", "vegetation", "pole", "sky", "fence", "wall")]
+    street = [
+        ID[name] for name in ("road", "sidewalk", "building", "car", "vegetation", "pole", "sky", "fence", "wall")
+    ]
     masks = np.stack([damage(COLOR_OF_ID[draw_map(seed, street)]) for seed in range(2)])
     assert np.isin(decode_label_ids(masks, "nearest"), PHANTOMS).mean() > 0.005
     assert np.isin(decode_label_ids(masks), PHANTOMS).mean() < 0.0005

@@ -27,6 +27,7 @@ WEIGHTS = Path(__file__).with_name("decoder.pt")
 DECODER_VERSION = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()[:12] if WEIGHTS.exists() else "untrained"
 """Changes whenever the weights do, so that labels cached under it never outlive their decoder."""
 
+
 def shrink(pixels: np.ndarray) -> np.ndarray:
     """Resizes `uint8 [H, W, 3]` with bicubic interpolation to `uint8 [256, 256, 3]`, as the pairs were."""
     return np.asarray(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
@@ -209,7 +210,7 @@ def decode_label_ids(
         batch[: len(part)] = part
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             logits = model(torch.from_numpy(batch).to(device).permute(0, 3, 1, 2))
-        codes = torch.from_numpy(PALETTE_IDS).to(device)[logits.argmax(1)]
+        codes = torch.from_numpy(PALETTE_IDS).to(device)[logits.max(1).indices]  # faster here than argmax
         if min_probability > 0:
             codes[logits.float().softmax(1).amax(1) < min_probability] = IGNORE
         labels[start : start + step] = codes[: len(part)].cpu().numpy()

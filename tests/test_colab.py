@@ -1,0 +1,114 @@
+"""Colab as it is: each notebook opens on an empty machine, and only Drive survives."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from unet_utils.kaggle_access import ARCHIVE
+
+ROOT = Path(__file__).resolve().parent.parent
+KNOBS = {"EPOCHS": 3, "BASE_CHANNELS": 2, "IMAGE_SIZE": 32, "BATCH_SIZE": 4, "LABELS": "nearest"}
+
+
+class Colab:
+    """A machine that is wiped before every notebook, and a Drive with a clone of this repository and the archive.
+
+    The clone differs from the original in one thing: /content, where Colab keeps everything, is a temporary folder.
+    """
+
+    def __init__(self, folder: Path, pairs: Path):
+        self.machine, self.drive = folder / "content", folder / "drive"
+        self.clone = self.drive / "Colab Notebooks" / "my clone"
+        for part in ("unet_utils", "notebooks"):
+            shutil.copytree(ROOT / part, self.clone / part, ignore=shutil.ignore_patterns("__pycache__"))
+        for path in (self.clone / "unet_utils" / "environment.py", *(self.clone / "notebooks").glob("*.ipynb")):
+            path.write_text(path.read_text("utf-8").replace("/content", str(self.machine)), "utf-8")
+        with zipfile.ZipFile(self.drive / ARCHIVE, "w") as file:
+            for path in sorted(pairs.rglob("*.jpg")):
+                file.write(path, path.relative_to(pairs.parent))
+
+    def start(self, name: str, **knobs) -> subprocess.Popen:
+        """Opens a notebook on a new machine and runs all of its cells."""
+        if self.machine.exists():
+            (self.machine / "drive" / "MyDrive").unlink(missing_ok=True)
+            shutil.rmtree(self.machine)
+        self.machine.mkdir()
+        self.executed = self.machine.parent / f"{name}.ipynb"
+        command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--cwd", self.machine, "-k", "python3"]
+        for knob, value in knobs.items():
+            command += ["-p", knob, str(value)]
+        env = {key: value for key, value in os.environ.items() if not key.startswith(("KAGGLE", "UNET_UTILS"))}
+        env |= {
+            "PYTHONPATH": str(ROOT / "tests" / "fake_colab"),
+            "COLAB_RELEASE_TAG": "test",
+            "FAKE_COLAB_DRIVE": str(self.drive),
+        }
+        notebook = self.clone / "notebooks" / f"{name}.ipynb"
+        return subprocess.Popen([*command, notebook, self.executed], env=env, stderr=subprocess.PIPE, text=True)
+
+    def run(self, name: str, **knobs) -> str:
+        """Runs a notebook to its end, and returns all that its cells printed."""
+        process = self.start(name, **knobs)
+        problem = process.communicate(timeout=300)[1]
+        assert process.returncode == 0, problem[-3000:]
+        return self.printed()
+
+    def printed(self) -> str:
+        cells = nbformat.read(self.executed, as_version=4).cells
+        return "".join(output.get("text", "") for cell in cells for output in cell.get("outputs", []))
+
+    def run_file(self, name: str) -> Path:
+        return self.drive / "unet_utils" / "runs" / "unet" / name
+
+
+@pytest.fixture(scope="module")
+def colab(demo, tmp_path_factory):
+    return Colab(tmp_path_factory.mktemp("colab"), demo)
+
+
+def test_evaluating_before_training_says_what_to_do(colab):
+    process = colab.start("04_evaluate", LABELS="nearest")
+    problem = process.communicate(timeout=300)[1]
+    assert process.returncode != 0
+    assert "no checkpoint at" in problem
+    assert "train one first (notebook 03, or TRAIN_DEMO in notebook 04)" in problem
+
+
+def test_training_goes_on_on_a_new_machine(colab):
+    process = colab.start("03_train", **KNOBS | {"EPOCHS": 300})
+    deadline = time.monotonic() + 240
+    while not colab.run_file("last.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(1)
+    assert process.poll() is None, process.stderr.read()[-3000:]
+    process.send_signal(signal.SIGINT)  # the machine is gone
+    process.wait(60)
+    assert colab.run_file("history.csv").exists()
+    done = len(colab.run_file("history.csv").read_text().splitlines()) - 1
+    assert 1 <= done < 300
+    process = colab.start("03_train", **KNOBS | {"EPOCHS": 300})
+    time_limit = time.monotonic() + 240
+    while len(colab.run_file("history.csv").read_text().splitlines()) - 1 <= done and time.monotonic() < time_limit:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    process.wait(60)
+    assert len(colab.run_file("history.csv").read_text().splitlines()) - 1 > done  # it did not begin again
+
+
+def test_each_notebook_alone(colab):
+    shutil.rmtree(colab.run_file("last.pt").parent)
+    assert "Unpacking the archive" in colab.run("02_explore")
+    assert list((colab.drive / "unet_utils" / "prepared").glob("train-*-decoder-*.npz"))
+    printed = colab.run("03_train", **KNOBS)
+    assert "epoch 3/3" in printed
+    assert "Mounted at" in printed
+    assert "95 % interval" in colab.run("04_evaluate", LABELS="nearest")
+    assert not (colab.drive / "unet_utils" / "data").exists()  # photos live on the machine's own disk
