@@ -3,7 +3,8 @@
 # make run KNOBS="EPOCHS=4"     with knobs of the notebooks
 # make test                     the tests, with the newest packages
 # make test-colab, test-oldest  the tests, with Colab's present packages or the oldest that are supported
-# make lint | format | badges | clean
+# make bench                    speed ratios, measured side by side
+# make lint | format | badges | pictures | clean
 PYTHON ?= python3
 DATA ?= demo
 KNOBS ?=
@@ -11,7 +12,7 @@ VENV ?= .venv
 CONSTRAINTS ?=
 BIN := $(VENV)/bin
 
-.PHONY: run test test-colab test-oldest lint format badges figures clean
+.PHONY: run test test-colab test-oldest lint format badges bench pictures clean
 
 $(VENV)/ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -46,3 +47,11 @@ badges: $(VENV)/ready
 
 clean:
 	rm -rf .venv .venv-colab .venv-oldest build *.egg-info
+
+# The README's pictures, from the demo set.
+pictures: run
+	$(BIN)/python scripts/update_pictures.py
+
+# Ratios measured side by side.
+bench: $(VENV)/ready
+	$(BIN)/python benchmarks/labels.py --data "$(DATA)"

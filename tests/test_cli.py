@@ -23,7 +23,7 @@ def test_the_commands_in_a_row(demo, machine, capsys):
     small = ["--epochs", "1", "--base-channels", "2", "--image-size", "32", "--batch-size", "4"]
     main(["train", *data, "--recipe", "demo", "--run", "tiny", *small])
     main(["evaluate", *data, "--run", "tiny", "--flip"])
-    assert "| this model |" in capsys.readouterr().out
+    assert "| this model on 6 frames |" in capsys.readouterr().out
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 200, 3), dtype=np.uint8))
     photo.save(machine / "street.png")
     for _ in range(2):  # the second time must not overwrite the first

@@ -3,8 +3,20 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from unet_utils import ConfusionMatrix, UNet, bootstrap_mean_iou, evaluate, get_scheme, predict, prepare
+from unet_utils import (
+    CityscapesPairs,
+    ConfusionMatrix,
+    UNet,
+    bootstrap_mean_iou,
+    evaluate,
+    get_scheme,
+    predict,
+    prepare,
+)
+from unet_utils.audit import official_frames
+from unet_utils.clustering import choose_scheme
 from unet_utils.evaluation import class_table, photo_size, save_scores, score_table
 
 
@@ -96,6 +108,21 @@ def test_a_class_never_predicted_is_not_a_division_by_zero():
 def test_score_table_is_markdown():
     row = {"pixel_accuracy": 0.5, "class_accuracy": 0.25, "mean_iou": 0.125}
     assert score_table({"mine": row}).splitlines()[-1] == "| mine | 0.500 | 0.250 | 0.125 |"
+
+
+def test_official_labels_score_a_model_without_any_decoding(demo, tmp_path, model):
+    ids = np.full((1024, 2048), 7, dtype=np.uint8)  # road,
+    ids[:, 1024:] = 26  # and a car
+    Image.fromarray(ids).save(tmp_path / "a_labelIds.png")
+    (tmp_path / "pairs.csv").write_text("label_file,pair_file\na_labelIds.png,train/3.jpg\n")
+    frames = official_frames(tmp_path, demo, get_scheme("cityscapes19"))
+    photos, classes = frames.batch(slice(0, 1))
+    assert (photos[0] == CityscapesPairs(demo, "train")[2][0]).all()
+    assert classes[0, :, :128].unique().tolist() == [0]
+    assert classes[0, :, 128:].unique().tolist() == [13]
+    assert ConfusionMatrix.total(evaluate(model, frames, 64)).matrix.sum() == 256 * 256
+    with pytest.raises(ValueError, match="colour clusters"):
+        official_frames(tmp_path, demo, choose_scheme("clusters", demo, 5))
 
 
 @pytest.mark.parametrize(

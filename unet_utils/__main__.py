@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from unet_utils.audit import audit
+from unet_utils.audit import audit, official_frames
 from unet_utils.classes import IGNORE
 from unet_utils.clustering import choose_scheme
 from unet_utils.dataset import prepare
@@ -61,14 +61,16 @@ def _train(options: argparse.Namespace, env: Environment) -> None:
 def _evaluate(options: argparse.Namespace, env: Environment) -> None:
     trained = load_trained(options.checkpoint or env.results / options.run / "best.pt", env.device)
     root = get_pairs(options.data, env.data)
-    frames = prepare(root, "val", env.data / "prepared", trained.scheme, options.labels)
-    matrices = evaluate(
-        trained.model, frames, trained.config["image_size"], flip=options.flip, progress="evaluating val"
-    )
+    if options.official:
+        frames = official_frames(options.official, root, trained.scheme)
+    else:
+        frames = prepare(root, "val", env.data / "prepared", trained.scheme, options.labels)
+    matrices = evaluate(trained.model, frames, trained.config["image_size"], flip=options.flip, progress="evaluating")
     matrix = ConfusionMatrix.total(matrices)
     print(class_table(matrix, trained.scheme), end="\n\n")
-    print(score_table({"this model": matrix.summary()}))
-    print(f"\nsaved as {save_scores(matrices, trained.scheme, env.results / options.run)}")
+    print(score_table({f"this model on {len(frames)} frames": matrix.summary()}))
+    if not options.official:
+        print(f"\nsaved as {save_scores(matrices, trained.scheme, env.results / options.run)}")
 
 
 def _predict(options: argparse.Namespace, env: Environment) -> None:
@@ -145,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("evaluate", _evaluate, "score a model on the validation pairs")
     data(sub)
     model(sub)
+    sub.add_argument("--official", help="score on the frames of this folder of official labels (see audit) instead")
     sub = command("predict", _predict, "segment photos of your own")
     sub.add_argument("photos", nargs="+", help="JPEG or PNG files")
     model(sub)

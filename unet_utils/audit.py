@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from unet_utils.classes import IGNORE, get_scheme
+from unet_utils.classes import IGNORE, ClassScheme, get_scheme
+from unet_utils.dataset import Frames, read_pair
 from unet_utils.decoding import METHODS, SIDE, decode_masks
 from unet_utils.metrics import ConfusionMatrix
 
@@ -107,6 +108,28 @@ def read_pairs(official_folder: str | Path) -> list[tuple[str, str]]:
     if not rows or not {"label_file", "pair_file"} <= set(rows[0]):
         raise ValueError(f"{table} must have the columns label_file,pair_file and at least one row")
     return [(row["label_file"], row["pair_file"]) for row in rows]
+
+
+def official_frames(official_folder: str | Path, pairs_root: str | Path, scheme: ClassScheme) -> Frames:
+    """The pairs that have official labels, with these as their truth: to score a model on, without any decoding.
+
+    Args:
+        official_folder, pairs_root: as in `audit`.
+        scheme: the model's classes; not `clusters`, which official labels know nothing of.
+
+    Raises:
+        FileNotFoundError, ValueError: as in `audit`; or the scheme is `clusters`.
+    """
+    if scheme.name == "clusters":
+        raise ValueError("official labels have no colour clusters: score a model of another class scheme on them")
+    photos, codes, numbers = [], [], []
+    for label_file, pair_file in read_pairs(official_folder):
+        with Image.open(Path(official_folder) / label_file) as image:
+            codes.append(label_at_centers(np.asarray(image)))
+        photos.append(read_pair(Path(pairs_root) / pair_file)[0])
+        numbers.append(int(Path(pair_file).stem))
+    arrays = (torch.from_numpy(np.stack(array)) for array in (photos, codes))
+    return Frames(*arrays, scheme, tuple(numbers))
 
 
 def audit(official_folder: str | Path, pairs_root: str | Path, methods: tuple[str, ...] = METHODS) -> Audit:

@@ -25,7 +25,8 @@ def read_checkpoint(path: str | Path) -> dict:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"no checkpoint at {path}: train one first (notebook 03, or TRAIN_DEMO in notebook 04), or name another file"
+            f"no checkpoint at {path}: train one first (notebook 03, or TRAIN_DEMO in notebook 04), "
+            "or name another file"
         )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
