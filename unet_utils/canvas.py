@@ -7,7 +7,6 @@ coordinates of their own and an `at` that maps them to the street: `place` makes
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -24,28 +23,17 @@ COLORS = np.array([label.color for label in LABELS], dtype=np.uint8)  # both are
 Color = tuple[float, ...]
 At = Callable[..., tuple[float, float, float]]
 
-
-class Light(NamedTuple):
-    """Colours of the haze and of the sky (top and bottom), brightness of the clouds, and the tint of everything."""
-
-    haze: Color
-    top: Color
-    bottom: Color
-    clouds: float
-    tint: Color
-
-
-LIGHTS = {
-    "sun": Light((186, 204, 222), (104, 148, 206), (200, 216, 232), 36, (1.05, 1.0, 0.94)),
-    "overcast": Light((196, 199, 202), (180, 184, 190), (216, 216, 214), 14, (0.9, 0.92, 0.95)),
-    "dusk": Light((206, 170, 150), (110, 116, 156), (246, 190, 150), 24, (0.84, 0.72, 0.72)),
+LIGHTS = {  # colours of the haze and of the sky at the top and the bottom, brightness of clouds, tint of everything
+    "sun": ((186, 204, 222), (104, 148, 206), (200, 216, 232), 36, (1.05, 1.0, 0.94)),
+    "overcast": ((196, 199, 202), (180, 184, 190), (216, 216, 214), 14, (0.9, 0.92, 0.95)),
+    "dusk": ((206, 170, 150), (110, 116, 156), (246, 190, 150), 24, (0.84, 0.72, 0.72)),
 }
 # Classes share colours on purpose: a network has to look at shape and place, not only at the colour of a pixel.
 PAINTS = {
     "car": "1c1e22 2a2c32 3c3e44 787c80 9a9ea2 b0b2b4 dededc ececea 961818 1e346e 466086 3a543c aa9676 c49628",
     "wall": "c4baa4 a8a096 8c8480 cebe96 965c4a b68064 787068 d6d2ca b0a878 6e767e caa48c e0dacc 9aa0a4",
     "cloth": "1e2028 323850 6e6e70 aa2c30 2c5432 c8c4ba 285a96 b48c3c 604634 ce788c 404042 16181c 8a9aa8",
-    "brown": "783e30 543c36 46382c 5c5246",
+    "brown": "684438 543c36 46382c 5c5246",
     "glass": "343c46 54606c 24282e 6c7c8c",
     "skin": "e2b89c be8c6e 785038",
     "hair": "281e18 5a422c aa8c5a 1e1e20 8a8a88",
@@ -77,13 +65,13 @@ class Canvas:
         self.center, self.horizon = WIDTH / 2 + rng.normal(0, 40), HEIGHT * rng.uniform(0.38, 0.46)
         self.bend = rng.normal(0, 0.0009)  # the street bends: x grows by bend * z^2
         self.weather = str(rng.choice(list(LIGHTS), p=[0.5, 0.35, 0.15]))
-        self.light = LIGHTS[self.weather]
+        self.haze, *sky, self.tint = LIGHTS[self.weather]
         self.cast = int(rng.choice([-1, 1]))  # where shadows fall: left or right
         self.reach = rng.uniform(120, 350)  # metres after which haze has taken 63 % of a colour
         self.waiting: list[tuple] = []
         self.shadows = Image.new("L", (WIDTH, HEIGHT), 0)
         self.labels = Image.new("L", (WIDTH, HEIGHT), ID["sky"])
-        self.photo = self._sky()
+        self.photo = self._sky(*sky)
         self.pens = [ImageDraw.Draw(image) for image in (self.photo, self.labels, self.shadows)]
 
     def choose(self, options: Sequence):
@@ -125,6 +113,11 @@ class Canvas:
         """A rectangle that faces the way its thing looks."""
         self.face(at, ((u0, v0, w), (u0, v1, w), (u1, v1, w), (u1, v0, w)), color, label)
 
+    def regular(self, at: At, u, v, radius, color: Color, label: str, corners: int = 14, turn=0.0) -> None:
+        """A regular polygon around (u, v), turned by that part of a full turn."""
+        angles = [2 * math.pi * (turn + i / corners) for i in range(corners)]
+        self.face(at, [(u + radius * math.cos(a), v + radius * math.sin(a)) for a in angles], color, label)
+
     def disc(self, at: At, u, v, ru, rv, color: Color, label: str | None = None, ring=0.0) -> None:
         """An ellipse that faces the camera; with `ring` the photo gets only an outline of that thickness."""
         x, y, z = at(u, v)
@@ -136,6 +129,17 @@ class Canvas:
         self.pens[0].ellipse(box, None if ring else paint, paint, max(1, round(ring * scale)))
         if label is not None:
             self.pens[1].ellipse(box, ID[label])
+
+    def leaves(self, x: float, y: float, z: float, radius: float, color: Color) -> None:
+        """The crown of a tree: dark leaves first, then lighter ones, lightest towards the sun."""
+        at, count = place(x, z), int(min(45, 16 + 400 / z))
+        for i, (turn, far, size, hue) in enumerate(self.rng.random((count, 4)).tolist()):
+            t, far = i / count, math.sqrt(far) * 0.85
+            u, v = far * math.cos(6.28 * turn), far * math.sin(6.28 * turn)
+            size = radius * (0.1 + 0.24 * size) * (1.3 - 0.7 * t)
+            light = 0.5 + 0.5 * t + 0.2 * v - 0.12 * u * self.cast + 0.2 * (hue - 0.5)
+            tint = color[0] * light * (0.85 + 0.3 * hue), color[1] * light, color[2] * light
+            self.disc(at, u * radius, max(y + v * radius, size), size, size * 0.9, tint, "vegetation")
 
     def ground(self, x0, x1, color: Color, label: str | None = None, z0=NEAR, z1=FAR) -> None:
         """A piece of the ground that follows the bend of the street."""
@@ -160,10 +164,18 @@ class Canvas:
         for _, draw, args in sorted(self.waiting, key=lambda thing: -thing[0]):
             draw(self, *args)
 
+    def hood(self) -> None:
+        """Draws the hood of the camera's own car, which Cityscapes labels void."""
+        top, half, color = HEIGHT * self.rng.uniform(0.88, 0.95), WIDTH * self.rng.uniform(0.45, 0.7), self.pick("car")
+        for inset in range(0, 60, 4):
+            box = (WIDTH / 2 - half + 2 * inset, top + inset, WIDTH / 2 + half - 2 * inset, 1.3 * HEIGHT)
+            self.pens[0].ellipse(box, tuple(int(v * (0.75 - 0.006 * inset)) for v in color))
+            self.pens[1].ellipse(box, ID["ego vehicle"])
+
     def develop(self) -> tuple[np.ndarray, np.ndarray]:
         """The photo, with the texture of surfaces, exposure and the colour of the light; and the label map."""
         labels, exposure = np.asarray(self.labels), self.rng.uniform(0.88, 1.15)
-        photo = self.photo.point([min(255, int(v * exposure * gain)) for gain in self.light.tint for v in range(256)])
+        photo = self.photo.point([min(255, int(v * exposure * gain)) for gain in self.tint for v in range(256)])
         row, column = self.rng.integers(256, size=2)
         grain = _texture()[row : row + HEIGHT, column : column + WIDTH] * ROUGHNESS[labels]
         bright = np.array(photo, dtype=np.int16)
@@ -172,7 +184,7 @@ class Canvas:
 
     def _hazed(self, color: Color, z: float) -> tuple[int, ...]:
         """The colour as seen through `z` metres of air."""
-        (r, g, b), (hr, hg, hb), keep = color, self.light.haze, math.exp(-z / self.reach)
+        (r, g, b), (hr, hg, hb), keep = color, self.haze, math.exp(-z / self.reach)
         r, g, b = hr + (r - hr) * keep, hg + (g - hg) * keep, hb + (b - hb) * keep
         return min(255, int(r)), min(255, int(g)), min(255, int(b))
 
@@ -183,11 +195,11 @@ class Canvas:
         depths = [z0 * (z1 / z0) ** (i / steps) for i in range(steps + 1)]
         return [self.project(x0, 0, z) for z in depths] + [self.project(x1, 0, z) for z in reversed(depths)]
 
-    def _sky(self) -> Image.Image:
+    def _sky(self, top: Color, bottom: Color, clouds: float) -> Image.Image:
         """A gradient with clouds, made small and enlarged."""
         t = np.clip(np.arange(64) / (self.horizon / 8), 0, 1)[:, None, None] ** 1.3
         puffs = np.clip(_noise(self.rng, 64, 128, 14) + 0.5 * _noise(self.rng, 64, 128, 5), 0, 2)[..., None]
-        sky = np.array(self.light.top) * (1 - t) + np.array(self.light.bottom) * t + self.light.clouds * puffs
+        sky = np.array(top) * (1 - t) + np.array(bottom) * t + clouds * puffs
         return Image.fromarray(sky.clip(0, 255).astype(np.uint8)).resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR)
 
     def _light_ground(self) -> None:
@@ -204,7 +216,7 @@ class Canvas:
         keep = np.exp(-z / self.reach)
         ground += grain[..., None]
         ground *= (keep * (1 - dark / 255))[..., None]
-        ground += (1 - keep)[..., None] * np.array(self.light.haze, dtype=np.float32)
+        ground += (1 - keep)[..., None] * np.array(self.haze, dtype=np.float32)
         self.photo.paste(Image.fromarray(ground.clip(0, 255, out=ground).astype(np.uint8)), box)
 
 

@@ -3,77 +3,177 @@
 import math
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 
-from unet_utils.canvas import COLORS, FAR, HEIGHT, ID, NEAR, WIDTH, At, Canvas, Color, place, shade
+from unet_utils.canvas import COLORS, FAR, HEIGHT, NEAR, WIDTH, At, Canvas, Color, place, shade
 
 __all__ = ["COLORS", "HEIGHT", "WIDTH", "draw_scene"]
 
 Span = tuple[float, float]  # metres along the street, from and to
 ALONG = -math.pi / 2  # heading of a thing whose right side points up the street, as the front of a house
-DARK, WHITE, RED, BLUE, YELLOW = (28, 28, 30), (222, 222, 216), (196, 30, 34), (30, 70, 160), (236, 190, 40)
-SIGNS = (  # corners, turn, rim, inner part
-    *((24, 0, RED, WHITE), (24, 0, BLUE, WHITE), (4, 0.125, BLUE, WHITE)),
-    *((3, 0.25, RED, WHITE), (4, 0.25, WHITE, YELLOW)),
-)
-
-
-class Vehicle(NamedTuple):
-    """Sizes in metres. Profile (of the side, from the rear), windows and pillars: % of the length, and height in cm."""
-
-    label: str
-    length: float
-    half: float  # of the width
-    profile: tuple[tuple[float, float], ...]
-    windows: tuple[tuple[float, float], ...]  # one polygon of glass,
-    pillars: tuple[float, ...]  # divided by these
-
-
-BUS = (
-    ((0, 30), (0, 135), (0, 270), (1, 300), (99, 300), (100, 270), (100, 135), (100, 30)),
-    ((2, 135), (2, 250), (98, 250), (98, 135)),
-)
+DARK, WHITE, RED, BLUE = (28, 28, 30), (222, 222, 216), (196, 30, 34), (30, 70, 160)
+SIGNS = ((24, 0, RED), (24, 0, BLUE), (4, 0.125, BLUE), (3, 0.25, RED))  # corners, turn, rim
+POLES = ("lamp", "lamp", "sign", "sign", "sign", "traffic light", "bare")
+# Label, length and half the width in metres; then, in % of the length from the rear and cm above the road, the windows
+# of a side (one polygon), the pillars that divide them, and the outline of the side.
+BUS = ((0, 30), (0, 135), (0, 270), (1, 300), (99, 300), (100, 270), (100, 135), (100, 30))
 VEHICLES = {
-    "hatchback": Vehicle(
-        *("car", 4.1, 0.87),
-        ((2, 30), (0, 50), (0, 80), (3, 96), (14, 140), (34, 147), (56, 142), (76, 98), (96, 80), (100, 60), (98, 30)),
-        *(((10, 98), (17, 132), (34, 138), (55, 134), (71, 100)), (39,)),
-    ),
-    "saloon": Vehicle(
-        *("car", 4.6, 0.88),
-        ((2, 30), (0, 50), (1, 88), (15, 97), (29, 136), (42, 143), (57, 138), (75, 96), (96, 78), (100, 58), (98, 30)),
-        *(((22, 98), (31, 128), (42, 134), (56, 130), (70, 100)), (44,)),
-    ),
-    "van": Vehicle(
-        *("car", 4.7, 0.92),
-        (
-            (1, 35),
-            (0, 50),
-            (0, 110),
-            (5, 185),
-            (10, 195),
-            (70, 195),
-            (74, 190),
-            (87, 112),
-            (98, 95),
-            (100, 70),
-            (99, 35),
-        ),
-        *(((9, 115), (11, 180), (72, 178), (82, 115)), (34, 60)),
-    ),
-    "truck": Vehicle(
-        *("truck", 7.5, 1.2),
-        ((0, 70), (0, 320), (73, 320), (74, 290), (96, 290), (100, 150), (100, 40), (76, 40), (74, 70)),
-        *(((80, 150), (80, 250), (95, 250), (96, 150)), ()),
-    ),
-    "bus": Vehicle("bus", 11, 1.25, *BUS, tuple(range(14, 98, 14))),
-    "tram": Vehicle("train", 20, 1.2, *BUS, tuple(range(10, 98, 10))),
-}
+    "hatchback": ("car", 4.1, 0.87, ((10, 98), (17, 132), (34, 138), (55, 134), (71, 100)), (39,), (
+        (2, 30), (0, 50), (0, 80), (3, 96), (14, 140), (34, 147), (56, 142), (76, 98), (96, 80), (100, 60), (98, 30))),
+    "saloon": ("car", 4.6, 0.88, ((22, 98), (31, 128), (42, 134), (56, 130), (70, 100)), (44,), (
+        (2, 30), (0, 50), (1, 88), (15, 97), (29, 136), (42, 143), (57, 138), (75, 96), (96, 78), (100, 58), (98, 30))),
+    "van": ("car", 4.7, 0.92, ((9, 115), (11, 180), (72, 178), (82, 115)), (34, 60), (
+        (1, 35), (0, 50), (0, 110), (5, 185), (70, 195), (74, 190), (87, 112), (98, 95), (100, 70), (99, 35))),
+    "truck": ("truck", 7.5, 1.2, ((80, 150), (80, 250), (95, 250), (96, 150)), (), (
+        (0, 70), (0, 320), (73, 320), (74, 290), (96, 290), (100, 150), (100, 40), (76, 40), (74, 70))),
+    "bus": ("bus", 11, 1.25, ((2, 135), (2, 250), (98, 250), (98, 135)), tuple(range(14, 98, 14)), BUS),
+    "tram": ("train", 20, 1.2, ((2, 135), (2, 250), (98, 250), (98, 135)), tuple(range(10, 98, 10)), BUS),
+}  # fmt: skip
 CARS = ("hatchback", "hatchback", "hatchback", "saloon", "saloon", "van")
 TRAFFIC = (*CARS, *CARS, "truck", "bus", "motorcycle", "motorcycle", "motorcycle", "bicycle", "bicycle")
-POLES = ("lamp", "lamp", "sign", "sign", "sign", "traffic light", "bare")
+
+
+def _house(c: Canvas, x: float, z: float, side: int, length: float, height: float) -> None:
+    """A house beside the street; `side` is -1 (left) or 1."""
+    rng, wall, glass, trim = c.rng, c.pick("wall", 14), c.pick("glass", 6), c.choose((0.75, 1.25))
+    floor, step, wide, tall = rng.uniform((2.9, 2, 0.4, 0.45), (3.6, 3.4, 0.6, 0.62)).tolist()
+    shop, top = c.pick("wall", 20) if rng.random() < 0.5 else None, height + max(0, rng.uniform(-2, 3.5))
+    end, front = place(x, z), place(x, z, ALONG)
+    c.face(end, ((0, height), (3 * side, top), (14 * side, top), (14 * side, height)), shade(wall, 0.75), "building")
+    slope = ((0, height, 0), (0, top, -3 * side), (length, top, -3 * side), (length, height, 0))
+    c.face(front, slope, c.pick("brown"), "building")
+    for at, sign, span, light in ((end, side, 14, 0.8), (front, 1, length, c.lit(-side))):
+        paint, edging = shade(wall, light), shade(wall, light * trim)
+        c.patch(at, 0, sign * span, 0, height, paint, "building")
+        if shop:
+            c.patch(at, 0, sign * span, 0, floor, shade(shop, light))
+        for level in range(int(height / floor) if z < 70 else 0):  # far windows cannot be seen
+            y, half = ((level + 0.27) * floor, step * wide / 2) if level or not shop else (0.35, step * 0.42)
+            c.patch(at, 0, sign * span, level * floor, level * floor + 0.15, edging)
+            for u in (sign * np.arange(step / 2, span - step / 2, step)).tolist():
+                lamp = c.weather == "dusk" and rng.random() < 0.3
+                pane = (255, 220, 150) if lamp else shade(glass, rng.uniform(0.7, 1.4))
+                c.patch(at, u - half - 0.1, u + half + 0.1, y - 0.1, y + tall * floor + 0.1, edging)
+                c.patch(at, u - half, u + half, y, y + tall * floor, pane)
+
+
+def _barrier(c: Canvas, x: float, z: float, length: float) -> None:
+    """A wall, or a fence of bars; as in Cityscapes the gaps of a fence are labelled fence too."""
+    kind = c.choose(("wall", "fence"))
+    at, height, color = place(x, z, ALONG), c.rng.uniform(1, 2.4), c.pick("wall" if kind == "wall" else "metal")
+    c.patch(at, 0, length, 0, height, shade(color, 0.85) if kind == "wall" else None, kind)
+    c.patch(at, 0, length, height - 0.12, height, shade(color, 1.15), kind)
+    for u in np.arange(length, 0, -0.3 if z < 30 else -0.6).tolist() if kind == "fence" else ():
+        c.patch(at, u - 0.1, u, 0, height, shade(color, 0.95))
+
+
+def _tree(c: Canvas, x: float, z: float) -> None:
+    size, color, lean = c.rng.uniform(4.5, 9), c.pick("leaf", 8), c.rng.normal(0, 0.2)
+    w, wide = 0.03 * size, size * c.rng.uniform(0.26, 0.38)
+    trunk = ((-w, 0), (lean - w * 0.6, size * 0.55), (lean + w * 0.6, size * 0.55), (w, 0))
+    c.face(place(x, z), trunk, c.pick("brown"), "vegetation")
+    for u, v, part in ((-0.45, 0.6, 0.65), (0.45, 0.63, 0.65), (0, 0.74, 0.9)):
+        u, v = u + c.rng.normal(0, 0.12), v + c.rng.normal(0, 0.03)
+        c.leaves(x + lean + u * wide, size * v, z, wide * part, color)
+
+
+def _pole(c: Canvas, x: float, z: float, top: str | None = None) -> None:
+    """A pole with a lamp, a sign, a traffic light or nothing on it."""
+    top, at, color = top or c.choose(POLES), place(x, z), c.pick("metal")
+    height = (6.5 if top == "lamp" else 2.7) * c.rng.uniform(0.9, 1.2)
+    c.patch(at, -0.07, 0.07, 0, height, color, "pole")
+    if top == "lamp":
+        arm = -math.copysign(1.7, x)  # over the road
+        c.face(at, ((0, height), (arm, height + 0.25), (arm, height + 0.12), (0, height - 0.15)), color, "pole")
+        c.disc(at, arm, height + 0.15, 0.4, 0.12, color, "pole")
+    elif top == "traffic light":
+        c.patch(at, -0.2, 0.2, height - 1, height, DARK, "traffic light")
+        on = c.rng.integers(3)
+        for i, lamp in enumerate(((255, 50, 40), (255, 190, 50), (70, 240, 140))):
+            c.disc(at, 0, height - 0.2 - 0.3 * i, 0.13, 0.13, lamp if i == on else (52, 54, 54))
+    elif top == "sign":
+        corners, turn, rim = c.choose(SIGNS)
+        for radius, paint in ((0.42, rim), (0.27, WHITE)):
+            c.regular(at, 0, height, radius, paint, "traffic sign", corners, turn)
+
+
+def _person(c: Canvas, x: float, z: float, label: str = "person") -> None:
+    """Somebody who walks, or a rider, who sits."""
+    (size, wide), lift = c.rng.uniform((0.8, 0.65), (1.08, 1)), 0.3 if label == "rider" else 0
+    at: At = lambda u, v: (x + u * wide, lift + v * size, z)  # noqa: E731
+    coat, trousers, step = c.pick("cloth"), c.pick("cloth"), c.rng.uniform(0.03, 0.24)
+    for sign in (-1, 1):
+        hip, foot = sign * 0.08, sign * step
+        leg = ((foot - 0.07, 0), (hip - 0.11, 0.9), (hip + 0.11, 0.9), (foot + 0.07, 0))
+        c.face(at, leg, shade(trousers, 1 - 0.12 * sign), label)
+        arm = ((0.2, 1.42), (0.32, 0.85), (0.24, 0.82), (0.12, 1.3))
+        c.face(at, [(sign * u, v) for u, v in arm], shade(coat, 0.8), label)
+    c.face(at, ((-0.2, 0.78), (-0.23, 1.38), (-0.1, 1.49), (0.1, 1.49), (0.23, 1.38), (0.2, 0.78)), coat, label)
+    c.disc(at, 0, 1.62, 0.1, 0.14, c.pick("skin"), label)
+    c.disc(at, 0, 1.68, 0.11, 0.09, c.pick("hair"), label)
+
+
+def _cycle(c: Canvas, x: float, z: float, kind: str | None = None, heading: float = 0.8) -> None:
+    """A bicycle or a motorcycle, parked across the pavement or (heading near pi / 2) seen from behind."""
+    kind = kind or c.choose(("bicycle", "bicycle", "motorcycle"))
+    motor, turn, color, at = kind == "motorcycle", math.cos(heading), c.pick("car"), place(x, z, heading)
+    for end in (-0.58, 0.58):
+        c.disc(at, end, 0.34, max(0.34 * turn, 0.1), 0.34, DARK, kind, 0.13 if motor else 0.05)
+    frame = ((-0.58, 0.36), (-0.18, 0.85), (0.4, 0.85), (0.58, 0.36), (0, 0.32))
+    c.face(at, frame, color if motor else None, kind)
+    for (u0, v0), (u1, v1) in pairwise((*frame, frame[0])):
+        c.face(at, ((u0, v0 - 0.03), (u0, v0 + 0.03), (u1, v1 + 0.03), (u1, v1 - 0.03)), color)
+    for u, v, half in ((-0.18, 0.92, 0.16), (0.35, 1.03, 0.28)):  # saddle and handlebar
+        c.patch(place(x + u * turn, z), -half, half, v - 0.04, v + 0.04, DARK, kind)
+
+
+def _vehicle(c: Canvas, x: float, z: float, heading: float, kind: str) -> None:
+    """The profile of its side, drawn out across its width; z is the near end."""
+    label, length, half, windows, pillars, profile = VEHICLES[kind]
+    paint, glass, away = c.pick("car", 14), c.pick("glass", 5), math.cos(heading) > 0
+    at, axles = place(x, z + length / 2, heading), (-0.31 * length, 0.31 * length)
+    taper, wheel = (0.2, 0.34) if label == "car" else (0, 0.5)  # cars are narrower from the sill of the windows on
+
+    def point(percent: float, height: float, side: int = 1) -> tuple[float, float, float]:
+        u = half - taper * min(1, max(0, (height - 90) / 50))
+        return side * u, height / 100, (percent / 100 - 0.5) * length
+
+    for w in axles:  # wheels from the front and the back
+        for u in (0.14 - half, half - 0.14):
+            c.patch(at, u - 0.1, u + 0.1, 0, 0.7, DARK, label, w)
+    for a, b in list(pairwise(profile))[:: -1 if away else 1]:  # the far ones first
+        (u0, y0, w0), (u1, y1, w1) = point(*a), point(*b)
+        light = (0.8 if y0 + y1 > 1.1 else 0.6) + 0.35 * abs(w1 - w0) / math.hypot(w1 - w0, y1 - y0)
+        window = min(y0, y1) > 0.9 and abs(y1 - y0) > 0.35  # a steep face above the sill
+        for inset, color in ((0, shade(paint, light)), (0.08, glass))[: 1 + window]:
+            corners = ((inset - u0, y0, w0), (inset - u1, y1, w1), (u1 - inset, y1, w1), (u0 - inset, y0, w0))
+            c.face(at, corners, color, label, cull=True)
+    for side in (-1, 1):
+        outline = [point(*corner, side) for corner in profile]
+        if c.face(at, outline[::side], shade(paint, c.lit(side * math.cos(heading))), label, cull=True):
+            c.face(at, [point(*corner, side) for corner in windows], glass)
+            for p in pillars:
+                pillar = ((p, 100), (p, windows[1][1] + 5), (p + 2, windows[1][1] + 5), (p + 2, 100))
+                c.face(at, [point(*corner, side) for corner in pillar], paint)
+            for w in axles:
+                x, _, z = at(side * half, 0, w)
+                for radius, color in ((wheel, DARK), (wheel * 0.6, (140, 142, 144))):
+                    c.regular(place(x, z, heading + ALONG), 0, wheel, radius, color, label)
+    back = math.copysign(length / 2 + 0.01, -math.cos(heading))  # the end that we see: lights and number plate
+    for u in (0.2 - half, half - 0.2):
+        c.patch(at, u - 0.14, u + 0.14, 0.65, 0.81, RED if away else (250, 250, 236), w=back)
+    c.patch(at, -0.25, 0.25, 0.48, 0.6, WHITE, w=back)
+
+
+# What stands on the pavement: chance that a side has such things, metres between two of them (at least, and more on
+# average), where (0 is the kerb, 1 the houses), and their shadow: half its width, depth, height of the thing.
+ROADSIDE = (
+    (_tree, 0.7, 8, 4, (0.1, 0.1), (1.5, 1, 3)),
+    (_pole, 1.0, 9, 3, (0.0, 0.0), (0.1, 0.2, 2)),
+    (_person, 1.0, 0.4, 7, (0.0, 1.0), (0.25, 0.2, 1.2)),
+    (_cycle, 0.8, 1, 9, (0.8, 1.0), (0.5, 0.2, 0.3)),
+)
 
 
 def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -90,21 +190,21 @@ def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     parked = {side: rng.random() < 0.6 for side in (-1, 1)}
     kerbs = {-1: middle - rng.uniform(3.1, 4) - 2.2 * parked[-1], 1: rng.uniform(1.8, 3) + 2.2 * parked[1]}
     start = rng.uniform(14, end - 15)
-    crossing = (start, start + rng.uniform(6, 9))
+    crossing = (start, start + 8)
     c.ground(-FAR, FAR, c.pick("grass"), "terrain", 8)
     c.ground(kerbs[-1], kerbs[1], asphalt, "road")
     for side in (-1, 1):
         _roadside(c, side, kerbs[side], end, crossing)
-        if parked[side]:
-            _parked(c, side, kerbs[side], end, crossing)
+        for z in _spots(c, 3.5, end * 0.8, 5.3, 2, crossing) if parked[side] else ():
+            _send(c, kerbs[side] - side * 1.1, z, math.pi * (rng.random() < (0.3 if side > 0 else 0.7)), CARS)
     _traffic(c, middle, end, crossing)
     _crossing(c, kerbs, asphalt, *crossing)
     for x in range(-80, 81, 9):  # houses and trees close the street
-        c.put(end + 20, _house, x, end + 15, 1, 1, rng.uniform(-8, 18))
-        c.put(end + 8, _leaves, x + rng.uniform(0, 9), rng.uniform(2, 5), end + 6, 6, c.pick("leaf"))
+        c.put(end + 20, _house, x, end + 15, 1, 1, max(0.1, rng.uniform(-8, 18)))
+        c.put(end + 8, Canvas.leaves, x + rng.uniform(0, 9), rng.uniform(2, 5), end + 6, 6, c.pick("leaf"))
     c.finish()
     if rng.random() < 0.7:
-        _hood(c)
+        c.hood()
     return c.develop()
 
 
@@ -129,27 +229,17 @@ def _roadside(c: Canvas, side: int, kerb: float, end: float, crossing: Span) -> 
         for a, b in pairwise(np.linspace(z0, z1, 1 + max(1, round((z1 - z0) / 12))).tolist()):
             if rng.random() < urban * 0.93:
                 c.put(b, _house, edge, a, side, b - a, height * rng.uniform(0.75, 1.25))
-                if side != c.cast:
-                    c.shadow(edge, a, 0, b - a, height * 0.6)
+                c.shadow(edge, a, 0, b - a, height * 0.6)
             else:
                 c.put(b, _barrier, edge, a, b - a)
                 for _ in range(3):
                     c.put(b + 0.1, _tree, edge + side * rng.uniform(2, 9), rng.uniform(max(a, 5), max(b, 6)))
     for draw, chance, least, more, (near, far), shadow in ROADSIDE:
         if rng.random() < chance:
-            for z in _spots(c, 6, end * 0.8, least, more, crossing):
+            for z in _spots(c, 7, end * 0.8, least, more, crossing):
                 x = kerb + side * (0.4 + (width - 0.8) * rng.uniform(near, far))
                 c.shadow(x, z, *shadow)
                 c.put(z, draw, x, z)
-
-
-def _parked(c: Canvas, side: int, kerb: float, end: float, crossing: Span) -> None:
-    """A row of parked cars, sometimes on a paved lane of its own."""
-    if c.rng.random() < 0.25:
-        c.ground(kerb, kerb - side * 2.1, c.pick("paving"), "parking")
-    for z in _spots(c, 3.5, end * 0.8, 5.3, 2, crossing):
-        heading = c.rng.normal(0, 0.03) + math.pi * (c.rng.random() < (0.3 if side > 0 else 0.7))
-        _send(c, kerb - side * 1.1, z, heading, CARS)
 
 
 def _traffic(c: Canvas, middle: float, end: float, crossing: Span) -> None:
@@ -183,201 +273,10 @@ def _send(c: Canvas, x: float, z: float, heading: float, kinds: tuple[str, ...])
     """Puts one of these kinds of vehicles on the road, its near end at z."""
     kind = c.choose(kinds)
     if kind in VEHICLES:
-        c.shadow(x, z, 0.9, VEHICLES[kind].length, 1)
-        c.put(z, _vehicle, x, z, heading, VEHICLES[kind])
+        c.shadow(x, z, 0.9, VEHICLES[kind][1], 1)
+        c.put(z, _vehicle, x, z, heading, kind)
     else:
-        x += 1.2 * math.cos(heading)  # at the side of the lane
+        x += 0.8 * math.cos(heading)  # at the side of the lane
         c.shadow(x, z, 0.25, 1, 1)
-        c.put(z, _cycle, x, z, kind, c.rng.uniform(1.1, 1.45))
+        c.put(z, _cycle, x, z, kind, c.rng.uniform(1.3, 1.5))
         c.put(z - 0.01, _person, x, z, "rider")
-
-
-def _house(c: Canvas, x: float, z: float, side: int, length: float, height: float) -> None:
-    """A house beside the street; `side` is -1 (left) or 1."""
-    rng, wall, glass, trim = c.rng, c.pick("wall", 14), c.pick("glass", 6), c.choose((0.75, 1.25))
-    floor, step, wide, tall = rng.uniform((2.9, 2, 0.4, 0.45), (3.6, 3.4, 0.6, 0.62)).tolist()
-    shop, top = c.pick("wall", 20) if rng.random() < 0.5 else None, height + max(0, rng.uniform(-2, 3.5))
-    end, front = place(x, z), place(x, z, ALONG)
-    c.face(end, ((0, height), (3 * side, top), (14 * side, top), (14 * side, height)), shade(wall, 0.75), "building")
-    slope = ((0, height, 0), (0, top, -3 * side), (length, top, -3 * side), (length, height, 0))
-    c.face(front, slope, c.pick("brown"), "building")
-    for at, sign, span, light in ((end, side, 14, 0.8), (front, 1, length, c.lit(-side))):
-        paint, edging = shade(wall, light), shade(wall, light * trim)
-        c.patch(at, 0, sign * span, 0, height, paint, "building")
-        if z > 70:
-            continue  # nobody sees the windows
-        if shop:
-            c.patch(at, 0, sign * span, 0, floor, shade(shop, light))
-        for level in range(int(height / floor)):
-            y, half = (level + 0.27) * floor, step * wide / 2
-            if shop and level == 0:  # shops have wide, low windows
-                y, half = 0.35, step * 0.42
-            c.patch(at, 0, sign * span, level * floor, level * floor + 0.15, edging)
-            for u in (sign * np.arange(step / 2, span - step / 2, step)).tolist():
-                lamp = c.weather == "dusk" and rng.random() < 0.3
-                pane = (255, 220, 150) if lamp else shade(glass, rng.uniform(0.7, 1.4))
-                c.patch(at, u - half - 0.1, u + half + 0.1, y - 0.1, y + tall * floor + 0.1, edging)
-                c.patch(at, u - half, u + half, y, y + tall * floor, pane)
-
-
-def _barrier(c: Canvas, x: float, z: float, length: float) -> None:
-    """A wall, or a fence of bars; as in Cityscapes the gaps of a fence are labelled fence too."""
-    kind = c.choose(("wall", "fence"))
-    at, height, color = place(x, z, ALONG), c.rng.uniform(1, 2.4), c.pick("wall" if kind == "wall" else "metal")
-    c.patch(at, 0, length, 0, height, shade(color, 0.85) if kind == "wall" else None, kind)
-    c.patch(at, 0, length, height - 0.12, height, shade(color, 1.15), kind)
-    if kind == "fence":
-        for u in np.arange(length, 0, -0.3 if z < 30 else -0.6).tolist():
-            c.patch(at, u - 0.1, u, 0, height, shade(color, 0.95))
-
-
-def _leaves(c: Canvas, x: float, y: float, z: float, radius: float, color: Color) -> None:
-    """A crown or a bush: dark leaves first, then lighter ones, lightest towards the sun."""
-    at, count = place(x, z), int(min(45, 16 + 400 / z))
-    for i, (turn, far, size, hue) in enumerate(c.rng.random((count, 4)).tolist()):
-        t, far = i / count, math.sqrt(far) * 0.85
-        u, v = far * math.cos(6.28 * turn), far * math.sin(6.28 * turn)
-        light, size = 0.5 + 0.5 * t + 0.2 * v - 0.12 * u * c.cast + 0.2 * (hue - 0.5), radius * (0.1 + 0.24 * size)
-        size *= 1.3 - 0.7 * t
-        tint = color[0] * light * (0.85 + 0.3 * hue), color[1] * light, color[2] * light
-        c.disc(at, u * radius, max(y + v * radius, size), size, size * 0.9, tint, "vegetation")
-
-
-def _tree(c: Canvas, x: float, z: float) -> None:
-    size, color, lean = c.rng.uniform(4.5, 9), c.pick("leaf", 8), c.rng.normal(0, 0.2)
-    w, wide = 0.03 * size, size * c.rng.uniform(0.26, 0.38)
-    trunk = ((-w, 0), (lean - w * 0.6, size * 0.55), (lean + w * 0.6, size * 0.55), (w, 0))
-    c.face(place(x, z), trunk, c.pick("brown"), "vegetation")
-    for u, v, part in ((-0.45, 0.6, 0.65), (0.45, 0.63, 0.65), (0, 0.74, 0.9)):
-        u, v = u + c.rng.normal(0, 0.12), v + c.rng.normal(0, 0.03)
-        _leaves(c, x + lean + u * wide, size * v, z, wide * part, color)
-
-
-def _pole(c: Canvas, x: float, z: float, top: str | None = None) -> None:
-    """A pole with a lamp, a sign, a traffic light or nothing on it."""
-    top = top or c.choose(POLES)
-    at, color = place(x, z), c.pick("metal")
-    height = (6.5 if top == "lamp" else 2.7) * c.rng.uniform(0.9, 1.2)
-    c.patch(at, -0.07, 0.07, 0, height, color, "pole")
-    if top == "lamp":
-        arm = -math.copysign(1.7, x)  # over the road
-        c.face(at, ((0, height), (arm, height + 0.25), (arm, height + 0.12), (0, height - 0.15)), color, "pole")
-        c.disc(at, arm, height + 0.15, 0.4, 0.12, color, "pole")
-    elif top == "traffic light":
-        c.patch(at, -0.2, 0.2, height - 1, height, DARK, "traffic light")
-        on = c.rng.integers(3)
-        for i, lamp in enumerate(((255, 50, 40), (255, 190, 50), (70, 240, 140))):
-            c.disc(at, 0, height - 0.2 - 0.3 * i, 0.13, 0.13, lamp if i == on else (52, 54, 54))
-    elif top == "sign":
-        corners, turn, *paints = c.choose(SIGNS)
-        for radius, paint in zip((0.42, 0.27), paints, strict=True):
-            c.face(at, _circle(0, height, radius, corners, turn), paint, "traffic sign")
-
-
-def _circle(u: float, v: float, radius: float, corners: int = 14, turn: float = 0.0) -> list[tuple[float, float]]:
-    angles = [2 * math.pi * (turn + i / corners) for i in range(corners)]
-    return [(u + radius * math.cos(a), v + radius * math.sin(a)) for a in angles]
-
-
-def _bin(c: Canvas, x: float, z: float) -> None:
-    at, height, color = place(x, z), c.rng.uniform(0.9, 1.4), c.pick("metal")
-    c.patch(at, -0.3, 0.3, 0, height, color, "dynamic")
-    c.patch(at, -0.33, 0.33, height - 0.12, height, shade(color, 1.3), "dynamic")
-
-
-def _person(c: Canvas, x: float, z: float, label: str = "person") -> None:
-    """Somebody who walks, or a rider, who sits."""
-    rng, lift, size = c.rng, 0.3 if label == "rider" else 0, c.rng.uniform(0.8, 1.08)
-    size, wide = (0.86 if lift else size), rng.uniform(0.7, 1.1)
-    at: At = lambda u, v: (x + u * size * wide, lift + v * size, z)  # noqa: E731
-    coat, trousers, step = c.pick("cloth"), c.pick("cloth"), rng.uniform(0.03, 0.24)
-    for sign in (-1, 1):
-        hip, foot = sign * 0.08, sign * step
-        leg = ((foot - 0.07, 0), (hip - 0.11, 0.9), (hip + 0.11, 0.9), (foot + 0.07, 0))
-        c.face(at, leg, shade(trousers, 1 - 0.12 * sign), label)
-        c.patch(lambda u, v, _: at(u, v), foot - 0.08, foot + 0.13, 0, 0.08, DARK, label)
-        arm = ((sign * 0.2, 1.42), (sign * 0.32, 0.85), (sign * 0.24, 0.82), (sign * 0.12, 1.3))
-        c.face(at, arm, shade(coat, 0.8), label)
-    torso = ((-0.2, 0.78), (-0.23, 1.38), (-0.1, 1.49), (0.1, 1.49), (0.23, 1.38), (0.2, 0.78))
-    c.face(at, torso, coat, label)
-    c.disc(at, 0, 1.62, 0.1, 0.14, c.pick("skin"), label)
-    c.disc(at, 0, 1.68, 0.11, 0.09, c.pick("hair"), label)
-
-
-def _cycle(c: Canvas, x: float, z: float, kind: str | None = None, heading: float | None = None) -> None:
-    """A bicycle or a motorcycle, parked across the pavement or (heading near pi / 2) seen from behind."""
-    kind = kind or c.choose(("bicycle", "bicycle", "motorcycle"))
-    heading = c.rng.uniform(0.4, 1.1) if heading is None else heading
-    motor, turn, color, at = kind == "motorcycle", math.cos(heading), c.pick("car"), place(x, z, heading)
-    for end in (-0.58, 0.58):
-        c.disc(at, end, 0.34, max(0.34 * turn, 0.1), 0.34, DARK, kind, 0.13 if motor else 0.05)
-    frame = ((-0.58, 0.36), (-0.18, 0.85), (0.4, 0.85), (0.58, 0.36), (0, 0.32))
-    c.face(at, frame, color if motor else None, kind)
-    for (u0, v0), (u1, v1) in pairwise((*frame, frame[0])):
-        c.face(at, ((u0, v0 - 0.03), (u0, v0 + 0.03), (u1, v1 + 0.03), (u1, v1 - 0.03)), color)
-    for u, v, half in ((-0.18, 0.92, 0.16), (0.35, 1.03, 0.28)):  # saddle and handlebar
-        c.patch(place(x + u * turn, z), -half, half, v - 0.04, v + 0.04, DARK, kind)
-
-
-def _vehicle(c: Canvas, x: float, z: float, heading: float, kind: Vehicle) -> None:
-    """The profile of its side, drawn out across its width; z is the near end."""
-    label, length, half, profile, windows, pillars = kind
-    paint, glass, away = c.pick("car", 14), c.pick("glass", 5), math.cos(heading) > 0
-    at, axles = place(x, z + length / 2, heading), (-0.31 * length, 0.31 * length)
-    taper, wheel = (0.2, 0.34) if label == "car" else (0, 0.5)  # cars are narrower from the sill of the windows on
-
-    def point(percent: float, height: float) -> tuple[float, float, float]:
-        return half - taper * min(1, max(0, (height - 90) / 50)), height / 100, (percent / 100 - 0.5) * length
-
-    outline = [point(*corner) for corner in profile]
-    c.face(at, ((0, 0.1, axles[0]), (0, 0.4, axles[0]), (0, 0.4, axles[1]), (0, 0.1, axles[1])), DARK, label)
-    for w in axles:
-        c.patch(at, 0.1 - half, half - 0.1, 0.1, 0.8, DARK, label, w)
-        for u in (0.14 - half, half - 0.14):
-            c.patch(at, u - 0.1, u + 0.1, 0, 0.8, DARK, label, w)
-    for (h0, y0, w0), (h1, y1, w1) in list(pairwise(outline))[:: -1 if away else 1]:  # the far ones first
-        flat = abs(w1 - w0) / math.hypot(w1 - w0, y1 - y0)  # 1 for the roof, 0 for the tail
-        corners = ((-h0, y0, w0), (-h1, y1, w1), (h1, y1, w1), (h0, y0, w0))
-        seen = c.face(at, corners, shade(paint, (0.8 if y0 + y1 > 1.1 else 0.6) + 0.35 * flat), label, cull=True)
-        if seen and min(y0, y1) > 0.9 and abs(y1 - y0) > 0.35:  # a steep face above the sill is a window
-            inner = [(u * (h0 + t * (h1 - h0) - 0.09), t) for u, t in ((-1, 0.08), (-1, 0.92), (1, 0.92), (1, 0.08))]
-            c.face(at, [(u, y0 + t * (y1 - y0), w0 + t * (w1 - w0)) for u, t in inner], glass)
-    for sign in (-1, 1):
-        side = [(sign * u, y, w) for u, y, w in outline]
-        if c.face(at, side[::sign], shade(paint, c.lit(sign * math.cos(heading))), label, cull=True):
-            c.face(at, [(sign * u, y, w) for u, y, w in map(point, *zip(*windows, strict=True))], glass)
-            for p in pillars:
-                corners = [
-                    point(p, windows[0][1]),
-                    point(p, windows[2][1]),
-                    point(p + 2, windows[2][1]),
-                    point(p + 2, windows[0][1]),
-                ]
-                c.face(at, [(sign * u, y, w) for u, y, w in corners], paint)
-            for w in axles:
-                for radius, color in ((wheel, DARK), (wheel * 0.6, (140, 142, 144))):
-                    c.face(at, [(sign * half, y, w) for w, y in _circle(w, wheel, radius)], color, label)
-    back = -length / 2 - 0.01 if away else length / 2 + 0.01  # the end that we see: lights and number plate
-    for u in (0.2 - half, half - 0.2):
-        c.patch(at, u - 0.14, u + 0.14, 0.65, 0.81, RED if away else (250, 250, 236), w=back)
-    c.patch(at, -0.25, 0.25, 0.48, 0.6, WHITE, w=back)
-
-
-def _hood(c: Canvas) -> None:
-    """The hood of the camera's own car, which Cityscapes labels void."""
-    top, half, color = HEIGHT * c.rng.uniform(0.88, 0.95), WIDTH * c.rng.uniform(0.45, 0.7), c.pick("car")
-    for inset in range(0, 60, 4):
-        box = (WIDTH / 2 - half + 2 * inset, top + inset, WIDTH / 2 + half - 2 * inset, 1.3 * HEIGHT)
-        c.pens[0].ellipse(box, tuple(int(v * (0.75 - 0.006 * inset)) for v in color))
-        c.pens[1].ellipse(box, ID["ego vehicle"])
-
-
-# What stands on the pavement: chance that a side has such things, metres between two of them (at least, and more on
-# average), where (0 is the kerb, 1 the houses), and their shadow: half its width, depth, height of the thing.
-ROADSIDE = (
-    (_tree, 0.7, 8, 4, (0.1, 0.1), (1.5, 1, 3)),
-    (_pole, 1.0, 9, 3, (0.0, 0.0), (0.1, 0.2, 2)),
-    (_person, 1.0, 0.4, 7, (0.0, 1.0), (0.25, 0.2, 1.2)),
-    (_cycle, 0.8, 1, 9, (0.8, 1.0), (0.5, 0.2, 0.3)),
-    (_bin, 0.5, 5, 25, (1.0, 1.0), (0.35, 0.6, 1)),
-)
