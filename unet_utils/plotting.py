@@ -104,9 +104,11 @@ def plot_pairs(photos: np.ndarray, masks: np.ndarray, titles: Sequence[str]) -> 
     return figure
 
 
-def plot_labels(photos: np.ndarray, classes: np.ndarray, scheme: ClassScheme) -> Figure:
+def plot_labels(
+    photos: np.ndarray, classes: np.ndarray, scheme: ClassScheme, title: str = "What each pixel is"
+) -> Figure:
     """Photo, class map and both together, a row a frame: `uint8 [N, H, W, 3]` and `uint8 [N, H, W]`."""
-    figure, axes = _figure(len(photos), 3, 10.5, 1.95 * len(photos) + 0.9, "What each pixel is")
+    figure, axes = _figure(len(photos), 3, 10.5, 1.95 * len(photos) + 0.9, title)
     for row, photo, labels in zip(axes, photos, classes, strict=True):
         _picture(row[0], photo, "photo")
         _picture(row[1], scheme.colorize(labels), "classes")
