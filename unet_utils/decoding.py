@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle
 
 from unet_utils.classes import IGNORE, PALETTE_COLORS, PALETTE_IDS, ClassScheme, get_scheme
+from unet_utils.model import autocast
 
 SIDE = 256
 """Height and width of a photo and of a mask, in pixels."""
@@ -94,7 +95,7 @@ class Residual(nn.Module):
         nn.init.zeros_(self.second.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(torch.relu(self.first(x)))
+        return self.second(self.first(x).relu_()).add_(x)
 
 
 class MaskDecoder(nn.Module):
@@ -135,10 +136,10 @@ class MaskDecoder(nn.Module):
 
     def forward(self, masks: Tensor) -> Tensor:
         x = self.stem(self.features(masks))
-        x = x + self.phase.to(x.dtype).repeat(1, 1, x.shape[2] // 8, x.shape[3] // 8)
-        x = self.enter(torch.relu(x))
-        x = x + pixel_shuffle(self.up(torch.relu(self.middle(self.down(x)))), 2)
-        return pixel_shuffle(self.head(torch.relu(self.exit(x))), 2)
+        phase = self.phase.to(x.dtype).permute(0, 2, 3, 1).repeat(1, x.shape[2] // 8, x.shape[3] // 8, 1)
+        x = self.enter(x.add_(phase.permute(0, 3, 1, 2)).relu_())
+        x = pixel_shuffle(self.up(self.middle(self.down(x)).relu_()), 2).add_(x)
+        return pixel_shuffle(self.head(self.exit(x).relu_()), 2)
 
 
 @lru_cache(maxsize=2)
@@ -153,14 +154,6 @@ def load_decoder(device: torch.device) -> MaskDecoder:
     model = MaskDecoder()
     model.load_state_dict(torch.load(WEIGHTS, map_location="cpu", weights_only=True))
     return model.eval().to(device, memory_format=torch.channels_last)
-
-
-def _precision(device: torch.device) -> torch.dtype:
-    """The fastest number format that the device computes in: half on GPUs, bfloat16 on processors built for it."""
-    if device.type == "cuda":
-        return torch.float16
-    fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    return torch.bfloat16 if device.type == "cpu" and fast else torch.float32
 
 
 def _check(masks: np.ndarray, method: str) -> None:
@@ -199,7 +192,7 @@ def decode_label_ids(
     if masks.shape[1] % 16 or masks.shape[2] % 16 or 0 in masks.shape[1:3]:
         raise ValueError(f"masks must have sides that divide by 16, got {masks.shape[1]} x {masks.shape[2]}")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model, precision = load_decoder(device), _precision(device)
+    model = load_decoder(device)
     labels = np.empty(masks.shape[:3], dtype=np.uint8)
     # One mask at a time stays in a processor's cache. A batch is always full, so that a mask's labels cannot depend on
     # how many came with it: the sums inside a convolution may be ordered differently at another batch size.
@@ -208,7 +201,7 @@ def decode_label_ids(
     for start in range(0, len(masks), step):
         part = masks[start : start + step]
         batch[: len(part)] = part
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+        with autocast(device):
             logits = model(torch.from_numpy(batch).to(device).permute(0, 3, 1, 2))
         codes = torch.from_numpy(PALETTE_IDS).to(device)[logits.max(1).indices]  # faster here than argmax
         if min_probability > 0:
