@@ -1,5 +1,7 @@
 """Colab as it is: each notebook opens on an empty machine, and only Drive survives."""
 
+import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +13,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+from kaggle_server import KEY, USERNAME, KaggleServer
 
 from unet_utils.kaggle_access import ARCHIVE
 
@@ -19,21 +22,19 @@ KNOBS = {"EPOCHS": 3, "BASE_CHANNELS": 2, "IMAGE_SIZE": 32, "BATCH_SIZE": 4, "LA
 
 
 class Colab:
-    """A machine that is wiped before every notebook, and a Drive with a clone of this repository and the archive.
+    """A machine that is wiped before every notebook, and a Drive with a clone of this repository.
 
     The clone differs from the original in one thing: /content, where Colab keeps everything, is a temporary folder.
     """
 
-    def __init__(self, folder: Path, pairs: Path):
+    def __init__(self, folder: Path, **environment: str):
+        self.environment = environment
         self.machine, self.drive = folder / "content", folder / "drive"
         self.clone = self.drive / "Colab Notebooks" / "my clone"
         for part in ("unet_utils", "notebooks"):
             shutil.copytree(ROOT / part, self.clone / part, ignore=shutil.ignore_patterns("__pycache__"))
         for path in (self.clone / "unet_utils" / "environment.py", *(self.clone / "notebooks").glob("*.ipynb")):
             path.write_text(path.read_text("utf-8").replace("/content", str(self.machine)), "utf-8")
-        with zipfile.ZipFile(self.drive / ARCHIVE, "w") as file:
-            for path in sorted(pairs.rglob("*.jpg")):
-                file.write(path, path.relative_to(pairs.parent))
 
     def start(self, name: str, **knobs) -> subprocess.Popen:
         """Opens a notebook on a new machine and runs all of its cells."""
@@ -50,7 +51,7 @@ class Colab:
             "PYTHONPATH": str(ROOT / "tests" / "fake_colab"),
             "COLAB_RELEASE_TAG": "test",
             "FAKE_COLAB_DRIVE": str(self.drive),
-        }
+        } | self.environment
         notebook = self.clone / "notebooks" / f"{name}.ipynb"
         return subprocess.Popen([*command, notebook, self.executed], env=env, stderr=subprocess.PIPE, text=True)
 
@@ -79,7 +80,12 @@ def power_off(process: subprocess.Popen) -> None:
 
 @pytest.fixture(scope="module")
 def colab(demo, tmp_path_factory):
-    return Colab(tmp_path_factory.mktemp("colab"), demo)
+    """With the archive on Drive, where somebody uploaded it."""
+    colab = Colab(tmp_path_factory.mktemp("colab"))
+    with zipfile.ZipFile(colab.drive / ARCHIVE, "w") as file:
+        for path in sorted(demo.rglob("*.jpg")):
+            file.write(path, path.relative_to(demo.parent))
+    return colab
 
 
 def test_evaluating_before_training_says_what_to_do(colab):
@@ -118,3 +124,21 @@ def test_each_notebook_alone(colab):
     assert "Mounted at" in printed
     assert "95 % interval" in colab.run("04_evaluate", LABELS="nearest")
     assert not (colab.drive / "unet_utils" / "data").exists()  # photos live on the machine's own disk
+
+
+def test_a_key_from_the_secrets_is_used_and_seen_nowhere(tiny_archive, tmp_path):
+    """Kaggle refuses the public download, so the key is needed; then every file of machine and Drive is searched."""
+    secrets = json.dumps({"KAGGLE_USERNAME": USERNAME, "KAGGLE_KEY": KEY})
+    colab = Colab(tmp_path, FAKE_COLAB_SECRETS=secrets, KAGGLE_API_ENVIRONMENT="LOCALHOST", HOME=str(tmp_path))
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(KaggleServer(tiny_archive.read_bytes(), public_status=403, port=80))
+        except OSError:
+            pytest.skip("port 80, where Kaggle's client looks for a local server, is not ours to use")
+        printed = colab.run("01_download")
+    assert "KAGGLE_USERNAME and KAGGLE_KEY of Colab's secrets" in printed
+    assert "6 training and 3 validation pairs" in printed
+    assert (colab.drive / "unet_utils" / ARCHIVE).read_bytes() == tiny_archive.read_bytes()
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            assert KEY.encode() not in path.read_bytes(), path
