@@ -15,6 +15,7 @@ import psutil
 import pytest
 from kaggle_server import KEY, USERNAME, KaggleServer
 
+from unet_utils.environment import DRIVE_FOLDER
 from unet_utils.kaggle_access import ARCHIVE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,6 +31,7 @@ class Colab:
     def __init__(self, folder: Path, **environment: str):
         self.environment = environment
         self.machine, self.drive = folder / "content", folder / "drive"
+        self.kept = self.drive / DRIVE_FOLDER
         self.clone = self.drive / "Colab Notebooks" / "my clone"
         for part in ("unet_utils", "notebooks"):
             shutil.copytree(ROOT / part, self.clone / part, ignore=shutil.ignore_patterns("__pycache__"))
@@ -67,7 +69,7 @@ class Colab:
         return "".join(output.get("text", "") for cell in cells for output in cell.get("outputs", []))
 
     def run_file(self, name: str) -> Path:
-        return self.drive / "unet_utils" / "runs" / "unet" / name
+        return self.kept / "runs" / "unet" / name
 
 
 def power_off(process: subprocess.Popen) -> None:
@@ -118,12 +120,12 @@ def test_training_goes_on_on_a_new_machine(colab):
 def test_each_notebook_alone(colab):
     shutil.rmtree(colab.run_file("last.pt").parent)
     assert "Unpacking the archive" in colab.run("02_explore")
-    assert list((colab.drive / "unet_utils" / "prepared").glob("train-*-decoder-*.npz"))
+    assert list((colab.kept / "prepared").glob("train-*-decoder-*.npz"))
     printed = colab.run("03_train", **KNOBS)
     assert "epoch 3/3" in printed
     assert "Mounted at" in printed
     assert "95 % interval" in colab.run("04_evaluate", LABELS="nearest")
-    assert not (colab.drive / "unet_utils" / "data").exists()  # photos live on the machine's own disk
+    assert not (colab.kept / "data").exists()  # photos live on the machine's own disk
 
 
 def test_a_key_from_the_secrets_is_used_and_seen_nowhere(tiny_archive, tmp_path):
@@ -138,7 +140,7 @@ def test_a_key_from_the_secrets_is_used_and_seen_nowhere(tiny_archive, tmp_path)
         printed = colab.run("01_download")
     assert "KAGGLE_USERNAME and KAGGLE_KEY of Colab's secrets" in printed
     assert "6 training and 3 validation pairs" in printed
-    assert (colab.drive / "unet_utils" / ARCHIVE).read_bytes() == tiny_archive.read_bytes()
+    assert (colab.kept / ARCHIVE).read_bytes() == tiny_archive.read_bytes()
     for path in tmp_path.rglob("*"):
         if path.is_file():
             assert KEY.encode() not in path.read_bytes(), path
