@@ -24,6 +24,8 @@ def laptop(tmp_path, monkeypatch):
     """A machine that is neither Colab's nor Kaggle's. Colab's folders are moved to the folder that it returns."""
     for name in ("COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE", "UNET_UTILS_DATA", "UNET_UTILS_RESULTS"):
         monkeypatch.delenv(name, raising=False)
+    for name in [name for name in sys.modules if name.startswith("google.colab")]:
+        monkeypatch.delitem(sys.modules, name)  # another test may have imported the stand-in
     monkeypatch.setattr(environment, "COLAB_MACHINE", tmp_path / "content")
     monkeypatch.setattr(environment, "COLAB_DRIVE", tmp_path / "content" / "drive" / "MyDrive")
     monkeypatch.setattr(environment, "KAGGLE_RESULTS", tmp_path / "kaggle" / "working")

@@ -47,9 +47,12 @@ def test_phantom_classes_vanish_when_decoded(root):
     masks = np.concatenate([masks for _, _, masks in pairs.blocks()])
     ids = {label.name: label.id for label in PALETTE}
     shares = {method: decode_label_ids(masks, method) for method in ("nearest", "decoder")}
-    for name in ("tunnel", "trailer", "guard rail", "caravan"):
-        nearest, decoded = ((labels == ids[name]).mean() for labels in shares.values())
-        assert decoded < nearest / 4, name
+    phantoms = [ids[name] for name in ("tunnel", "trailer", "guard rail", "caravan")]
+    nearest, decoded = (np.isin(labels, phantoms).mean() for labels in shares.values())
+    assert decoded < nearest / 10
+    # ... and the one that is real stays: val/326.jpg shows a guard rail, painted in its colour.
+    (frame,) = (index for index, path in enumerate(pairs.paths) if path.stem == "326")
+    assert (shares["decoder"][frame] == ids["guard rail"]).sum() > 1000
     road, same = (shares[method] == ids["road"] for method in ("nearest", "decoder"))
     assert abs(road.mean() - same.mean()) < 0.02
 

@@ -187,7 +187,7 @@ def plot_class_shares(shares: dict[str, np.ndarray], names: Sequence[str]) -> Fi
 
 def plot_pixels(pictures: dict[str, np.ndarray]) -> Figure:
     """Small pictures `uint8 [H, W, 3]` above each other, so large that single pixels show."""
-    figure, axes = _figure(len(pictures), 1, 9, 1.1 * len(pictures) + 0.3, "Each square is one pixel of the mask")
+    figure, axes = _figure(len(pictures), 1, 6, 1.8 * len(pictures) + 0.3, "Each square is one pixel of the mask")
     for ax, (title, pixels) in zip(axes[:, 0], pictures.items(), strict=True):
         height, width = pixels.shape[:2]
         ax.imshow(pixels, interpolation="nearest", extent=(0, width, 0, height))
