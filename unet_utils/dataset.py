@@ -6,6 +6,7 @@ take their batches from.
 """
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from unet_utils import decoding
 from unet_utils.classes import ClassScheme, get_scheme
 from unet_utils.decoding import SIDE
 from unet_utils.download import find_pairs
-from unet_utils.environment import progress_bar
+from unet_utils.environment import progress_bar, require_space
 
 HELD_OUT_CITIES = range(2712, 2976)
 """File numbers of weimar and zurich, the last two training cities: files are numbered in the alphabetical order of
@@ -190,6 +191,7 @@ def prepare(
 
     Raises:
         ValueError: a file is not a pair, or the scheme or method is unknown.
+        OSError: not enough space for the arrays.
     """
     scheme = get_scheme(scheme)
     pairs = CityscapesPairs(root, split)
@@ -204,6 +206,8 @@ def prepare(
     wanted = {photos_file: (len(pairs), SIDE, SIDE, 3), codes_file: (len(pairs), SIDE, SIDE)}
     missing = {file: shape for file, shape in wanted.items() if not file.exists()}
     if missing:
+        # Asked beforehand: a memory map on a full disk does not fail, it ends the process.
+        require_space(cache, sum(math.prod(shape) for shape in missing.values()))
         arrays = {
             file: np.lib.format.open_memmap(_beside(file), "w+", np.uint8, shape) for file, shape in missing.items()
         }
