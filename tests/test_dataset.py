@@ -86,7 +86,7 @@ def test_prepared_arrays_hold_the_same_as_the_files(demo, tmp_path, scheme):
 def test_prepared_arrays_are_made_once_and_kept(demo, tmp_path, monkeypatch):
     cache, keep = tmp_path / "cache", tmp_path / "drive"
     first = prepare(demo, "val", cache, method="nearest", keep=keep, progress=False)
-    monkeypatch.setattr("unet_utils.dataset._label_codes", lambda *_: pytest.fail("decoded a second time"))
+    monkeypatch.setattr("unet_utils.decoding.label_codes", lambda *_: pytest.fail("decoded a second time"))
     again = prepare(demo, "val", cache, method="nearest", keep=keep, progress=False)
     elsewhere = prepare(demo, "val", tmp_path / "other machine", method="nearest", keep=keep, progress=False)
     for frames in (again, elsewhere):
@@ -98,7 +98,7 @@ def test_prepared_arrays_are_made_once_and_kept(demo, tmp_path, monkeypatch):
 
 def test_an_interrupted_preparation_is_not_taken_for_complete(demo, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("unet_utils.dataset._label_codes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("unet_utils.decoding.label_codes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             prepare(demo, "val", tmp_path, method="nearest", progress=False)
     frames = prepare(demo, "val", tmp_path, method="nearest", progress=False)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from unet_utils.environment import beside
+
 NAMES = ("best.pt", "history.csv", "last.pt")
 """The files of a run. `last.pt` holds everything needed to go on; `best.pt` what is needed to use the model."""
 PARTS = ("format", "model", "model_config", "epoch", "history", "config", "scheme")
@@ -92,7 +94,7 @@ class RunFiles:
 
 def _write(path: Path, write: Callable[[Path], None]) -> None:
     """Writes beside and swaps in, so that the file is whole at any moment, a power cut included."""
-    unfinished = path.with_name("unfinished-" + path.name)
+    unfinished = beside(path)
     write(unfinished)
     with open(unfinished, "rb+") as file:
         os.fsync(file.fileno())
@@ -100,7 +102,7 @@ def _write(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def _copy_verified(source: Path, target: Path) -> None:
-    unfinished = target.with_name("unfinished-" + target.name)
+    unfinished = beside(target)
     shutil.copyfile(source, unfinished)
     if unfinished.read_bytes() != source.read_bytes():
         raise OSError(f"the copy of {source.name} differs from the original")

@@ -23,7 +23,7 @@ from unet_utils import decoding
 from unet_utils.classes import ClassScheme, get_scheme
 from unet_utils.decoding import SIDE
 from unet_utils.download import find_pairs
-from unet_utils.environment import progress_bar, require_space
+from unet_utils.environment import beside, progress_bar, require_space
 
 HELD_OUT_CITIES = range(2712, 2976)
 """File numbers of weimar and zurich, the last two training cities: files are numbered in the alphabetical order of
@@ -201,47 +201,36 @@ def prepare(
     photos_file, codes_file = cache / "photos.npy", cache / f"codes-{key}.npy"
     kept_file = Path(keep) / f"{cache.name}-{key}.npz" if keep else None
     if kept_file and kept_file.exists() and not codes_file.exists():
-        np.save(_beside(codes_file), np.load(kept_file)["codes"])
-        os.replace(_beside(codes_file), codes_file)
+        np.save(beside(codes_file), np.load(kept_file)["codes"])
+        os.replace(beside(codes_file), codes_file)
     wanted = {photos_file: (len(pairs), SIDE, SIDE, 3), codes_file: (len(pairs), SIDE, SIDE)}
     missing = {file: shape for file, shape in wanted.items() if not file.exists()}
     if missing:
         # Asked beforehand: a memory map on a full disk does not fail, it ends the process.
         require_space(cache, sum(math.prod(shape) for shape in missing.values()))
         arrays = {
-            file: np.lib.format.open_memmap(_beside(file), "w+", np.uint8, shape) for file, shape in missing.items()
+            file: np.lib.format.open_memmap(beside(file), "w+", np.uint8, shape) for file, shape in missing.items()
         }
         for where, photos, masks in pairs.blocks(progress=f"preparing {split}" if progress else ""):
             if photos_file in arrays:
                 arrays[photos_file][where] = photos
             if codes_file in arrays:
-                arrays[codes_file][where] = _label_codes(masks, scheme, method)
+                arrays[codes_file][where] = decoding.label_codes(masks, scheme, method)
         for file, array in arrays.items():
             array.flush()
-            os.replace(_beside(file), file)  # only a finished array ever has its final name
+            os.replace(beside(file), file)  # only a finished array ever has its final name
     codes = np.load(codes_file, mmap_mode="c")
     if kept_file and not kept_file.exists():
         kept_file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(_beside(kept_file), codes=codes)
-        os.replace(_beside(kept_file), kept_file)
+        np.savez_compressed(beside(kept_file), codes=codes)
+        os.replace(beside(kept_file), kept_file)
     # Mode "c" (copy on write) lets torch share the pages without ever changing the file.
     photos = np.load(photos_file, mmap_mode="c")
     numbers = tuple(int(path.stem) for path in pairs.paths)
     return Frames(torch.from_numpy(photos), torch.from_numpy(codes), scheme, numbers)
 
 
-def _label_codes(masks: np.ndarray, scheme: ClassScheme, method: str) -> np.ndarray:
-    if scheme.name == "clusters":  # clusters are colours and nothing else, so the nearest one is the label
-        return decoding.nearest_color(masks, np.array(scheme.colors, dtype=np.uint8))
-    return decoding.decode_label_ids(masks, method)
-
-
 def _codes_key(scheme: ClassScheme, method: str) -> str:
     if scheme.name == "clusters":
         return "clusters-" + hashlib.blake2b(str(scheme.colors).encode(), digest_size=4).hexdigest()
     return f"decoder-{decoding.DECODER_VERSION}" if method == "decoder" else method
-
-
-def _beside(file: Path) -> Path:
-    """Where a file is written until it is complete: same folder, same suffix (NumPy adds one otherwise)."""
-    return file.with_name("unfinished-" + file.name)

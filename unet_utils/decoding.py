@@ -210,6 +210,22 @@ def decode_label_ids(
     return labels
 
 
+def label_codes(
+    masks: np.ndarray,
+    scheme: ClassScheme,
+    method: str = "decoder",
+    device: torch.device | str | None = None,
+    min_probability: float = 0.0,
+) -> np.ndarray:
+    """The codes that `scheme.encode` takes, `uint8 [N, H, W]`: official label ids, or cluster numbers for `clusters`.
+
+    Arguments and errors as in `decode_masks`.
+    """
+    if scheme.name == "clusters":  # clusters are colours and nothing else, so the nearest one is the label
+        return nearest_color(masks, np.array(scheme.colors, dtype=np.uint8))
+    return decode_label_ids(masks, method, device, min_probability)
+
+
 def decode_masks(
     masks: np.ndarray,
     scheme: str | ClassScheme = "cityscapes19",
@@ -233,6 +249,4 @@ def decode_masks(
     """
     scheme = get_scheme(scheme)
     _check(masks, method)
-    if scheme.name == "clusters":
-        return scheme.encode(nearest_color(masks, np.array(scheme.colors, dtype=np.uint8)))
-    return scheme.encode(decode_label_ids(masks, method, device, min_probability))
+    return scheme.encode(label_codes(masks, scheme, method, device, min_probability))

@@ -127,6 +127,11 @@ def writable_folder(folder: str | Path, variable: str) -> Path:
     return folder
 
 
+def beside(file: Path) -> Path:
+    """Where a file is written until it is complete: same folder, same suffix (NumPy adds one otherwise)."""
+    return file.with_name("unfinished-" + file.name)
+
+
 def require_space(folder: Path, needed: int) -> None:
     """Raise an OSError unless `needed` bytes, and 50 MB more, are free where `folder` is."""
     free = shutil.disk_usage(folder).free
