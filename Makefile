@@ -3,11 +3,12 @@
 # make run KNOBS="EPOCHS=4"     with knobs of the notebooks
 # make test                     the tests, with the newest packages
 # make test-colab, test-oldest  the tests, with Colab's present packages or the oldest that are supported
-# make bench                    speed ratios, measured side by side
+# make bench DATA=pairs.zip     speed against other ways, measured side by side; about 20 minutes on two cores
 # make lint | format | badges | pictures | clean
 PYTHON ?= python3
 DATA ?= demo
 KNOBS ?=
+BENCH ?=
 VENV ?= .venv
 CONSTRAINTS ?=
 BIN := $(VENV)/bin
@@ -52,6 +53,10 @@ clean:
 pictures: run
 	$(BIN)/python scripts/update_pictures.py
 
-# Ratios measured side by side.
-bench: $(VENV)/ready
-	$(BIN)/python benchmarks/labels.py --data "$(DATA)"
+# Ratios measured side by side; the report goes to docs/. BENCH takes options, such as BENCH="--rows 1 5 --rounds 5".
+$(VENV)/bench: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,bench]"
+	touch $@
+
+bench: $(VENV)/bench
+	$(BIN)/python -m benchmarks --data "$(DATA)" $(BENCH)

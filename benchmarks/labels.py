@@ -1,28 +1,23 @@
-"""How long labels take, as ratios to the bare decoding of the same JPEGs, measured side by side in one run.
+"""Rows 1 and 5: preparing the set, and clustering its colours."""
 
-    python benchmarks/labels.py --data pairs.zip
-
-The rows are run in turn, several times, after a warm-up; medians and ranges of the ratios are printed. All of them use
-the same files and as many threads as there are cores.
-"""
-
-import argparse
 import os
-import statistics
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from sklearn.cluster import KMeans
 
-from unet_utils import CityscapesPairs, color_histogram, environment, find_clusters, get_pairs
+from benchmarks.peers import brute_force_nearest, copied_colors, copied_pair
+from benchmarks.setting import Setting
+from benchmarks.timing import Comparison, Result, interleave
+from unet_utils import CityscapesPairs, Clusters, color_histogram, find_clusters
 from unet_utils.classes import PALETTE_COLORS
-from unet_utils.decoding import decode_label_ids, nearest_color
+from unet_utils.decoding import decode_label_ids
 
 
 def bare_decoding(pairs: CityscapesPairs) -> None:
-    """The limit: Pillow decodes every JPEG, and nothing else happens."""
+    """The limit: Pillow decodes every JPEG, in all threads, and nothing else happens."""
 
     def decode(path: Path) -> None:
         with Image.open(path) as image:
@@ -32,64 +27,88 @@ def bare_decoding(pairs: CityscapesPairs) -> None:
         list(pool.map(decode, pairs.paths))
 
 
-def nearest_labels(pairs: CityscapesPairs) -> None:
-    """Labels by nearest colour, decoding included."""
+def labels(pairs: CityscapesPairs, method: str) -> None:
+    """Files to photos and label ids, our way."""
     for _, _, masks in pairs.blocks():
-        nearest_color(masks, PALETTE_COLORS)
+        decode_label_ids(masks, method)
 
 
-def clustering(pairs: CityscapesPairs) -> None:
-    """The exact histogram and k-means from the palette, decoding included."""
-    find_clusters(*color_histogram(pairs))
+def cluster(pairs: CityscapesPairs) -> Clusters:
+    """Files to clusters, our way."""
+    return find_clusters(*color_histogram(pairs))
 
 
-def decoded_labels(pairs: CityscapesPairs) -> None:
-    """Labels by the decoder, decoding included."""
-    for _, _, masks in pairs.blocks():
-        decode_label_ids(masks, "decoder")
-
-
-def brute_force_nearest(masks: np.ndarray) -> np.ndarray:
-    """Nearest colour as it is usually written: all distances, then the smallest."""
-    distances = ((masks[..., None, :].astype(np.int32) - PALETTE_COLORS) ** 2).sum(-1)
-    return distances.argmin(-1)
+def copied_labels(pairs: CityscapesPairs, label_model: KMeans) -> None:
+    """Files to photos and clusters, the copied recipe's way."""
+    for path in pairs.paths:
+        copied_pair(path, label_model)
 
 
 def brute_force_labels(pairs: CityscapesPairs) -> None:
-    """Labels by brute-force nearest colour, decoding included."""
-    for _, _, masks in pairs.blocks():
-        for mask in masks:
-            brute_force_nearest(mask)
+    """Files to photos and nearest colours by brute force, in all threads."""
+    for _, _, masks in pairs.blocks(os.cpu_count()):
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(brute_force_nearest, masks))
 
 
-def main() -> None:
-    """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="demo", help="demo, kaggle, or the path of a .zip or folder (default: demo)")
-    parser.add_argument("--frames", type=int, help="use only the first N training pairs")
-    parser.add_argument("--rounds", type=int, default=3, help="times that each row is measured (default: 3)")
-    options = parser.parse_args()
-    pairs = CityscapesPairs(get_pairs(options.data, environment.setup().data), "train")
-    pairs.paths = pairs.paths[: options.frames]
-    rows = [bare_decoding, nearest_labels, clustering, decoded_labels, brute_force_labels]
-    # The slow rows see a part of the files; every time is divided by its number of files.
-    part = CityscapesPairs(pairs.paths[0].parent.parent, "train")
-    part.paths = pairs.paths[: max(32, len(pairs) // 20)]
-    files = {row: part if row in (decoded_labels, brute_force_labels) else pairs for row in rows}
-    seconds: dict = {row: [] for row in rows}
-    for round_number in range(options.rounds + 1):
-        for row in rows:
-            start = time.perf_counter()
-            row(part if round_number == 0 else files[row])
-            if round_number:  # the first round only warms up: caches, look-up table, thread pools
-                seconds[row].append((time.perf_counter() - start) / len(files[row]))
-    print(f"{len(pairs)} pairs, {options.rounds} rounds, {os.cpu_count()} cores")
-    print(f"{'':22} {'ms a pair':>10} {'times bare decoding: median (range)':>38}")
-    for row in rows:
-        ratios = [ours / bare for ours, bare in zip(seconds[row], seconds[bare_decoding], strict=True)]
-        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        print(f"{row.__name__.replace('_', ' '):22} {1000 * statistics.median(seconds[row]):10.3f} {spread:>38}")
+def preparing(setting: Setting) -> Result:
+    """Row 1."""
+    pairs, part = setting.train_pairs(), setting.train_pairs(max(16, setting.pairs // 20))
+    label_model = copied_colors()
+    contenders = {
+        "bare": lambda: bare_decoding(pairs),
+        "nearest": lambda: labels(pairs, "nearest"),
+        "clusters": lambda: cluster(pairs),
+        "decoder": lambda: labels(part, "decoder"),
+        "copied": lambda: copied_labels(part, label_model),
+        "brute force": lambda: brute_force_labels(part),
+    }
+    slow = ("decoder", "copied", "brute force")
+    times = interleave(contenders, setting.rounds, {k: len(part if k in slow else pairs) for k in contenders})
+    unit = "s a pair"
+
+    def row(number: str, work: str, ours: str, other: str, theirs: str, at_most: float | None) -> Comparison:
+        return Comparison(number, work, other, times[ours], times[theirs], at_most, unit=unit)
+
+    return Result(
+        [
+            row("1a", "labels by nearest colour", "nearest", "only decoding the JPEGs", "bare", 1.5),
+            row("1a", "clustering every mask", "clusters", "only decoding the JPEGs", "bare", 3),
+            row("1a", "labels by the decoder", "decoder", "only decoding the JPEGs", "bare", None),
+            row("1b", "labels by nearest colour", "nearest", "copied recipe: Pillow and k-means", "copied", 0.2),
+            row("1c", "labels by nearest colour", "nearest", "brute force in NumPy", "brute force", 0.2),
+        ],
+        f"Row 1: {len(pairs)} pairs, of which the slow ways get {len(part)}; files are read in all of them. All use "
+        "every core, but for the copied recipe, which loads its data without workers.",
+    )
 
 
-if __name__ == "__main__":
-    main()
+def clustering(setting: Setting) -> Result:
+    """Row 5: k-means from the official colours until nothing moves, files to centres."""
+    pairs = setting.train_pairs(min(64, max(4, setting.pairs // 16)))
+    inertia: dict[str, float] = {}
+
+    def ours() -> None:
+        inertia["ours"] = cluster(pairs).inertia / (len(pairs) * 2**16)
+
+    def theirs(sample: int | None) -> None:
+        pixels = np.concatenate([masks.reshape(-1, 3) for _, _, masks in pairs.blocks()])
+        chosen = pixels if sample is None else np.random.default_rng(0).choice(pixels, sample, replace=False)
+        model = KMeans(len(PALETTE_COLORS), init=PALETTE_COLORS.astype(np.float32), n_init=1, tol=0)
+        model.fit(chosen.astype(np.float32))
+        distance = [-model.score(block) for block in np.array_split(pixels.astype(np.float32), 16)]
+        inertia["scikit-learn" if sample is None else "sample"] = sum(distance) / len(pixels)
+
+    sample = min(100_000, len(pairs) * 2**14)
+    contenders = {"ours": ours, "all": lambda: theirs(None), "sample": lambda: theirs(sample)}
+    times = interleave(contenders, min(setting.rounds, 2))
+    spread = ", ".join(f"{name} {value:.2f}" for name, value in inertia.items())
+    return Result(
+        [
+            Comparison("5", "clustering every pixel", "scikit-learn, every pixel", times["ours"], times["all"], 0.1),
+            Comparison("5", "clustering every pixel", f"scikit-learn, {sample} pixels", times["ours"], times["sample"]),
+        ],
+        f"Row 5: {len(pairs)} pairs, {len(pairs) * 2**16:,} pixels, 29 clusters started at the official colours and "
+        f"run until none moves, files read in all of them. Mean squared distance to the nearest centre: {spread}.",
+        {"inertia a pixel": inertia},
+    )

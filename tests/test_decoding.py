@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from unet_utils import decoding
 from unet_utils.audit import audit, label_at_centers, label_of_most
 from unet_utils.classes import IGNORE, PALETTE, PALETTE_COLORS, PALETTE_IDS, ClassScheme, get_scheme
-from unet_utils.decoding import damage, decode_label_ids, decode_masks
+from unet_utils.decoding import color_codes, damage, decode_label_ids, decode_masks, nearest_color
 from unet_utils.metrics import ConfusionMatrix
 
 ID = {label.name: label.id for label in PALETTE}
@@ -68,6 +68,26 @@ def test_no_phantom_classes_along_edges():
     masks = np.stack([damage(COLOR_OF_ID[draw_map(seed, street)]) for seed in range(2)])
     assert np.isin(decode_label_ids(masks, "nearest"), PHANTOMS).mean() > 0.005
     assert np.isin(decode_label_ids(masks), PHANTOMS).mean() < 0.0005
+
+
+def test_nearest_colour_is_exact():
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 20, 30, 4), dtype=np.uint8)[..., :3]  # not contiguous
+    pixels[0, 0, :2] = [[64, 64, 64], [255, 255, 255]]
+    colors = np.array([[0, 0, 0], [128, 128, 128], [128, 128, 128], [250, 255, 255]], dtype=np.uint8)
+    squares = ((pixels[..., None, :].astype(int) - colors) ** 2).sum(-1)
+    found = nearest_color(pixels, colors)
+    assert found.dtype == np.uint8
+    assert np.array_equal(found, squares.argmin(-1))  # the first of equals, too
+    assert found[0, 0, :2].tolist() == [0, 3]
+    values = np.array([9, 8, 7, 200], dtype=np.uint8)
+    assert np.array_equal(nearest_color(pixels, colors, values), values[found])
+    assert nearest_color(pixels[:0], colors).shape == (0, 20, 30)
+
+
+def test_color_codes():
+    pixels = np.array([[[1, 2, 3], [255, 255, 255]]], dtype=np.uint8)
+    assert color_codes(pixels).tolist() == [[0x030201, 0xFFFFFF]]
+    assert color_codes(pixels[:, ::-1]).tolist() == [[0xFFFFFF, 0x030201]]
 
 
 def test_flat_colours_are_exact():

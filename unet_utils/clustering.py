@@ -15,6 +15,7 @@ from torch import Tensor
 
 from unet_utils.classes import IGNORE, PALETTE, PALETTE_COLORS, ClassScheme, get_scheme
 from unet_utils.dataset import CityscapesPairs, read_pair
+from unet_utils.decoding import color_codes
 
 
 def color_histogram(pairs: CityscapesPairs) -> tuple[np.ndarray, np.ndarray]:
@@ -29,20 +30,22 @@ def color_histogram(pairs: CityscapesPairs) -> tuple[np.ndarray, np.ndarray]:
     threads = min(os.cpu_count() or 1, 8)
     with ThreadPoolExecutor(threads) as pool:
         counts = sum(pool.map(_count_colors, [pairs.paths[start::threads] for start in range(threads)]))
-    codes = np.flatnonzero(counts)
-    colors = np.stack([codes >> 16, (codes >> 8) & 255, codes & 255], axis=1).astype(np.uint8)
-    return colors, counts[codes].astype(np.int64)
+    reversed_codes = torch.nonzero(counts)[:, 0].int()
+    red, green, blue = (reversed_codes >> shift & 255 for shift in (0, 8, 16))
+    codes = (red << 16 | green << 8 | blue).sort().values  # sorted as the colours are
+    red, green, blue = (codes >> shift & 255 for shift in (16, 8, 0))
+    colors = torch.stack([red, green, blue], dim=1).byte().numpy()
+    return colors, counts[red | green << 8 | blue << 16].long().numpy()
 
 
-def _count_colors(paths: list) -> np.ndarray:
+def _count_colors(paths: list) -> Tensor:
     # PyTorch counts in place and outside Python's lock, so that the threads run side by side; NumPy does neither.
     counts = torch.zeros(1 << 24, dtype=torch.int32)
     one = torch.ones((), dtype=torch.int32)
     for path in paths:
-        red, green, blue = read_pair(path)[1].astype(np.int32).transpose(2, 0, 1)
-        codes = torch.from_numpy((red << 16 | green << 8 | blue).ravel())
+        codes = torch.from_numpy(color_codes(read_pair(path)[1]).ravel())
         counts.index_add_(0, codes, one.expand(len(codes)))
-    return counts.numpy()
+    return counts
 
 
 @dataclass(frozen=True)
@@ -122,9 +125,11 @@ def find_clusters(
             f"num_clusters is {num_clusters}: choose 2 to {min(len(PALETTE), len(colors))} "
             f"({len(PALETTE)} official colours, {len(colors)} distinct colours in these masks)"
         )
-    centers, sizes, iterations = _lloyd(x, weights, start, max_iterations)
-    distance = torch.cat([_two_nearest(part, centers)[0] for part in x.split(_CHUNK)])
-    inertia = (distance.double().square() * weights).sum().item()
+    centers, sums, iterations = _lloyd(x, weights, start, max_iterations)
+    sizes = sums[:, 3].round()
+    # The sum of |x - c|^2, multiplied out: the sums over each cluster are known already.
+    spread = sizes * centers.square().sum(1) - 2 * (centers * sums[:, :3]).sum(1)
+    inertia = ((x.double().square().sum(1) * weights).sum() + spread.sum()).item()
     centers, start = centers.numpy(), start.numpy()
     match = np.arange(len(PALETTE)) if num_clusters is None else _match_palette(centers)
     remarks = [_remark(row, named) for row, named in zip(_palette_distances(centers), match, strict=True)]
@@ -143,17 +148,6 @@ def find_clusters(
 _CHUNK = 1 << 14  # a chunk's distances to all centres stay in the processor's cache
 
 
-def _two_nearest(x: Tensor, centers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Distances to the nearest and to the second nearest centre, and the nearest's index, each `[n]`."""
-    c = centers.float()
-    # |x - c|^2 - |x|^2 for all pairs in one matrix product; one row a centre, so that minima run along memory.
-    relative = torch.addmm(c.square().sum(1, keepdim=True), c, x.T, alpha=-2)
-    first, index = relative.min(0)
-    second = relative.scatter_(0, index[None], torch.inf).amin(0)
-    length = x.square().sum(1)
-    return *((value + length).clamp(min=0).sqrt() for value in (first, second)), index
-
-
 def _lloyd(x: Tensor, weights: Tensor, centers: Tensor, max_iterations: int) -> tuple[Tensor, Tensor, int]:
     """Lloyd's algorithm; exact, though most colours are skipped in most rounds.
 
@@ -163,19 +157,26 @@ def _lloyd(x: Tensor, weights: Tensor, centers: Tensor, max_iterations: int) -> 
     k = len(centers)
     assigned = torch.zeros(len(x), dtype=torch.int64)
     margin = torch.zeros(len(x))
+    columns = torch.cat([x, x.square().sum(1, keepdim=True)], dim=1).T.contiguous()  # x and |x|^2
     weighted = torch.cat([x.double(), torch.ones(len(x), 1)], dim=1) * weights[:, None]  # one product, sums and sizes
     sums = torch.zeros(k, 4, dtype=torch.float64).index_add_(0, assigned, weighted)
     iteration = 0
     while iteration < max_iterations:
         iteration += 1
+        c = centers.float()
+        c = torch.cat([-2 * c, torch.ones(k, 1)], dim=1), c.square().sum(1, keepdim=True)
         for chunk in torch.nonzero(margin <= 0)[:, 0].split(_CHUNK):
-            first, second, nearest = _two_nearest(x[chunk], centers)
-            margin[chunk] = second - first
-            changed = nearest != assigned[chunk]
-            rows = chunk[changed]
-            sums.index_add_(0, assigned[rows], weighted[rows], alpha=-1)
-            sums.index_add_(0, nearest[changed], weighted[rows])
-            assigned[rows] = nearest[changed]
+            own = assigned.index_select(0, chunk)
+            # |x - c|^2 for all pairs in one matrix product; one row a centre, so that minima run along memory.
+            squares = torch.addmm(c[1], c[0], columns.index_select(1, chunk)).clamp_(min=0)
+            distance = squares.gather(0, own[None])[0]
+            others = squares.scatter_(0, own[None], torch.inf).amin(0)  # which one it is matters only if it is nearer
+            margin[chunk] = others.sqrt() - distance.sqrt()
+            changed = torch.nonzero(others < distance)[:, 0]
+            rows, nearest = chunk[changed], squares.index_select(1, changed).min(0).indices
+            sums.index_add_(0, own[changed], weighted[rows], alpha=-1)
+            sums.index_add_(0, nearest, weighted[rows])
+            assigned[rows] = nearest
         # An empty cluster keeps its centre: a colour that no mask holds is not an error.
         sizes = sums[:, 3:]
         moved = torch.where(sizes > 0.5, sums[:, :3] / sizes.clamp(min=1), centers)
@@ -184,19 +185,19 @@ def _lloyd(x: Tensor, weights: Tensor, centers: Tensor, max_iterations: int) -> 
         if step < 1e-3:
             break
         margin -= 2 * step
-    return centers, sums[:, 3].round(), iteration
+    return centers, sums, iteration
 
 
 def _kmeans_plus_plus(x: Tensor, weights: Tensor, k: int, seed: int) -> Tensor:
     """Each next centre is a colour drawn with probability proportional to weight times squared distance."""
     rng = np.random.default_rng(seed)
-    nearest = torch.full((len(x),), torch.inf, dtype=torch.float64)
+    columns = x.T.contiguous()
+    nearest = torch.full((len(x),), torch.inf)  # squared distances between colours are integers: exact in float32
     chosen: list[int] = []
     for _ in range(k):
-        mass = weights * nearest if chosen else weights
-        total = mass.cumsum(0)
+        total = (weights * nearest if chosen else weights).cumsum(0)
         chosen.append(int(torch.searchsorted(total, rng.random() * total[-1].item(), right=True).clamp(max=len(x) - 1)))
-        nearest = torch.minimum(nearest, (x - x[chosen[-1]]).double().square().sum(1))
+        nearest = torch.minimum(nearest, (columns - columns[:, chosen[-1:]]).square_().sum(0))
     return x[chosen].double()
 
 

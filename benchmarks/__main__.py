@@ -1,0 +1,169 @@
+"""Runs the rows of the benchmark, prints the table, writes `benchmarks.json`, `benchmarks.md` and a figure."""
+
+import argparse
+import contextlib
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import time
+import traceback
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+
+import benchmarks
+from benchmarks.setting import Setting
+from benchmarks.timing import Result, table
+from unet_utils import CityscapesPairs, get_pairs, recipe, setup
+
+ROWS = {
+    "1": "labels.preparing",
+    "2": "training.epochs",
+    "3": "networks.networks",
+    "4": "metrics.metrics",
+    "5": "labels.clustering",
+    "6": "growth.growth",
+    "7": "training.accuracy",
+}
+"""Module and function of each row; imported when it runs, as a peer that is not installed must not stop the others."""
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "scikit-learn", "torchmetrics", "segmentation-models-pytorch")
+FIGURE = "benchmarks-accuracy.png"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs what was asked for; a row that fails is reported, the others go on.
+
+    Returns:
+        1 if a row failed, else 0.
+    """
+    options = _parser().parse_args(arguments)
+    setting, data = _setting(options)
+    results: dict[str, Result] = {}
+    failures: dict[str, str] = {}
+    begun = time.perf_counter()
+    for name in options.rows:
+        start = time.perf_counter()
+        module, function = ROWS[name].split(".")
+        print(f"row {name}, {function} ...", flush=True)
+        try:
+            results[name] = getattr(importlib.import_module(f"benchmarks.{module}"), function)(setting)
+            if results[name].comparisons:
+                print(table(results[name].comparisons))
+            print(results[name].text)
+        except Exception as error:
+            traceback.print_exc()
+            failures[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+        print(
+            f"... {time.perf_counter() - start:.0f} s, {(time.perf_counter() - begun) / 60:.1f} min in all", flush=True
+        )
+    _write(Path(options.out), options, data, results, failures)
+    return 1 if failures else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks", description=benchmarks.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", default="demo", help="demo, kaggle, or the path of a .zip or folder (default: demo)")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="which rows (default: all)")
+    parser.add_argument("--rounds", type=int, default=3, help="turns that are measured (default: 3)")
+    parser.add_argument("--pairs", type=int, default=2975, help="training pairs to use at most (default: 2975)")
+    parser.add_argument("--images", type=int, help="images in a compared epoch (default: 192, on a GPU 2048)")
+    parser.add_argument("--minutes", type=float, default=3, help="training time of each in row 7 (default: 3)")
+    parser.add_argument("--out", default="docs", help="folder of the report (default: docs)")
+    parser.add_argument("--tiny", action="store_true", help="sizes that only show that everything works")
+    return parser
+
+
+def _setting(options: argparse.Namespace) -> tuple[Setting, str]:
+    """The setting, and in words what data it is."""
+    env = setup()
+    try:
+        root, real = get_pairs(options.data, env.data), options.data != "demo"
+    except (OSError, ValueError, RuntimeError) as error:
+        print(f"{options.data} is not there, so the demo set is used instead: {error}")
+        options.data = "demo"
+        root, real = get_pairs("demo", env.data), False
+    config = recipe(env.device.type)
+    if options.tiny:
+        config = replace(config, base_channels=4, image_size=64, batch_size=4)
+        options.pairs, options.images, options.rounds, options.minutes = 40, 8, 1, 0.05
+    options.pairs = min(options.pairs, len(CityscapesPairs(root, "train")))
+    images = options.images or (2048 if env.device.type == "cuda" else 192)
+    setting = Setting(
+        root, env.data / "prepared", env.device, config, options.rounds, options.pairs, images, options.minutes
+    )
+    return setting, f"{options.pairs} pairs of the {'real' if real else 'demo'} set"
+
+
+def _machine() -> dict[str, str]:
+    """Processor, cores, GPU and versions; nothing that names the machine."""
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
+    machine = {"processor": model, "cores": str(os.cpu_count()), "Python": platform.python_version()}
+    if torch.cuda.is_available():
+        machine["GPU"] = torch.cuda.get_device_name()
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            machine[name] = importlib.metadata.version(name)
+    return machine
+
+
+def _write(folder: Path, options: argparse.Namespace, data: str, results: dict, failures: dict) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    comparisons = [comparison for result in results.values() for comparison in result.comparisons]
+    # The path of the data is the reader's own affair.
+    given = {
+        "data": "demo" if options.data == "demo" else "pairs.zip",
+        "rows": " ".join(options.rows),
+        "rounds": options.rounds,
+    }
+    given |= {name: value for name in ("pairs", "images", "minutes") if (value := getattr(options, name)) is not None}
+    command = "python -m benchmarks " + " ".join(f"--{name} {value}" for name, value in given.items())
+    command += " --tiny" if options.tiny else ""
+    machine = _machine()
+    parts = [
+        "# Benchmarks",
+        benchmarks.__doc__.split("Method. ")[1].strip(),
+        table(comparisons),
+        *(result.text for result in results.values() if result.text),
+    ]
+    if "7" in results:
+        _plot(results["7"].data["minutes and mIoU"], folder / FIGURE)
+        parts.append(f"![mIoU on the held-out cities against minutes of training]({FIGURE})")
+    if failures:
+        parts.append("Failed: " + "; ".join(f"row {name} ({error})" for name, error in failures.items()))
+    parts += [f"Data: {data}. " + ", ".join(f"{name} {value}" for name, value in machine.items()), f"    {command}"]
+    (folder / "benchmarks.md").write_text("\n\n".join(parts) + "\n")
+    report = {
+        "machine": machine,
+        "command": command,
+        "data": data,
+        "comparisons": [asdict(comparison) | {"met": comparison.met} for comparison in comparisons],
+        "rows": {name: result.data for name, result in results.items()},
+        "failures": failures,
+    }
+    (folder / "benchmarks.json").write_text(json.dumps(report, indent=1) + "\n")
+    missed = [f"{c.row} {c.work} vs {c.other}: {c.ratio:.2f}" for c in comparisons if c.met is False]
+    print(f"\n{parts[2]}\n\nreport in {folder}; missed: {'; '.join(missed) or 'none'}; failed: {failures or 'none'}")
+
+
+def _plot(curves: dict[str, list[tuple[float, float]]], file: Path) -> None:
+    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    for name, curve in curves.items():
+        axes.plot(*zip((0, 0), *curve, strict=True), marker=".", label=name)
+    axes.set(xlabel="minutes of training", ylabel="mIoU, held-out cities", ylim=(0, None), xlim=(0, None))
+    axes.legend()
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

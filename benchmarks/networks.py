@@ -1,0 +1,110 @@
+"""Row 3: the network alone, forward and backward, its time and its memory."""
+
+from collections.abc import Callable
+
+import segmentation_models_pytorch as smp
+import torch
+from torch import Tensor, nn
+
+from benchmarks.peers import PlainUNet
+from benchmarks.setting import Setting
+from benchmarks.timing import Comparison, Result, in_fresh_process, interleave
+from unet_utils import UNet, count_parameters
+from unet_utils.environment import find_device
+from unet_utils.model import autocast
+
+CLASSES = 19
+
+
+class Floor(nn.Module):
+    """The convolutions of a network and nothing between them, each on noise of the shape it gets there."""
+
+    def __init__(self, model: nn.Module, example: Tensor):
+        super().__init__()
+        kinds = (nn.Conv2d, nn.ConvTranspose2d)
+        self.layers = nn.ModuleList(module for module in model.modules() if isinstance(module, kinds))
+        self.inputs: dict[nn.Module, Tensor] = {}
+        hooks = [layer.register_forward_hook(self._note) for layer in self.layers]
+        with torch.no_grad(), autocast(example.device):
+            model(example)
+        for hook in hooks:
+            hook.remove()
+        self.first = self.layers[0]  # the photo needs no gradient
+
+    def _note(self, layer: nn.Module, arguments: tuple[Tensor], _: Tensor) -> None:
+        self.inputs[layer] = torch.randn_like(arguments[0])
+
+    def forward(self, _: Tensor) -> list[Tensor]:
+        return [layer(self.inputs[layer].requires_grad_(layer is not self.first)) for layer in self.layers]
+
+
+def make(name: str, width: int, batch: int, size: int) -> tuple[nn.Module, Tensor]:
+    """A network by its name, in training mode, and a batch for it; channels last, for all of them alike."""
+    device = find_device()
+    x = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+    if name == "smp":
+        model: nn.Module = smp.Unet("resnet34", encoder_weights=None, classes=CLASSES)
+    elif name == "milesial":
+        model = PlainUNet(CLASSES, width)
+    elif name == "resnet34":
+        model = UNet(3, CLASSES, encoder="resnet34")
+    else:
+        model = UNet(3, CLASSES, width, fold=2 if name == "folded" else 1)
+    model = model.to(device, memory_format=torch.channels_last).train()
+    return (Floor(model, x) if name == "floor" else model), x
+
+
+def forward(model: nn.Module, x: Tensor) -> None:
+    """Forward only."""
+    with torch.no_grad(), autocast(x.device):
+        model(x)
+
+
+def both(model: nn.Module, x: Tensor) -> None:
+    """Forward and backward from a gradient of ones, so that no loss is in the time."""
+    model.zero_grad(set_to_none=True)
+    with autocast(x.device):
+        out = model(x)
+    out = out if isinstance(out, list) else [out]
+    torch.autograd.backward(out, [torch.ones_like(part) for part in out])
+
+
+def three_steps(*arguments) -> None:
+    """What peak memory is taken of."""
+    model, x = make(*arguments)
+    for _ in range(3):
+        both(model, x)
+
+
+def networks(setting: Setting) -> Result:
+    """Row 3."""
+    gpu = setting.device.type == "cuda"
+    size = setting.config.image_size
+    shape = (setting.config.base_channels, 16 if gpu else min(4, setting.config.batch_size), size)
+    names = ("plain", "folded", "resnet34", "milesial", "smp", "floor")
+    made = {name: make(name, *shape) for name in names}
+    millions = {name: count_parameters(model) / 1e6 for name, (model, _) in made.items()}
+    memory = {name: [in_fresh_process(three_steps, name, *shape)[1]] for name in names}
+    comparisons = []
+    matches = [
+        ("plain", "milesial", "milesial-style U-Net", 1.05),
+        ("folded", "milesial", "milesial-style U-Net", 1.0),
+        ("resnet34", "smp", "segmentation_models_pytorch, resnet34", 1.05),
+        ("plain", "floor", "its convolutions alone", None),
+    ]
+    ours = {"plain": "U-Net", "folded": "U-Net, fold 2", "resnet34": "U-Net on resnet34"}
+    for work, run in (("forward", forward), ("forward and backward", both)):
+        contenders: dict[str, Callable] = {name: lambda run=run, m=m: run(*m) for name, m in made.items()}
+        times = interleave(contenders, setting.rounds)
+        for us, them, title, at_most in matches:
+            comparisons.append(Comparison("3", f"{ours[us]}: {work}", title, times[us], times[them], at_most))
+    for us, them, title, at_most in matches[:3]:
+        work = f"{ours[us]}: peak memory"
+        comparisons.append(Comparison("3", work, title, memory[us], memory[them], at_most, unit="MB"))
+    counts = ", ".join(f"{name} {value:.2f} M" for name, value in millions.items() if name != "floor")
+    return Result(
+        comparisons,
+        f"Row 3: batches of {shape[1]} at {size}x{size}, width {shape[0]}, all of them channels last. "
+        f"Parameters: {counts}. Networks of the same layers differ by noise, so that 1.05 counts as the same.",
+        {"million parameters": millions, "peak memory in MB": memory},
+    )

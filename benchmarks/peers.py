@@ -1,0 +1,162 @@
+"""Other ways to do the same, written anew from their descriptions: the widely copied recipe and plain textbook code."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.cluster import KMeans
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from unet_utils import IGNORE, Frames
+from unet_utils.augment import MEAN, STD
+from unet_utils.classes import PALETTE_COLORS
+
+
+def brute_force_nearest(mask: np.ndarray) -> np.ndarray:
+    """Nearest official colour as it is usually written: all distances, then the smallest. `[H, W, 3] -> [H, W]`."""
+    return ((mask[..., None, :].astype(np.int32) - PALETTE_COLORS) ** 2).sum(-1).argmin(-1)
+
+
+def copied_colors(clusters: int = 10, colors: int = 1000) -> KMeans:
+    """The copied recipe's label model: k-means over random colours, not those of the data (seeded here)."""
+    random = np.random.default_rng(0).integers(0, 256, (colors, 3)).astype(float)
+    return KMeans(clusters, n_init=10, random_state=0).fit(random)
+
+
+def copied_pair(path: Path, label_model: KMeans) -> tuple[np.ndarray, np.ndarray]:
+    """One file as the copied recipe reads it: photo `uint8 [256, 256, 3]`, cluster of each pixel `int32 [256, 256]`."""
+    pixels = np.array(Image.open(path).convert("RGB"))
+    photo, mask = pixels[:, :256], pixels[:, 256:]
+    return photo, label_model.predict(mask.reshape(-1, 3).astype(float)).reshape(256, 256)
+
+
+class CopiedDataset(Dataset):
+    """The copied recipe's dataset: Pillow and k-means for every item of every epoch, float32 photos."""
+
+    def __init__(self, paths: list[Path], image_size: int):
+        self.paths, self.image_size, self.label_model = paths, image_size, copied_colors()
+        self.transform = v2.Compose(
+            [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD), v2.Resize(image_size)]
+        )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Photo `float32 [3, S, S]` and clusters `int64 [S, S]`."""
+        photo, clusters = copied_pair(self.paths[index], self.label_model)
+        chosen = np.arange(self.image_size) * 256 // self.image_size
+        return self.transform(photo.copy()), torch.from_numpy(clusters[np.ix_(chosen, chosen)]).long()
+
+
+class CopiedDoubleConv(nn.Sequential):
+    """The copied recipe's block: two convolutions, each normalised, but only one ReLU, in the end."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, 3, padding=1),
+            nn.BatchNorm2d(out_channels),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(),
+        )
+
+
+class MilesialDoubleConv(nn.Sequential):
+    """(convolution => batch normalisation => ReLU) * 2, as in the popular milesial/Pytorch-UNet."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        layers: list[nn.Module] = []
+        for channels in (in_channels, out_channels):
+            layers += [nn.Conv2d(channels, out_channels, 3, padding=1, bias=False)]
+            layers += [nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
+        super().__init__(*layers)
+
+
+class PlainUNet(nn.Module):
+    """The textbook U-Net with four halvings, max pooling and transposed convolutions.
+
+    Args:
+        num_classes: channels of the logits.
+        width: channels of the first level.
+        block: what each level is made of.
+    """
+
+    def __init__(self, num_classes: int, width: int, block: type[nn.Module] = MilesialDoubleConv):
+        super().__init__()
+        widths = [width * 2**level for level in range(5)]
+        self.down = nn.ModuleList(block(a, b) for a, b in zip([3, *widths], widths, strict=False))
+        self.up = nn.ModuleList(nn.ConvTranspose2d(2 * w, w, 2, stride=2) for w in widths[-2::-1])
+        self.join = nn.ModuleList(block(2 * w, w) for w in widths[-2::-1])
+        self.head = nn.Conv2d(width, num_classes, 1)
+        self.pool = nn.MaxPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skips = []
+        for level, block in enumerate(self.down):
+            x = block(self.pool(x) if level else x)
+            skips.append(x)
+        skips.pop()
+        for up, join in zip(self.up, self.join, strict=True):
+            x = join(torch.cat([skips.pop(), up(x)], dim=1))
+        return self.head(x)
+
+
+class TextbookDataset(Dataset):
+    """Photo from its JPEG, labels from an array (which saves it their decoding), torchvision's v2 transforms."""
+
+    def __init__(self, paths: list[Path], frames: Frames, image_size: int):
+        self.paths, self.codes, self.lookup = paths, frames.codes, torch.tensor(frames.scheme.lookup)
+        self.transform = v2.Compose(
+            [
+                v2.RandomResizedCrop(image_size, scale=(0.25, 1.0), ratio=(1.0, 1.0), antialias=True),
+                v2.RandomHorizontalFlip(),
+                v2.ColorJitter(0.3, 0.3, 0.3),
+                v2.ToDtype({tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64, "others": None}, scale=True),
+                v2.Normalize(MEAN, STD),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Photo `float32 [3, S, S]` and class indices `int64 [S, S]`."""
+        with Image.open(self.paths[index]) as image:
+            photo = v2.functional.pil_to_tensor(image.crop((0, 0, 256, 256)))
+        labels = self.lookup[self.codes[index].int()]
+        return tuple(self.transform(tv_tensors.Image(photo), tv_tensors.Mask(labels)))
+
+
+class Trainer:
+    """The loop of a tutorial around any network: forward, cross-entropy, backward, step.
+
+    Args:
+        model: the network, already on its device and in its memory layout.
+        optimizer: of its parameters.
+        autocast: makes the context of the forward pass.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, autocast: Callable):
+        self.model, self.optimizer, self.autocast = model.train(), optimizer, autocast
+        self.device = next(model.parameters()).device
+        self.loss = nn.CrossEntropyLoss(ignore_index=IGNORE)
+
+    def step(self, photos: Tensor, labels: Tensor) -> None:
+        """One step on a batch."""
+        with self.autocast(self.device):
+            loss = self.loss(self.model(photos.to(self.device)).float(), labels.to(self.device))
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        loss.item()  # tutorials print it
+
+    def epoch(self, loader: DataLoader | Iterator) -> None:
+        """Steps on all batches."""
+        for photos, labels in loader:
+            self.step(photos, labels)

@@ -1,0 +1,75 @@
+"""How training speeds up with processes, and what wrapping a model for them costs.
+
+    python benchmarks/scaling.py --processes 2
+
+Trains on the demo set in turn: in one process without torchrun, in one with it (the model is then wrapped in
+DistributedDataParallel), and in several. Each has a GPU of its own, or is bound to one core of its own. Batches are
+of the same size in all of them. The first epoch warms up; medians and ranges over the others are printed.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from unet_utils import environment, fit, get_pairs, prepare, recipe
+from unet_utils.distributed import open_world
+
+
+def train(options: argparse.Namespace) -> None:
+    """One of the processes: binds itself, trains, and writes down the speed of each epoch."""
+    device = environment.find_device()
+    with open_world() as world:
+        if device.type == "cpu":
+            torch.set_num_threads(1)
+            os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[world.rank]})
+        root = world.in_turn(lambda: get_pairs(options.data, options.folder))
+        frames = world.in_turn(lambda: prepare(root, "train", options.folder, method="nearest", progress=False))
+        knobs = {"batch_size": options.batch_size, "epochs": options.epochs + 1, "hold_out": False}
+        config = recipe("demo" if device.type == "cpu" else "gpu", sync_batchnorm=options.sync_batchnorm, **knobs)
+        history = fit(frames, config, options.folder / "run", device, resume=False, progress=False, world=world)
+        speeds = [row["images_per_second"] for row in history[1:]]
+        world.once((options.folder / "speeds.json").write_text, json.dumps(speeds))
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="demo", help="demo, kaggle, or the path of a .zip or folder (default: demo)")
+    parser.add_argument("--processes", type=int, default=2, help="the largest number of them (default: 2)")
+    parser.add_argument("--batch-size", type=int, default=16, help="of all together (default: 16)")
+    parser.add_argument("--epochs", type=int, default=2, help="measured in each round (default: 2)")
+    parser.add_argument("--rounds", type=int, default=3, help="times that each row is measured (default: 3)")
+    parser.add_argument("--sync-batchnorm", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # set for the processes that train
+    options = parser.parse_args()
+    if options.folder:
+        train(options)
+        return
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    rows = {"one process": [], "one process, wrapped": [*launcher, "1"]}
+    rows[f"{options.processes} processes"] = [*launcher, str(options.processes)]
+    speeds: dict[str, list[float]] = {name: [] for name in rows}
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(options.rounds):
+            for name, launch in rows.items():
+                command = [sys.executable, *launch, __file__, *sys.argv[1:], "--folder", folder]
+                subprocess.run(
+                    command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}
+                )
+                speeds[name] += json.loads((Path(folder) / "speeds.json").read_text())
+    first = statistics.median(speeds["one process"])
+    print(f"{'':22} {'images/s: median (range)':>32} {'times one process':>18}")
+    for name, values in speeds.items():
+        middle = statistics.median(values)
+        print(f"{name:22} {f'{middle:.1f} ({min(values):.1f} to {max(values):.1f})':>32} {middle / first:18.2f}")
+
+
+if __name__ == "__main__":
+    main()

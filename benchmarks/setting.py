@@ -1,0 +1,59 @@
+"""What all rows of the benchmark share: the data, the device, how much of everything."""
+
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from unet_utils import CityscapesPairs, Frames, TrainConfig, prepare
+
+
+@dataclass
+class Setting:
+    """Data, device and sizes.
+
+    Attributes:
+        root: folder of the pairs.
+        cache: folder for prepared arrays.
+        device: where networks run.
+        config: the training recipe of that device.
+        rounds: turns that are measured.
+        pairs: how many training pairs are used at most.
+        images: images in an epoch that is compared.
+        minutes: training time of each contender in the accuracy row.
+    """
+
+    root: Path
+    cache: Path
+    device: torch.device
+    config: TrainConfig
+    rounds: int
+    pairs: int
+    images: int
+    minutes: float
+
+    def __getstate__(self) -> dict:
+        """What a fresh process is given: it maps the arrays itself."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def train_pairs(self, count: int | None = None) -> CityscapesPairs:
+        """The first training pairs."""
+        pairs = CityscapesPairs(self.root, "train")
+        pairs.paths = pairs.paths[: min(self.pairs, count or self.pairs)]
+        return pairs
+
+    @cached_property
+    def all_frames(self) -> Frames:
+        """The prepared training split, labels decoded."""
+        return prepare(self.root, "train", self.cache, progress=False)
+
+    @cached_property
+    def frames(self) -> Frames:
+        """As many of its frames as there are `pairs`."""
+        return self.all_frames.part(slice(self.pairs))
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files of `frames`."""
+        return self.train_pairs().paths

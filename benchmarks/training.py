@@ -1,0 +1,174 @@
+"""Rows 2, 6 and 7: an epoch, how it grows, and what accuracy it buys."""
+
+import itertools
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import torch
+from torch.utils.data import DataLoader
+
+from benchmarks.peers import CopiedDataset, CopiedDoubleConv, PlainUNet, TextbookDataset, Trainer, copied_pair
+from benchmarks.setting import Setting
+from benchmarks.timing import Comparison, Result, interleave
+from unet_utils import IGNORE, ConfusionMatrix, Frames, TrainConfig, UNet, fit
+from unet_utils.model import autocast
+
+COPIED_CLUSTERS, COPIED_BATCH, COPIED_RATE = 10, 4, 0.01
+"""What the copied recipe uses."""
+
+
+def our_epoch(frames: Frames, config: TrainConfig, device: torch.device) -> float:
+    """Seconds of one epoch of `fit`: reading, augmenting, stepping; neither scoring nor saving."""
+    config = replace(config, epochs=1, hold_out=False, batch_size=min(config.batch_size, len(frames)))
+    with tempfile.TemporaryDirectory() as folder:
+        return fit(frames, config, folder, device, progress=False)[-1]["seconds"]
+
+
+def our_bound(frames: Frames, config: TrainConfig, device: torch.device) -> float:
+    """The same with the work on data taken out: the network learns from one batch again and again."""
+    shape = (min(config.batch_size, len(frames)), config.image_size, config.image_size)
+    batch = torch.randn(shape[0], 3, *shape[1:], device=device), torch.randint(0, 19, shape, device=device)
+    with (
+        mock.patch("unet_utils.training.augment", return_value=batch),
+        mock.patch("unet_utils.training.draw_changes"),
+        mock.patch.object(Frames, "batches", lambda self, order, device: ((None, None) for _ in order)),
+    ):
+        return our_epoch(frames, config, device)
+
+
+def copied_trainer(config: TrainConfig, device: torch.device) -> Trainer:
+    """The copied recipe's network and optimizer, in plain float32."""
+    model = PlainUNet(COPIED_CLUSTERS, config.base_channels, CopiedDoubleConv).to(device)
+    adam = torch.optim.Adam(model.parameters(), lr=COPIED_RATE)
+    return Trainer(model, adam, lambda device: torch.autocast(device.type, enabled=False))
+
+
+def epochs(setting: Setting) -> Result:
+    """Row 2."""
+    config, device = setting.config, setting.device
+    count = min(setting.images, len(setting.frames)) // config.batch_size * config.batch_size
+    frames, paths = setting.frames.part(slice(count)), setting.paths[:count]
+    unfolded = replace(config, fold=1)
+    size = config.image_size
+
+    copied = copied_trainer(config, device)
+    copied_loader = DataLoader(CopiedDataset(paths, size), COPIED_BATCH)
+    copied_batch = torch.randn(COPIED_BATCH, 3, size, size), torch.zeros(COPIED_BATCH, size, size, dtype=torch.long)
+
+    model = UNet(3, frames.scheme.num_classes, config.base_channels, config.fold).to(device)
+    textbook = Trainer(model, torch.optim.AdamW(model.parameters(), lr=1e-3), autocast)
+    textbook_loader = DataLoader(
+        TextbookDataset(paths, frames, size),
+        config.batch_size,
+        shuffle=True,
+        num_workers=2,
+        pin_memory=device.type == "cuda",
+        drop_last=True,
+    )
+    shape = (config.batch_size, size, size)
+    textbook_batch = torch.randn(shape[0], 3, *shape[1:]), torch.zeros(shape, dtype=torch.long)
+
+    contenders: dict[str, Callable] = {
+        "ours": lambda: our_epoch(frames, config, device),
+        "ours, one batch": lambda: our_bound(frames, config, device),
+        "ours, not folded": lambda: our_epoch(frames, unfolded, device),
+        "copied": lambda: copied.epoch(copied_loader),
+        "copied, one batch": lambda: copied.epoch(itertools.repeat(copied_batch, len(copied_loader))),
+        "textbook": lambda: textbook.epoch(textbook_loader),
+        "textbook, one batch": lambda: textbook.epoch(itertools.repeat(textbook_batch, len(textbook_loader))),
+    }
+    times = interleave(contenders, setting.rounds, dict.fromkeys(contenders, count))
+    best = {name: min(values) for name, values in times.items()}
+    lines = ["| images/s | | waits for data |", "|---|---|---|"]
+    for name in ("ours", "copied", "textbook"):
+        waits = max(0, 1 - best[f"{name}, one batch"] / best[name])
+        lines.append(f"| {1 / best[name]:.1f} | {name} | {100 * waits:.0f} % |")
+
+    def row(number: str, work: str, ours: str, other: str, theirs: str, at_most: float | None) -> Comparison:
+        return Comparison(number, work, other, times[ours], times[theirs], at_most, unit="s an image")
+
+    return Result(
+        [
+            row("2a", "an epoch", "ours", "the same steps on one batch", "ours, one batch", 1 / 0.95),
+            row("2b", "an epoch", "ours", "copied recipe", "copied", 1 / 3 if device.type == "cpu" else 1.0),
+            row("2b", "an epoch, fold 1", "ours, not folded", "copied recipe, same width", "copied", None),
+            row("2c", "an epoch", "ours", "DataLoader, 2 workers, v2, AMP; same network", "textbook", 1.0),
+        ],
+        f"Row 2: {count} images at {size}x{size}, width {config.base_channels}, fold {config.fold}. "
+        "Waiting is what the same steps on one batch do not take.\n\n" + "\n".join(lines),
+        {"images/s": {name: 1 / value for name, value in best.items()}},
+    )
+
+
+def accuracy(setting: Setting) -> Result:
+    """Row 7: mIoU on the held-out cities against minutes of training, scoring left out of the time."""
+    curves = {"ours": _our_curve(setting), "copied recipe": _copied_curve(setting)}
+    best = {name: max(score for _, score in curve) for name, curve in curves.items()}
+    ended = ", ".join(f"{name} {score:.3f} (best)" for name, score in best.items())
+    return Result(
+        [],
+        f"Row 7: mIoU over 19 classes on the held-out cities after at most {setting.minutes:g} minutes of training "
+        f"each: {ended}. Both are scored against the same decoded labels; a cluster of the copied recipe counts as the "
+        "class that most of its pixels have.",
+        {"minutes and mIoU": curves},
+    )
+
+
+def _our_curve(setting: Setting) -> list[tuple[float, float]]:
+    frames, config = setting.frames, setting.config
+    learn = frames.split_cities()[0]
+    probe = learn.part(slice(4 * config.batch_size))
+    rate = len(probe) / min(our_epoch(probe, config, setting.device) for _ in range(2))  # images/s
+    count = max(1, int(60 * setting.minutes * rate / len(learn)))
+    with tempfile.TemporaryDirectory() as folder:
+        history = fit(frames, replace(config, epochs=count), folder, setting.device, progress=False)
+    minutes = itertools.accumulate(row["seconds"] / 60 for row in history)
+    return [(spent, row["mean_iou"]) for spent, row in zip(minutes, history, strict=True)]
+
+
+def _copied_curve(setting: Setting) -> list[tuple[float, float]]:
+    learn, held_out = setting.frames.split_cities()
+    paths: dict[int, Path] = {int(path.stem): path for path in setting.paths}
+    dataset = CopiedDataset([paths[number] for number in learn.numbers], setting.config.image_size)
+    trainer = copied_trainer(setting.config, setting.device)
+    # The class that most pixels of a cluster have, seen on some of the training masks.
+    seen = torch.zeros(COPIED_CLUSTERS, 256, dtype=torch.int64)
+    for index in range(0, len(learn), max(1, len(learn) // 64)):
+        clusters = torch.from_numpy(copied_pair(dataset.paths[index], dataset.label_model)[1]).long()
+        labels = learn.batch(slice(index, index + 1))[1][0].long()
+        seen += torch.bincount((clusters * 256 + labels).flatten(), minlength=seen.numel()).view_as(seen)
+    seen[:, IGNORE] = 0
+    classes = seen.argmax(1).to(setting.device)
+
+    curve, spent, next_score = [], 0.0, setting.minutes / 8
+    loader = DataLoader(dataset, COPIED_BATCH)
+    while spent < setting.minutes:
+        start = time.perf_counter()
+        for batch in loader:
+            trainer.step(*batch)
+            minutes = spent + (time.perf_counter() - start) / 60
+            if minutes >= next_score:
+                curve.append((minutes, _copied_score(trainer, held_out, setting.config.image_size, classes)))
+                start, spent, next_score = time.perf_counter(), minutes, next_score + setting.minutes / 8
+            if minutes >= setting.minutes:
+                break
+        spent += (time.perf_counter() - start) / 60
+    return curve
+
+
+@torch.inference_mode()
+def _copied_score(trainer: Trainer, frames: Frames, size: int, classes: torch.Tensor) -> float:
+    matrix = ConfusionMatrix(frames.scheme.num_classes)
+    trainer.model.eval()  # the copies forget this, and would score worse
+    transform = CopiedDataset([], size).transform
+    for start in range(0, len(frames), 8):
+        photos, labels = frames.batch(slice(start, start + 8), trainer.device)
+        logits = trainer.model(transform(photos))
+        found = torch.nn.functional.interpolate(logits, labels.shape[1:], mode="bilinear").argmax(1)
+        matrix.update(classes[found], labels)
+    trainer.model.train()
+    return matrix.mean_iou
