@@ -10,7 +10,7 @@ PICTURES = {
     "labels": "02_explore-05",
     "shares": "02_explore-08",
     "training": "03_train-02",
-    "predictions": "04_evaluate-04",
+    "predictions": "04_evaluate-07",
     "classes": "04_evaluate-01",
 }
 
