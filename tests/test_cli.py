@@ -1,9 +1,11 @@
+import json
 import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from unet_utils.__main__ import main
@@ -24,6 +26,7 @@ def test_the_commands_in_a_row(demo, machine, capsys):
     main(["train", *data, "--recipe", "demo", "--run", "tiny", *small])
     main(["evaluate", *data, "--run", "tiny", "--flip"])
     assert "| this model on 6 frames |" in capsys.readouterr().out
+    assert len((machine / "runs" / "tiny" / "evaluation.csv").read_text().splitlines()) == 1 + 19
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 200, 3), dtype=np.uint8))
     photo.save(machine / "street.png")
     for _ in range(2):  # the second time must not overwrite the first
@@ -31,6 +34,18 @@ def test_the_commands_in_a_row(demo, machine, capsys):
     assert len(list((machine / "out").iterdir())) == 4
     with Image.open(machine / "out" / "street-overlay.png") as overlay:
         assert overlay.size == (200, 90)
+    capsys.readouterr()
+    (machine / "album").mkdir()
+    (machine / "album" / "broken.jpg").write_text("no photo")
+    photo.convert("L").save(machine / "album" / "grey.jpg")
+    with pytest.raises(SystemExit, match=r"Error: .*broken\.jpg cannot be read as a photo"):
+        main(["predict", str(machine / "album"), "--run", "tiny", "--out", str(machine / "out")])
+    shares = json.loads(capsys.readouterr().out.split("grey-overlay.png: ")[1])  # the others are not held up
+    assert sum(shares.values()) == pytest.approx(1, abs=0.01)
+    main(["export", "--run", "tiny"])
+    assert re.search(r"batches of 16: \d+\.\d frames a second", capsys.readouterr().out)
+    model = torch.jit.load(machine / "runs" / "tiny" / "unet.torchscript")
+    assert model(torch.zeros(1, 3, 90, 200, dtype=torch.uint8)).shape == (1, 90, 200)
 
 
 def test_errors_are_one_line_that_says_what_to_do(machine):
@@ -40,9 +55,14 @@ def test_errors_are_one_line_that_says_what_to_do(machine):
         main(["prepare", "--data", str(machine / "nowhere.zip")])
 
 
-@pytest.mark.parametrize("command", ["prepare", "audit", "train", "evaluate", "predict"])
-def test_help(command):
-    result = subprocess.run(
-        [sys.executable, "-m", "unet_utils", command, "--help"], capture_output=True, text=True, check=True
-    )
-    assert f"unet_utils {command}" in result.stdout
+@pytest.mark.parametrize("command", ["prepare", "audit", "train", "evaluate", "predict", "export"])
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    assert f"python -m unet_utils {command}" in capsys.readouterr().out
+
+
+def test_it_is_called_as_the_readme_says():
+    result = subprocess.run([sys.executable, "-m", "unet_utils", "--help"], capture_output=True, text=True, check=True)
+    assert "export" in result.stdout

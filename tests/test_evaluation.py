@@ -1,3 +1,4 @@
+import csv
 import json
 
 import numpy as np
@@ -17,7 +18,14 @@ from unet_utils import (
 )
 from unet_utils.audit import official_frames
 from unet_utils.clustering import choose_scheme
-from unet_utils.evaluation import class_table, photo_size, save_scores, score_table
+from unet_utils.evaluation import (
+    class_table,
+    enlarge_classes,
+    photo_size,
+    predict_classes,
+    save_scores,
+    score_table,
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +36,9 @@ def frames(demo, tmp_path_factory):
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return UNet(3, 19, 4).eval()
+    model = UNet(3, 19, 4).eval()
+    torch.nn.init.normal_(model.head.weight)  # without training it would find all classes alike
+    return model
 
 
 def test_probabilities_at_the_photos_own_resolution(model, frames):
@@ -44,6 +54,25 @@ def test_flip_averaging_is_symmetric(model, frames):
     straight, mirrored = predict(model, photos, 64, flip=True), predict(model, photos.flip(3), 64, flip=True)
     assert torch.allclose(straight, mirrored.flip(3), atol=0.02)  # half precision on some machines
     assert not torch.allclose(straight, predict(model, photos, 64), atol=1e-3)
+
+
+@pytest.mark.parametrize(("height", "width", "most"), [(50, 70, 2**23), (131, 40, 1), (16, 8, 5000), (9, 300, 5000)])
+def test_enlarging_in_strips_gives_what_enlarging_at_once_does(height, width, most):
+    logits = torch.randn(2, 5, 16, 8, generator=torch.Generator().manual_seed(0))
+    at_once = torch.nn.functional.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
+    best = at_once.topk(2, dim=1).values
+    clear = best[:, 0] - best[:, 1] > 1e-4  # a tie may go either way
+    assert clear.float().mean() > 0.99
+    strips = enlarge_classes(logits, height, width, most)
+    assert strips.dtype == torch.uint8
+    assert (strips == at_once.argmax(1))[clear].all()
+
+
+def test_the_class_is_the_most_probable_one(model, frames):
+    photos, _ = frames.batch(slice(0, 2))
+    classes = predict_classes(model, photos, 64, flip=True)
+    assert (classes == predict(model, photos, 64, flip=True).argmax(1)).float().mean() > 0.999
+    assert len(classes.unique()) > 1
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -95,6 +124,23 @@ def test_saved_scores_and_tables_say_what_the_matrix_says(tmp_path):
     assert "| wall | absent | | | |" in text
 
 
+def test_saved_scores_are_there_for_programs_too(tmp_path):
+    matrices = [matrix_of([0, 0, 1, 2], [0, 0, 1, 1]), matrix_of([0, 13], [0, 255])]
+    save_scores(matrices, get_scheme("cityscapes19"), tmp_path, (7, 9))
+    with open(tmp_path / "evaluation.csv", newline="") as file:
+        classes = {row["class"]: row for row in csv.DictReader(file)}
+    assert list(classes)[:2] == ["road", "sidewalk"]  # the best first
+    assert sorted(classes) == sorted(get_scheme("cityscapes19").names)
+    assert [float(v) for v in list(classes["sidewalk"].values())[1:]] == [2, 0.4, 1, 0.5, 0.5]
+    assert list(classes["car"].values()) == ["car", "0", "0.0", "", "", ""]  # absent, although predicted on void
+    assert list(classes["building"].values()) == ["building", "0", "0.0", "", "", ""]  # absent, although predicted
+    with open(tmp_path / "evaluation_frames.csv", newline="") as file:
+        frames = list(csv.DictReader(file))
+    assert [(row["frame"], float(row["mean_iou"])) for row in frames] == [("7", 0.75), ("9", 1)]
+    low, high = json.loads((tmp_path / "evaluation.json").read_text())["mean_iou_95"]
+    assert (low, high) == bootstrap_mean_iou(matrices)
+
+
 def test_published_scores_stand_beside_their_own_classes_only(tmp_path):
     report = save_scores([matrix_of([0], [0], 7)], get_scheme("categories7"), tmp_path)
     assert "published" not in report.read_text()
@@ -131,3 +177,8 @@ def test_official_labels_score_a_model_without_any_decoding(demo, tmp_path, mode
 )
 def test_photos_of_any_aspect_are_squeezed_like_the_pairs(height, width, size):
     assert photo_size(height, width, 256) == size
+
+
+def test_the_network_decides_which_sizes_it_takes():
+    assert photo_size(1080, 1920, 256, divisor=32) == (256, 224)
+    assert photo_size(4000, 3000, 256, divisor=64) == (256, 128)

@@ -1,10 +1,14 @@
+import math
+
 import numpy as np
 import pytest
 import torch
+from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official
+from PIL import Image
 from sklearn.metrics import confusion_matrix, jaccard_score
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from unet_utils import IGNORE, ConfusionMatrix
+from unet_utils import IGNORE, LABELS, ConfusionMatrix, get_scheme
 
 
 @pytest.fixture
@@ -32,6 +36,69 @@ def test_it_agrees_with_torchmetrics_and_scikit_learn(maps):
     assert matrix.class_accuracy == pytest.approx((reference.diagonal() / reference.sum(1)).mean())
     weighted = (per_class * reference.sum(1)).sum() / reference.sum()
     assert matrix.frequency_weighted_iou == pytest.approx(weighted)
+
+
+IDS = np.zeros(256, dtype=np.uint8)  # from class index to official label id; void is 0, unlabeled
+for label in LABELS:
+    if label.train_id != IGNORE:
+        IDS[label.train_id] = label.id
+
+
+def score_officially(pred, target, folder, monkeypatch):
+    """What cityscapesScripts says about classes `[N, H, W]`, given to it as the files that it takes."""
+    for name, value in {"quiet": True, "JSONOutput": False, "evalInstLevelScore": False}.items():
+        monkeypatch.setattr(official.args, name, value)
+    files = {"pred": [], "gt": []}
+    for kind, maps in (("pred", pred), ("gt", target)):
+        for number, classes in enumerate(maps):
+            files[kind].append(str(folder / f"{kind}{number}.png"))
+            Image.fromarray(IDS[classes.numpy()]).save(files[kind][-1])
+    return official.evaluateImgLists(files["pred"], files["gt"], official.args)
+
+
+def scores_of(pred, target) -> ConfusionMatrix:
+    matrix = ConfusionMatrix(19)
+    matrix.update(pred, target)
+    return matrix
+
+
+@pytest.mark.parametrize("absent", [(), (3, 16)], ids=["all classes", "two absent from truth and prediction"])
+def test_it_agrees_with_the_official_scores_and_torchmetrics(maps, absent, tmp_path, monkeypatch):
+    pred, target = maps
+    for index in absent:
+        pred[pred == index], target[target == index] = 0, IGNORE
+    matrix = scores_of(pred, target)
+    theirs = score_officially(pred, target, tmp_path, monkeypatch)
+    classes = [theirs["classScores"][name] for name in get_scheme("cityscapes19").names]
+    assert np.allclose(matrix.iou, classes, atol=1e-6, equal_nan=True)
+    assert matrix.mean_iou == pytest.approx(theirs["averageScoreClasses"], abs=1e-6)
+    assert matrix.mean_iou == pytest.approx(MulticlassJaccardIndex(19, ignore_index=IGNORE)(pred, target), abs=1e-6)
+    assert torch.isnan(matrix.iou).nonzero().flatten().tolist() == list(absent)
+
+
+def test_an_absent_class_that_was_predicted_is_0_for_them_and_left_out_here(maps, tmp_path, monkeypatch):
+    pred, target = maps
+    target[target == 16] = IGNORE  # still predicted on other classes' pixels
+    matrix = scores_of(pred, target)
+    theirs = score_officially(pred, target, tmp_path, monkeypatch)
+    assert math.isnan(matrix.iou[16])
+    assert theirs["classScores"]["train"] == 0
+    with_zero = matrix.iou.nan_to_num(0)
+    assert np.allclose(with_zero, [theirs["classScores"][n] for n in get_scheme("cityscapes19").names], atol=1e-6)
+    assert theirs["averageScoreClasses"] == pytest.approx(with_zero.mean().item(), abs=1e-6)
+    theirs = MulticlassJaccardIndex(19, ignore_index=IGNORE)(pred, target)
+    assert theirs == pytest.approx(with_zero.mean().item(), abs=1e-6)
+    assert matrix.mean_iou == pytest.approx(with_zero.sum().item() / 18)
+
+
+def test_categories_are_scored_as_officially(maps, tmp_path, monkeypatch):
+    scheme = get_scheme("categories7")
+    pred, target = (torch.from_numpy(scheme.encode(IDS[classes.numpy()])) for classes in maps)
+    matrix = ConfusionMatrix(7)
+    matrix.update(pred, target)
+    theirs = score_officially(*maps, tmp_path, monkeypatch)
+    assert np.allclose(matrix.iou, [theirs["categoryScores"][name] for name in scheme.names], atol=1e-6)
+    assert matrix.mean_iou == pytest.approx(theirs["averageScoreCategories"], abs=1e-6)
 
 
 def test_a_mean_over_batches_would_be_another_number(maps):

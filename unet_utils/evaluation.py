@@ -1,6 +1,8 @@
 """A trained model put to use: load it, predict, score it on a split."""
 
+import csv
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,9 @@ from unet_utils.model import UNet, autocast
 PIX2PIX_L1 = {"pixel_accuracy": 0.86, "class_accuracy": 0.42, "mean_iou": 0.35}
 """The UNet of pix2pix trained with L1 alone, photo to labels on the same 256x256 pairs, 19 classes: table 5 of
 https://arxiv.org/abs/1611.07004. It regressed colours, which were then matched to the nearest class."""
+
+SMALL_MODEL = Path(__file__).parent.parent / "models" / "small" / "best.pt"
+"""Trained on the real pairs with the CPU recipe, shipped by scripts/ship_model.py; scores and history lie beside it."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,22 @@ def load_trained(path: str | Path, device: torch.device | str, scheme: str | Non
     return Trained(model, learned, checkpoint["config"], checkpoint["history"])
 
 
+def find_checkpoint(run: str | Path) -> Path:
+    """The best checkpoint of a run, or that of the small model that comes with the project, and says so.
+
+    Args:
+        run: folder of the run.
+
+    Returns:
+        Where the file is, or where it should be if there is neither.
+    """
+    best = Path(run) / "best.pt"
+    if best.exists() or not SMALL_MODEL.exists():
+        return best  # where there is none, reading it says what to do
+    print(f"No model in {run}: using the small one that comes with the project, {SMALL_MODEL}")
+    return SMALL_MODEL
+
+
 @torch.inference_mode()
 def predict(model: UNet, photos: Tensor, image_size: int | tuple[int, int], flip: bool = False) -> Tensor:
     """Class probabilities at the photos' own resolution.
@@ -77,24 +98,73 @@ def predict(model: UNet, photos: Tensor, image_size: int | tuple[int, int], flip
     Returns:
         `float32 [N, num_classes, H, W]`, summing to 1 over the classes.
     """
+    logits = _logits(model, photos, image_size, flip)
+    if logits.shape[2:] != photos.shape[2:]:
+        logits = F.interpolate(logits, photos.shape[2:], mode="bilinear", align_corners=False)
+    return logits.softmax(1)
+
+
+@torch.inference_mode()
+def predict_classes(model: UNet, photos: Tensor, image_size: int | tuple[int, int], flip: bool = False) -> Tensor:
+    """The most probable class of each pixel, `uint8 [N, H, W]`; takes what `predict` takes.
+
+    Fit for photos of any size: the probabilities of a 12-megapixel photo alone would take 0.9 GB.
+    """
+    return enlarge_classes(_logits(model, photos, image_size, flip), photos.shape[2], photos.shape[3])
+
+
+def _logits(model: UNet, photos: Tensor, image_size: int | tuple[int, int], flip: bool) -> Tensor:
     device = next(model.parameters()).device
     x = to_input(photos.to(device), image_size).contiguous(memory_format=torch.channels_last)
     with autocast(device):
         logits = model(x)
         if flip:
             logits = (logits + model(x.flip(3)).flip(3)) / 2
-    logits = logits.float()
-    if logits.shape[2:] != photos.shape[2:]:
-        logits = F.interpolate(logits, photos.shape[2:], mode="bilinear", align_corners=False)
-    return logits.softmax(1)
+    return logits.float()
 
 
-def photo_size(height: int, width: int, image_size: int) -> tuple[int, int]:
-    """Height and width at which the network should see a photo of yours, multiples of 16.
+def enlarge_classes(logits: Tensor, height: int, width: int, most: int = 2**23) -> Tensor:
+    """The most probable classes after bilinear enlargement, in strips of rows that need little memory.
+
+    Written so that TorchScript understands it: an exported model holds this very function.
+
+    Args:
+        logits: `float32 [N, C, h, w]`.
+        height, width: of the result, pixels.
+        most: values (of 4 bytes) that a strip may have.
+
+    Returns:
+        `uint8 [N, height, width]`, the `argmax(1)` of `F.interpolate(..., mode="bilinear", align_corners=False)`.
+    """
+    n, c, h = logits.shape[0], logits.shape[1], logits.shape[2]
+    if h == height and logits.shape[3] == width:
+        return logits.argmax(1).byte()
+    wide = F.interpolate(logits, [h, width], mode="bilinear", align_corners=False)
+    # Where the centre of each row of the result lies among the rows of `wide`, and between which two.
+    centers = ((torch.arange(height, device=logits.device) + 0.5) * (h / height) - 0.5).clamp(0, h - 1)
+    above = centers.floor().long()
+    below = (above + 1).clamp(max=h - 1)
+    share = (centers - above)[:, None]
+    step = max(1, most // (n * c * width))
+    strips = []
+    for top in range(0, height, step):
+        end = top + step
+        strip = torch.lerp(wide[:, :, above[top:end]], wide[:, :, below[top:end]], share[top:end])
+        strips.append(strip.argmax(1).byte())
+    return torch.cat(strips, 1)
+
+
+def photo_size(height: int, width: int, image_size: int, divisor: int = 16) -> tuple[int, int]:
+    """Height and width at which the network should see a photo of yours, pixels.
 
     The pairs are 2:1 street photos squeezed to squares. Any other photo is squeezed as much, whatever its aspect.
+
+    Args:
+        height, width: of the photo.
+        image_size: that the network was trained at.
+        divisor: of the network; the width is rounded to a multiple of it.
     """
-    return image_size, max(16, round(image_size * width / height / 2 / 16) * 16)
+    return image_size, max(divisor, round(image_size * width / height / 2 / divisor) * divisor)
 
 
 def evaluate(
@@ -118,11 +188,16 @@ def evaluate(
     with progress_bar(total=len(frames), desc=progress, unit="frame", disable=not progress) as bar:
         for start in range(0, len(frames), batch_size):
             photos, labels = frames.batch(slice(start, start + batch_size), device)
-            classes = predict(model, photos, image_size, flip).argmax(1)
-            for predicted, truth in zip(classes, labels, strict=True):
-                matrices.append(ConfusionMatrix(num_classes))
-                matrices[-1].update(predicted, truth)
+            matrices += compare(predict_classes(model, photos, image_size, flip), labels, num_classes)
             bar.update(len(photos))
+    return matrices
+
+
+def compare(predicted: Tensor | np.ndarray, truth: Tensor | np.ndarray, num_classes: int) -> list[ConfusionMatrix]:
+    """One confusion matrix a frame, of class indices `uint8 [N, H, W]` each."""
+    matrices = [ConfusionMatrix(num_classes) for _ in predicted]
+    for matrix, found, true in zip(matrices, predicted, truth, strict=True):
+        matrix.update(found, true)
     return matrices
 
 
@@ -135,37 +210,68 @@ def score_table(rows: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+def class_rows(matrix: ConfusionMatrix, scheme: ClassScheme) -> list[dict]:
+    """What is known of each class, best IoU first, absent classes last.
+
+    Returns:
+        one dict a class: `class`, its `pixels` in the truth and their `share`, `precision`, `recall` and `iou`. The
+        three are None where they are not defined: for a class absent from the truth, and the precision of a class
+        that was never predicted.
+    """
+    pixels = matrix.matrix.sum(1).cpu()
+    rates = torch.stack([matrix.precision, matrix.recall, matrix.iou], dim=1)
+    rates[pixels == 0] = torch.nan
+    rows = []
+    for index in rates[:, 2].nan_to_num(-1).argsort(descending=True, stable=True).tolist():
+        values = [None if np.isnan(rate) else rate for rate in rates[index].tolist()]
+        row = {"class": scheme.names[index], "pixels": pixels[index].item()}
+        row["share"] = row["pixels"] / pixels.sum().item()
+        rows.append(row | dict(zip(("precision", "recall", "iou"), values, strict=True)))
+    return rows
+
+
 def class_table(matrix: ConfusionMatrix, scheme: ClassScheme) -> str:
     """A Markdown table with a row a class: share of the pixels, precision, recall and IoU; best IoU first."""
-    share = matrix.matrix.sum(1).double().cpu() / matrix.matrix.sum().item()
-    columns = torch.stack([share * 100, matrix.precision, matrix.recall, matrix.iou], dim=1)
     lines = ["| class | pixels % | precision | recall | IoU |", "|---|---|---|---|---|"]
-    for index in columns[:, 3].nan_to_num(-1).argsort(descending=True).tolist():
-        percent, *rates = columns[index].tolist()
-        if share[index] == 0:
-            lines.append(f"| {scheme.names[index]} | absent | | | |")
+    for row in class_rows(matrix, scheme):
+        if row["pixels"] == 0:
+            lines.append(f"| {row['class']} | absent | | | |")
             continue
-        cells = " | ".join("never predicted" if np.isnan(rate) else f"{rate:.3f}" for rate in rates)
-        lines.append(f"| {scheme.names[index]} | {percent:.2f} | {cells} |")
+        rates = (row["precision"], row["recall"], row["iou"])
+        cells = " | ".join("never predicted" if rate is None else f"{rate:.3f}" for rate in rates)
+        lines.append(f"| {row['class']} | {100 * row['share']:.2f} | {cells} |")
     return "\n".join(lines)
 
 
-def save_scores(matrices: list[ConfusionMatrix], scheme: ClassScheme, folder: str | Path) -> Path:
-    """Writes the scores of a set as `evaluation.json` and, with the class table, as `evaluation.md`.
+def save_scores(
+    matrices: list[ConfusionMatrix],
+    scheme: ClassScheme,
+    folder: str | Path,
+    numbers: Sequence[int] | None = None,
+) -> Path:
+    """Writes the scores of a set to files, for people and for programs.
+
+    `evaluation.md` has the table of the set and the table of the classes, `evaluation.json` all scores of the set and
+    the 95 % interval of its mIoU, `evaluation.csv` a row a class (as `class_rows`; absent classes with empty rates),
+    `evaluation_frames.csv` a row a frame.
 
     Args:
         matrices: one a frame, as `evaluate` returns them.
         folder: made if missing; the files of an earlier evaluation of the same run are replaced.
+        numbers: the file number of each frame, by default 1, 2, 3 and so on.
 
     Returns:
         The path of the Markdown file.
     """
     matrix, folder = ConfusionMatrix.total(matrices), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    low, high = bootstrap_mean_iou(matrices)
-    iou = dict(zip(scheme.names, [None if v != v else v for v in matrix.iou.tolist()], strict=True))
-    numbers = matrix.summary() | {"mean_iou_95": [low, high], "frames": len(matrices), "iou": iou}
-    (folder / "evaluation.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    classes = class_rows(matrix, scheme)
+    iou = {row["class"]: row["iou"] for row in sorted(classes, key=lambda row: scheme.names.index(row["class"]))}
+    scores = matrix.summary() | {"mean_iou_95": bootstrap_mean_iou(matrices), "frames": len(matrices), "iou": iou}
+    (folder / "evaluation.json").write_text(json.dumps(scores, indent=2) + "\n")
+    _write_csv(folder / "evaluation.csv", classes)
+    frames = zip(numbers or range(1, len(matrices) + 1), matrices, strict=True)
+    _write_csv(folder / "evaluation_frames.csv", [{"frame": number} | frame.summary() for number, frame in frames])
     report = folder / "evaluation.md"
     shares = matrix.matrix.sum(1).double() / matrix.matrix.sum()
     rows = {"this model": matrix.summary(), "guessing by class frequency": matrix.guessing(shares).summary()}
@@ -174,6 +280,13 @@ def save_scores(matrices: list[ConfusionMatrix], scheme: ClassScheme, folder: st
         rows["pix2pix L1 UNet, published for the real pairs"] = PIX2PIX_L1
     report.write_text(f"{score_table(rows)}\n\n{class_table(matrix, scheme)}\n")
     return report
+
+
+def _write_csv(path: Path, rows: list[dict]) -> None:
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def bootstrap_mean_iou(matrices: list[ConfusionMatrix], rounds: int = 1000, seed: int = 0) -> tuple[float, float]:

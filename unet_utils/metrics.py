@@ -44,15 +44,17 @@ class ConfusionMatrix:
             raise ValueError(f"pred {list(pred.shape)} and target {list(target.shape)} differ in shape")
         # int32 holds C * C and is half the traffic of int64; everything below stays on the device of `pred`.
         pred, target = pred.flatten().int(), target.to(pred.device).flatten().int()
-        known = target != self.ignore_index
-        # Out-of-range values on either side land in one extra row or column, found after a single bincount.
+        # What is out of range on either side lands in one extra row or column, and what is ignored in a row after
+        # them: all found by a single bincount, with no pixel picked out before.
         c = self.num_classes
         rows = torch.where((target >= 0) & (target < c), target, c)
+        rows.masked_fill_(target == self.ignore_index, c + 1)
         columns = torch.where((pred >= 0) & (pred < c), pred, c)
-        counts = torch.bincount((rows * (c + 1) + columns)[known], minlength=(c + 1) ** 2).view(c + 1, c + 1)
+        counts = torch.bincount(rows.mul_(c + 1).add_(columns), minlength=(c + 2) * (c + 1)).view(c + 2, c + 1)
+        counts = counts[: c + 1]
         if counts[c].any() or counts[:, c].any():
             culprit, values = ("target", target) if counts[c].any() else ("pred", pred)
-            seen = torch.unique(values[known]).tolist()
+            seen = torch.unique(values[target != self.ignore_index]).tolist()
             raise ValueError(f"{culprit} has classes outside 0 to {c - 1}: it holds {seen}. Another class scheme?")
         self.matrix = self.matrix.to(counts.device) + counts[:c, :c]
 
@@ -89,7 +91,12 @@ class ConfusionMatrix:
 
     @property
     def iou(self) -> Tensor:
-        """Intersection over union of each class, `float64 [C]`; NaN for a class absent from the truth."""
+        """Intersection over union of each class, `float64 [C]`; NaN for a class absent from the truth.
+
+        The official Cityscapes evaluation and torchmetrics give 0 to an absent class that was predicted somewhere, and
+        take it into the mean. Here it stays out, so that the classes of the mean depend on the truth alone: two models
+        scored on the same frames are averaged over the same classes. With every class in the truth all three agree.
+        """
         hit, truth, predicted = self._parts
         return torch.where(truth > 0, hit / (truth + predicted - hit), torch.nan)
 

@@ -1,0 +1,104 @@
+"""Opens executed notebooks in a browser, as wide as a laptop and as a phone, and says what is wrong with them.
+
+    python scripts/check_pages.py runs/notebooks/*.ipynb
+
+It looks for errors and warnings among the outputs, for pictures that do not show, and for text, tables and pictures
+that are wider than the page. The browser is a Chromium or Chrome without a window, and without the internet: pictures
+from there are not looked at.
+"""
+
+import argparse
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from nbconvert import HTMLExporter
+
+WIDTHS = {"laptop": 1280, "phone": 390}
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+PLAYWRIGHT = "ms-playwright/chromium*/chrome-*/*chrom*e*"
+
+PROBE = """<script>
+addEventListener("load", () => {
+  const page = document.documentElement, found = [];
+  for (const output of document.querySelectorAll('[data-mime-type="application/vnd.jupyter.stderr"]'))
+    found.push("error or warning: " + output.innerText.trim().split("\\n").pop());
+  for (const image of document.images)
+    if (!/^https?:/.test(image.src) && !image.naturalWidth) found.push("picture does not show: " + image.alt);
+  // What sticks out is cut off in an output, and hides in a box of its own in Markdown. Long lines of code may do that.
+  const shown = [...document.querySelectorAll(".jp-OutputArea-output *, .jp-MarkdownOutput *")];
+  const over = box => Math.round(box.getBoundingClientRect().right - page.clientWidth);
+  const widest = shown.reduce((a, b) => (over(b) > over(a) ? b : a), document.body);
+  const excess = Math.max(over(widest), page.scrollWidth - page.clientWidth);
+  if (excess > 1) found.push(`${excess} pixels too wide: <${widest.localName}> ${widest.innerText.slice(0, 40)}`);
+  parent.postMessage([window.name, document.querySelectorAll(".jp-Cell").length, found], "*");
+});
+</script>"""
+
+# A window cannot be as narrow as a phone, a frame in it can.
+HOST = """<!DOCTYPE html><pre></pre><script>
+const seen = {};
+addEventListener("message", ({data: [name, cells, found]}) => {
+  seen[name] = {cells, found};
+  document.querySelector("pre").textContent = JSON.stringify(seen);
+});
+</script>"""
+
+
+def find_browser() -> str | None:
+    """A Chromium or Chrome: from the path, or the one that Playwright installed."""
+    for name in NAMES:
+        if found := shutil.which(name):
+            return found
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return next((str(file) for file in sorted(cache.glob(PLAYWRIGHT)) if os.access(file, os.X_OK)), None)
+
+
+def check_page(notebook: Path, browser: str, timeout: float = 120) -> list[str]:
+    """Converts an executed notebook to HTML, opens it in both widths, and returns what is wrong with it.
+
+    Raises:
+        RuntimeError: the browser did not report on both.
+    """
+    page = HTMLExporter().from_filename(str(notebook))[0]
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "page.html").write_text(page.replace("</body>", PROBE + "</body>"), "utf-8")
+        frames = [
+            f'<iframe name="{name}" src="page.html" style="width: {width}px; height: 800px; border: 0"></iframe>'
+            for name, width in WIDTHS.items()
+        ]
+        (Path(folder) / "host.html").write_text(HOST + "".join(frames), "utf-8")
+        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        command += [f"--user-data-dir={folder}/profile", "--host-resolver-rules=MAP * ~NOTFOUND"]
+        command += ["--window-size=1400,900", "--virtual-time-budget=20000", "--dump-dom"]
+        command.append((Path(folder) / "host.html").as_uri())
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=timeout)
+    text = re.search(r"<pre>(.*?)</pre>", done.stdout, re.DOTALL)
+    seen = json.loads(html.unescape(text[1])) if text and text[1] else {}
+    if set(seen) != set(WIDTHS) or not all(report["cells"] for report in seen.values()):
+        raise RuntimeError(f"{browser} did not show {notebook}: {done.stderr[-1000:]}")
+    return [f"{name} ({WIDTHS[name]} pixels): {problem}" for name in WIDTHS for problem in seen[name]["found"]]
+
+
+def main() -> None:
+    """Checks the notebooks named on the command line; exits with 1 if something is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("notebooks", nargs="+", type=Path, help="executed notebooks")
+    notebooks = parser.parse_args().notebooks
+    browser = find_browser()
+    if not browser:
+        sys.exit(f"No browser found: install Chromium, so that one of {', '.join(NAMES)} is on the path")
+    problems = {notebook: check_page(notebook, browser) for notebook in notebooks}
+    for notebook, found in problems.items():
+        print("\n  ".join([f"{notebook}: {'good' if not found else ''}", *found]))
+    sys.exit(any(problems.values()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Executed notebooks as people see them: as pages in a browser, on a laptop and on a phone."""
+
+import base64
+import importlib.util
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+ROOT = Path(__file__).parent.parent
+spec = importlib.util.spec_from_file_location("check_pages", ROOT / "scripts" / "check_pages.py")
+pages = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(pages)
+
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not (found := pages.find_browser()):
+        pytest.skip(f"no browser: none of {', '.join(pages.NAMES)} is on the path, and Playwright has none")
+    return found
+
+
+def write(path: Path, *cells) -> Path:
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}, "language_info": {"name": "python"}}
+    nbformat.write(new_notebook(cells=list(cells), metadata=metadata), path)
+    return path
+
+
+FIGURES = """
+import numpy as np
+from IPython.display import Markdown
+from unet_utils import ConfusionMatrix, IGNORE, prepare
+from unet_utils.evaluation import class_table, score_table
+from unet_utils.photos import plot_photo
+
+frames = prepare(DEMO, "val", CACHE, method="nearest", progress=False)
+photos, truth = frames.batch(slice(0, 2))
+matrix = ConfusionMatrix(19)
+matrix.update(truth.roll(3, 2).clamp(max=18), truth)
+"""
+SHOWN = (
+    "Markdown(class_table(matrix, frames.scheme))",
+    'Markdown(score_table({"guessing by class frequency": matrix.summary()}))',
+    "plot_photo(photos[0].permute(1, 2, 0).numpy(), truth[0].numpy(), frames.scheme)",
+)
+
+
+def test_tables_and_figures_fit_a_laptop_and_a_phone(browser, demo, tmp_path):
+    knobs = new_code_cell('DEMO = CACHE = ""', metadata={"tags": ["parameters"]})
+    cells = [new_markdown_cell("# Figures"), knobs, *map(new_code_cell, (FIGURES, *SHOWN))]
+    notebook, executed = write(tmp_path / "figures.ipynb", *cells), tmp_path / "executed.ipynb"
+    parameters = {"DEMO": str(demo), "CACHE": str(tmp_path / "cache")}
+    papermill.execute_notebook(notebook, executed, parameters, cwd=ROOT, kernel_name="python3", progress_bar=False)
+    assert pages.check_page(executed, browser) == []
+
+
+def picture(source: bytes):
+    data = {"image/png": base64.b64encode(source).decode(), "text/plain": "<Figure>"}
+    return new_code_cell("figure", outputs=[new_output("display_data", data)])
+
+
+def test_a_good_page_is_good(browser, tmp_path):
+    text = new_code_cell("print(...)", outputs=[new_output("stream", name="stdout", text="word " * 40)])
+    notebook = write(tmp_path / "good.ipynb", new_markdown_cell("# Title"), text, picture(PIXEL))
+    assert pages.check_page(notebook, browser) == []
+
+
+@pytest.mark.parametrize(
+    ("cell", "problem", "only_on_the_phone"),
+    [
+        (picture(PIXEL[:30]), "picture does not show", False),
+        (new_markdown_cell("![gone](no/such/picture.png)"), "picture does not show: gone", False),
+        (
+            new_code_cell("1/0", outputs=[new_output("error", ename="E", evalue="e", traceback=["E: by zero"])]),
+            "error or warning: E: by zero",
+            False,
+        ),
+        (
+            new_code_cell("warn()", outputs=[new_output("stream", name="stderr", text="UserWarning: old")]),
+            "error or warning: UserWarning: old",
+            False,
+        ),
+        (new_markdown_cell('<div style="width: 3000px">wide</div>'), "pixels too wide", False),
+        (new_markdown_cell('<div style="width: 700px">wide</div>'), "pixels too wide", True),
+    ],
+    ids=["damaged picture", "missing picture", "error", "warning", "too wide", "too wide for a phone"],
+)
+def test_what_is_wrong_is_found(browser, tmp_path, cell, problem, only_on_the_phone):
+    found = pages.check_page(write(tmp_path / "bad.ipynb", new_markdown_cell("# Title"), cell), browser)
+    assert [line.split(" ")[0] for line in found] == (["phone"] if only_on_the_phone else ["laptop", "phone"])
+    assert all(problem in line for line in found)
