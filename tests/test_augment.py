@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from unet_utils import IGNORE
-from unet_utils.augment import augment, to_input, to_photos
+from unet_utils.augment import augment, draw_changes, to_input, to_photos
 
 
 @pytest.fixture
@@ -13,12 +15,14 @@ def batch():
     return torch.stack([labels * 12] * 3, dim=1), labels
 
 
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
+def changes(seed=0, strength=1.0, colors=True):
+    drawn = draw_changes(8, torch.Generator().manual_seed(seed), strength)
+    unchanged = {"gain": torch.ones(8, 3), "offset": torch.zeros(8), "saturation": torch.ones(8)}
+    return drawn if colors else replace(drawn, **unchanged)
 
 
 def test_photo_and_labels_move_together(batch):
-    x, y = augment(*batch, 256, generator(), color=0.0)
+    x, y = augment(*batch, 256, changes(colors=False))
     assert x.shape == (8, 3, 256, 256)
     assert y.shape == (8, 256, 256)
     red = to_photos(x)[..., 0].float()
@@ -29,14 +33,14 @@ def test_photo_and_labels_move_together(batch):
 
 
 def test_every_sample_is_changed_in_its_own_way(batch):
-    x, y = augment(*batch, 256, generator())
+    x, y = augment(*batch, 256, changes())
     for other in range(1, 8):
         assert (y[0] != y[other]).any()
         assert not torch.allclose(x[0], x[other])
 
 
 def test_some_are_mirrored_and_some_are_not(batch):
-    _, y = augment(*batch, 256, generator(), max_zoom=1.001, max_degrees=0, color=0)
+    _, y = augment(*batch, 256, changes(strength=0.0))
     left, right = y[:, 128, 64].int() % 4, y[:, 128, 192].int() % 4
     mirrored = (left > right).sum()
     assert 0 < mirrored < 8
@@ -46,15 +50,25 @@ def test_outside_the_frame_is_void_and_void_stays_void(batch):
     photos, labels = batch
     labels = labels.clone()
     labels[:, :, 128:] = IGNORE
-    _, y = augment(photos, labels, 128, generator(1), color=0)
+    _, y = augment(photos, labels, 128, changes(1))
     assert set(y.unique().tolist()) <= {*range(16), IGNORE}
     assert 0.3 < (y == IGNORE).float().mean() < 0.8
 
 
 def test_it_repeats_with_the_same_generator_only(batch):
-    first, again, other = (augment(*batch, 128, generator(seed))[0] for seed in (1, 1, 2))
+    first, again, other = (augment(*batch, 128, changes(seed))[0] for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_a_part_of_a_batch_is_changed_as_in_the_whole(batch):
+    """So that machines that share a batch do together what one would do alone."""
+    photos, labels = batch
+    x, y = augment(photos, labels, 128, changes())
+    part = slice(3, 6)
+    some_x, some_y = augment(photos[part], labels[part], 128, changes().part(part))
+    assert torch.equal(some_x, x[part])
+    assert torch.equal(some_y, y[part])
 
 
 def test_input_and_back(batch):

@@ -1,13 +1,15 @@
 import pytest
 import torch
+from torchvision.models import get_model
 
 from unet_utils import UNet, count_parameters, model_summary
+from unet_utils.model import ENCODERS
 
 
 def test_it_has_the_channels_of_the_paper():
     """Figure 1 of the paper: 64 to 1024 channels and back, at five levels."""
     model, shapes = UNet(3, 2), []
-    for module in [model.stem, *model.down, *model.up]:
+    for module in [*model.encoder.levels, *model.up]:
         module.register_forward_hook(lambda _m, _i, out: shapes.append(tuple(out.shape[1:])))
     with torch.no_grad():
         assert model.eval()(torch.zeros(1, 3, 32, 48)).shape == (1, 2, 32, 48)
@@ -30,7 +32,7 @@ def test_it_has_as_many_weights_as_the_paper_says():
 
 @pytest.mark.parametrize("base_channels", [4, 8])
 def test_width_is_a_knob(base_channels):
-    assert UNet(3, 5, base_channels).stem[0].out_channels == base_channels
+    assert UNet(3, 5, base_channels).encoder.levels[0][0].out_channels == base_channels
 
 
 def test_every_pixel_depends_on_the_whole_neighbourhood():
@@ -47,8 +49,59 @@ def test_other_sizes_get_a_clear_error(shape):
         UNet(3, 2, 4)(torch.zeros(shape))
 
 
-def test_the_summary_adds_up():
-    model = UNet(3, 19, 4)
+@pytest.mark.parametrize("fold", [2, 4])
+def test_folding_keeps_size_and_neighbourhood(fold):
+    """A folded network is the plain one between two rearrangements: a pixel's logits come from its own block."""
+    torch.manual_seed(0)
+    model, x = UNet(3, 2, 4, fold=fold).eval(), torch.randn(1, 3, 64, 64)
+    assert model(x).shape == (1, 2, 64, 64)
+    plain = UNet(3 * fold**2, 2 * fold**2, 4).eval()
+    plain.load_state_dict(model.state_dict())
+    blocks = plain(torch.nn.functional.pixel_unshuffle(x, fold))
+    torch.testing.assert_close(model(x), torch.nn.functional.pixel_shuffle(blocks, fold))
+    with pytest.raises(ValueError, match=f"divisible by {16 * fold}"):
+        model(torch.zeros(1, 3, 16 * fold, 8 * fold))
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_on_a_torchvision_encoder(name):
+    """Its features feed the skip connections at every stage; what it does with an image is what torchvision's does."""
+    torch.manual_seed(0)
+    model, network = UNet(3, 5, encoder=name).eval(), get_model(name, weights=None).eval()
+    kept = model.encoder.state_dict()
+    network.load_state_dict(kept, strict=False)
+    assert set(kept) == {key for key in network.state_dict() if not key.startswith(("fc.", "classifier."))}
+    x = torch.randn(1, 3, 64, 96)
+    assert model(x).shape == (1, 5, 64, 96)
+    deepest = list(model.encoder(x).values())[-1]
+    whole = network.layer4(network.layer3(network.layer2(network.layer1(network.maxpool(network.relu(
+        network.bn1(network.conv1(x)))))))) if name == "resnet34" else network.features(x)  # fmt: skip
+    torch.testing.assert_close(deepest, whole)
+    with pytest.raises(ValueError, match="divisible by 32"):
+        model(torch.zeros(1, 3, 48, 64))
+
+
+def test_imagenet_weights_that_cannot_be_had_are_said_so(monkeypatch, capsys):
+    def offline(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    monkeypatch.setattr("torch.hub.get_dir", lambda: "/nowhere")
+    monkeypatch.setattr("os.makedirs", lambda *_, **__: None)
+    UNet(3, 5, encoder="resnet34", pretrained=True)
+    assert "Could not download the ImageNet weights of resnet34 (no route to host)" in capsys.readouterr().out
+
+
+def test_impossible_encoders_are_refused():
+    with pytest.raises(ValueError, match="unknown encoder 'vgg': choose one of resnet34, convnext_tiny"):
+        UNet(encoder="vgg")
+    with pytest.raises(ValueError, match="takes 3 channels and no fold"):
+        UNet(encoder="resnet34", fold=2)
+
+
+@pytest.mark.parametrize("options", [{"base_channels": 4}, {"base_channels": 4, "fold": 2}, {"encoder": "resnet34"}])
+def test_the_summary_adds_up(options):
+    model = UNet(3, 19, **options)
     lines = model_summary(model, 64).splitlines()
     parts = [int(line.split()[-1].replace(",", "")) for line in lines[1:]]
     assert sum(parts[:-1]) == parts[-1] == count_parameters(model)

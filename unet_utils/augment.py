@@ -5,6 +5,7 @@ handed over as a few numbers a sample.
 """
 
 import math
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -41,45 +42,83 @@ def to_photos(x: Tensor) -> Tensor:
     return (x * std + mean).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
 
 
+@dataclass(frozen=True)
+class Changes:
+    """How each sample of a batch is changed: `float32` tensors of length N, on the CPU.
+
+    Attributes:
+        matrix: `[N, 2, 3]`, where in the photo each place of the result is read, in coordinates from -1 to 1.
+        gain: `[N, 3]`, factor of each colour channel.
+        offset: `[N]`, added to all channels, in standard deviations.
+        saturation: `[N]`, factor of the distance from grey.
+    """
+
+    matrix: Tensor
+    gain: Tensor
+    offset: Tensor
+    saturation: Tensor
+
+    def part(self, where: slice) -> "Changes":
+        """Those of some of the samples."""
+        return Changes(*(getattr(self, field.name)[where] for field in fields(self)))
+
+
+def draw_changes(
+    n: int, generator: torch.Generator, strength: float = 1.0, view: tuple[float, float] = (1.0, 1.0)
+) -> Changes:
+    """Draws a random flip, zoom and crop, small rotation, and colour for each of `n` samples.
+
+    Args:
+        generator: CPU generator that the random numbers come from.
+        strength: at 1, zoom from 0.8 (which leaves a border of `IGNORE`) to 2, rotation up to 5 degrees either way,
+            brightness, contrast and saturation changed by up to 30 %, each colour channel by up to 10 %. At 0 only
+            the flip.
+        view: share of the photo's height and width that a sample shows before it is zoomed: all of it, or a crop.
+    """
+    max_log_zoom, max_degrees, color = strength * math.log(2), 5 * strength, 0.3 * strength
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return torch.rand(n, *shape, generator=generator) * (high - low) + low
+
+    zoom = torch.exp(uniform(-max_log_zoom / 3, max_log_zoom))
+    flip = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
+    angle = torch.deg2rad(uniform(-max_degrees, max_degrees))
+    height, width = view
+    # Any crop that there is room for.
+    shift = uniform(-1, 1, 2) * (1 - torch.tensor([width, height]) / zoom[:, None]).abs()
+    cosine, sine = torch.cos(angle) / zoom, torch.sin(angle) / zoom
+    rows = [flip * cosine * width, -sine * width, shift[:, 0]], [flip * sine * height, cosine * height, shift[:, 1]]
+    return Changes(
+        matrix=torch.stack([torch.stack(row, dim=1) for row in rows], dim=1),
+        gain=uniform(1 - color, 1 + color, 1) * uniform(1 - color / 3, 1 + color / 3, 3),
+        offset=uniform(-color, color),
+        saturation=uniform(1 - color, 1 + color),
+    )
+
+
 def augment(
-    photos: Tensor,
-    labels: Tensor,
-    size: int,
-    generator: torch.Generator,
-    max_zoom: float = 2.0,
-    max_degrees: float = 5.0,
-    color: float = 0.3,
+    photos: Tensor, labels: Tensor, size: int, changes: Changes, view: tuple[float, float] = (1.0, 1.0)
 ) -> tuple[Tensor, Tensor]:
-    """Random flip, zoom and crop, small rotation, and colour, drawn anew for every sample.
+    """Changes photos and labels together, on their device, each sample its own way.
 
     Args:
         photos: `uint8 [N, 3, H, W]`.
         labels: class indices, `uint8 [N, H, W]`.
         size: height and width of the result, pixels.
-        generator: CPU generator that the random numbers come from.
-        max_zoom: largest zoom in; the smallest is 0.8, which leaves a border of `IGNORE`.
-        max_degrees: largest rotation either way, degrees.
-        color: largest relative change of brightness, contrast and saturation, and a third of it of each channel.
+        changes: of each sample, from `draw_changes`.
+        view: what `changes` were drawn for.
 
     Returns:
         network input `float32 [N, 3, size, size]` and labels `int64 [N, size, size]`.
     """
-    n, device = len(photos), photos.device
-
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return torch.rand(n, *shape, generator=generator) * (high - low) + low
-
-    # Geometry: for each output pixel, where in the input it is read, in coordinates from -1 to 1.
-    zoom = torch.exp(uniform(math.log(0.8), math.log(max_zoom)))
-    flip = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
-    angle = torch.deg2rad(uniform(-max_degrees, max_degrees))
-    shift = uniform(-1, 1, 2) * (1 - 1 / zoom).abs()[:, None]  # any crop that a zoom leaves room for
-    cosine, sine = torch.cos(angle) / zoom, torch.sin(angle) / zoom
-    matrix = torch.stack(
-        [torch.stack([flip * cosine, -sine, shift[:, 0]], 1), torch.stack([flip * sine, cosine, shift[:, 1]], 1)], 1
-    ).to(device, non_blocking=True)
-    grid = F.affine_grid(matrix, [n, 1, size, size], align_corners=False)
-    source = to_input(photos, min(size, photos.shape[-1]))
+    device = photos.device
+    grid = F.affine_grid(
+        changes.matrix.to(device, non_blocking=True), [len(photos), 1, size, size], align_corners=False
+    )
+    # Made smaller first, as much as the sample will be: that needs antialiasing, which sampling a grid has not.
+    source = to_input(
+        photos, tuple(min(side, round(size / share)) for side, share in zip(photos.shape[2:], view, strict=True))
+    )
     x = F.grid_sample(source, grid, padding_mode="reflection", align_corners=False)
     # Labels move by one so that the zeros read outside the frame become IGNORE after moving back.
     moved = (labels.int() + 1).remainder(IGNORE + 1).float()[:, None]
@@ -87,8 +126,7 @@ def augment(
     y = (y.long() - 1).remainder(IGNORE + 1)
 
     # Colour, on the normalised image, where the mean colour is near zero.
-    gain = (uniform(1 - color, 1 + color, 1, 1, 1) * uniform(1 - color / 3, 1 + color / 3, 3, 1, 1)).to(device)
-    offset = uniform(-color, color, 1, 1, 1).to(device)
-    saturation = uniform(1 - color, 1 + color, 1, 1, 1).to(device)
+    colors = (changes.gain, changes.offset, changes.saturation)
+    gain, offset, saturation = (c.to(device, non_blocking=True).view(len(photos), -1, 1, 1) for c in colors)
     grey = x.mean(1, keepdim=True)
     return (grey + (x - grey) * saturation) * gain + offset, y

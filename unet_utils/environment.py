@@ -1,5 +1,6 @@
 """Where am I: Colab, Kaggle, a laptop? Folders, device and a one-line report."""
 
+import ctypes
 import errno
 import os
 import platform as python_platform
@@ -76,9 +77,27 @@ def setup(use_drive: bool = False) -> Environment:
         drive=drive,
     )
     print(describe(env))
+    if env.device.type == "cpu":
+        _reuse_memory()
     if env.device.type == "cpu" and platform in GPU_ADVICE:
         print(f"Warning: no GPU on this machine, so training will be slow. {GPU_ADVICE[platform]}")
     return env
+
+
+def _reuse_memory() -> None:
+    """Makes training on a CPU up to twice as fast on Linux: the memory of freed tensors is kept for the next ones.
+
+    By default glibc hands each large block back to the system and gets it anew, filled with zeros page by page, for
+    every layer of every step. Now it keeps them, and torch asks for pages of 2 MB where the system has them.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch when it makes its first tensor
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # not Linux, or another C library
+        return
+    no_separate_maps, never_trim = (-4, 0), (-1, 2**31 - 1)  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
+    mallopt(*no_separate_maps)
+    mallopt(*never_trim)
 
 
 def find_platform() -> str:
