@@ -2,6 +2,7 @@
 
 from unet_utils.classes import IGNORE, LABELS, PALETTE, ClassScheme, get_scheme
 from unet_utils.clustering import Clusters, color_histogram, find_clusters
+from unet_utils.config import TrainConfig, recipe
 from unet_utils.dataset import CityscapesPairs, Frames, prepare
 from unet_utils.decoding import decode_masks
 from unet_utils.download import check_pairs, get_pairs
@@ -9,7 +10,7 @@ from unet_utils.environment import Environment, setup
 from unet_utils.evaluation import bootstrap_mean_iou, evaluate, load_trained, predict
 from unet_utils.metrics import ConfusionMatrix
 from unet_utils.model import UNet, count_parameters, model_summary
-from unet_utils.training import TrainConfig, fit, recipe
+from unet_utils.training import fit
 
 __all__ = [
     "IGNORE",

@@ -1,4 +1,4 @@
-"""The notebooks' steps without a notebook: `python -m unet_utils prepare|audit|train|evaluate|predict`."""
+"""The notebooks' steps without a notebook: `python -m unet_utils prepare|audit|train|evaluate|predict|export`."""
 
 import argparse
 import json
@@ -6,36 +6,65 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 
 from unet_utils.audit import audit, official_frames
-from unet_utils.classes import IGNORE
+from unet_utils.classes import ClassScheme
 from unet_utils.clustering import choose_scheme
-from unet_utils.dataset import prepare
+from unet_utils.config import RECIPES, TrainConfig, recipe
+from unet_utils.dataset import Frames, prepare
 from unet_utils.decoding import METHODS
+from unet_utils.distributed import open_world
 from unet_utils.download import get_pairs
 from unet_utils.environment import Environment, setup
-from unet_utils.evaluation import class_table, evaluate, load_trained, photo_size, predict, save_scores, score_table
+from unet_utils.evaluation import (
+    Trained,
+    class_table,
+    evaluate,
+    find_checkpoint,
+    load_trained,
+    save_scores,
+    score_table,
+)
+from unet_utils.export import export_model, frames_per_second
 from unet_utils.metrics import ConfusionMatrix
-from unet_utils.plotting import overlay
-from unet_utils.training import RECIPES, TrainConfig, fit, recipe
+from unet_utils.official import is_official, prepare_official
+from unet_utils.photos import class_shares, find_photos, read_photo, save_pictures, segment
+from unet_utils.training import fit
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs one command; errors that a person can mend are printed in one line."""
     options = _parser().parse_args(arguments)
     try:
-        options.command(options, setup())
+        with open_world() as options.world:
+            options.command(options, setup())
     except (OSError, ValueError, RuntimeError, FloatingPointError) as error:
         sys.exit(f"Error: {error}")
 
 
+def _root(options: argparse.Namespace, env: Environment) -> Path:
+    return Path(options.data) if is_official(options.data) else get_pairs(options.data, env.data)
+
+
+def _frames(
+    options: argparse.Namespace,
+    env: Environment,
+    root: Path,
+    split: str,
+    scheme: str | ClassScheme,
+    num_clusters: int = 20,
+) -> Frames:
+    cache = env.data / "prepared"
+    if is_official(root):
+        return prepare_official(root, split, cache, scheme, options.height)
+    return prepare(root, split, cache, choose_scheme(scheme, root, num_clusters), options.labels)
+
+
 def _prepare(options: argparse.Namespace, env: Environment) -> None:
-    root = get_pairs(options.data, env.data)
+    root = _root(options, env)
     for split in ("train", "val"):
-        frames = prepare(root, split, env.data / "prepared", choose_scheme(options.scheme, root), options.labels)
+        frames = _frames(options, env, root, split, options.scheme)
         shares = frames.class_counts().double() / frames.codes.numel()
         print(f"{split}: {len(frames)} frames; void {100 * (1 - shares.sum()):.2f} % of the pixels")
         for name, share in zip(frames.scheme.names, shares.tolist(), strict=True):
@@ -47,58 +76,65 @@ def _audit(options: argparse.Namespace, env: Environment) -> None:
 
 
 def _train(options: argparse.Namespace, env: Environment) -> None:
-    root = get_pairs(options.data, env.data)
-    scheme = choose_scheme(options.scheme, root)
-    frames = prepare(root, "train", env.data / "prepared", scheme, options.labels)
+    def load() -> Frames:
+        return _frames(options, env, _root(options, env), "train", options.scheme, options.num_clusters)
+
+    frames = options.world.in_turn(load)
     if options.skip_first:
         frames = frames.part(slice(options.skip_first, None))
     knobs = {field.name: getattr(options, field.name) for field in fields(TrainConfig)}
     config = recipe(options.recipe or ("demo" if options.data == "demo" else env.device.type), **knobs)
     print(config)
-    fit(frames, config, env.results / options.run, env.device, resume=options.resume)
+    fit(frames, config, env.results / options.run, env.device, resume=options.resume, world=options.world)
 
 
 def _evaluate(options: argparse.Namespace, env: Environment) -> None:
-    trained = load_trained(options.checkpoint or env.results / options.run / "best.pt", env.device)
-    root = get_pairs(options.data, env.data)
+    trained = _trained(options, env)
+    root = _root(options, env)
     if options.official:
         frames = official_frames(options.official, root, trained.scheme)
     else:
-        frames = prepare(root, "val", env.data / "prepared", trained.scheme, options.labels)
-    matrices = evaluate(trained.model, frames, trained.config["image_size"], flip=options.flip, progress="evaluating")
+        frames = _frames(options, env, root, "val", trained.scheme)
+    size = tuple(trained.config.get("scene_size") or [trained.config["image_size"]] * 2)
+    matrices = evaluate(trained.model, frames, size, frames.at_once(size), flip=options.flip, progress="evaluating")
     matrix = ConfusionMatrix.total(matrices)
     print(class_table(matrix, trained.scheme), end="\n\n")
     print(score_table({f"this model on {len(frames)} frames": matrix.summary()}))
     if not options.official:
-        print(f"\nsaved as {save_scores(matrices, trained.scheme, env.results / options.run)}")
+        report = save_scores(matrices, trained.scheme, env.results / options.run, frames.numbers)
+        print(f"\nsaved as {report}, and beside it as .json and .csv")
 
 
 def _predict(options: argparse.Namespace, env: Environment) -> None:
-    trained = load_trained(options.checkpoint or env.results / options.run / "best.pt", env.device)
-    out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
-    for path in options.photos:
-        with Image.open(path) as image:
-            photo = np.asarray(image.convert("RGB"))
-        size = photo_size(*photo.shape[:2], trained.config["image_size"])
-        batch = torch.from_numpy(photo.copy()).permute(2, 0, 1)[None]
-        classes = predict(trained.model, batch, size, options.flip)[0].argmax(0).byte().cpu().numpy()
-        shares = np.bincount(classes.ravel(), minlength=IGNORE) / classes.size
-        for kind, pixels in {
-            "classes": trained.scheme.colorize(classes),
-            "overlay": overlay(photo, classes, trained.scheme),
-        }.items():
-            Image.fromarray(pixels).save(_free(out / f"{Path(path).stem}-{kind}.png"))
-        found = {trained.scheme.names[index]: round(float(shares[index]), 4) for index in np.flatnonzero(shares)}
-        print(f"{path}: {json.dumps(found)}")
+    trained, unreadable = _trained(options, env), []
+    for path in find_photos(options.photos):
+        try:
+            photo = read_photo(path)
+        except ValueError as error:
+            unreadable.append(str(error))
+            continue
+        classes = segment(trained, photo, options.flip)
+        overlay = save_pictures(photo, classes, trained.scheme, Path(options.out), path.stem)[1]
+        shares = {name: round(share, 4) for name, share in class_shares(classes, trained.scheme).items()}
+        print(f"{path} -> {overlay}: {json.dumps(shares)}")
+    if unreadable:
+        raise ValueError("\n".join(unreadable))
 
 
-def _free(path: Path) -> Path:
-    """A name that no file has yet: nothing of the user's is overwritten."""
-    number, free = 1, path
-    while free.exists():
-        number, free = number + 1, path.with_stem(f"{path.stem}-{number}")
-    return free
+def _export(options: argparse.Namespace, env: Environment) -> None:
+    trained = _trained(options, env)
+    path = export_model(trained, options.out or env.results / options.run / "unet.torchscript")
+    print(f"{path}: {path.stat().st_size / 2**20:.1f} MB")
+    if path.suffix == ".torchscript":
+        model = torch.jit.load(path, map_location=env.device)
+        for size in (1, 16):
+            photos = torch.randint(256, (size, 3, 256, 256), dtype=torch.uint8)
+            speed = frames_per_second(lambda batch: model(batch.to(env.device), True), photos)
+            print(f"batches of {size}: {speed:.1f} frames a second on {env.device}")
+
+
+def _trained(options: argparse.Namespace, env: Environment) -> Trained:
+    return load_trained(options.checkpoint or find_checkpoint(env.results / options.run), env.device)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -111,13 +147,18 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     def data(sub: argparse.ArgumentParser) -> None:
-        text = "kaggle (downloads), demo (drawn scenes), or the path of a .zip or folder (default: kaggle)"
+        text = "kaggle (downloads), demo (drawn scenes), the path of a .zip or folder of pairs, or a folder with the "
+        text += "official leftImg8bit/ and gtFine/ (default: kaggle)"
         sub.add_argument("--data", default="kaggle", help=text)
+        text = "pixels that official frames are high, a multiple of 32 (default: 1024)"
+        sub.add_argument("--height", type=int, default=1024, help=text)
         sub.add_argument("--labels", choices=METHODS, default="decoder", help="how masks become labels")
 
     def model(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--run", default="unet", help="name of the run, a folder in the results (default: unet)")
         sub.add_argument("--checkpoint", help="file to use instead of the run's best.pt")
+
+    def flip(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--flip", action="store_true", help="average with the mirrored photo; twice the time")
 
     scheme = {
@@ -134,9 +175,12 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("train", _train, "train a UNet, or go on with a run that was interrupted")
     data(sub)
     sub.add_argument("--scheme", **scheme)
-    sub.add_argument("--run", default="unet", help="name of the run, a folder in the results (default: unet)")
+    text = "name of the run, a folder in the results (default: unet); under torchrun write --run-name"
+    sub.add_argument("--run", "--run-name", default="unet", help=text)
     sub.add_argument("--recipe", choices=RECIPES, help="default settings (default: by device, or demo)")
-    sub.add_argument("--no-resume", dest="resume", action="store_false", help="set an earlier run aside")
+    sub.add_argument("--num-clusters", type=int, default=20, help="with the scheme clusters (default: 20)")
+    text = "go on with an earlier run, or set it aside (default: go on)"
+    sub.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help=text)
     sub.add_argument("--skip-first", type=int, default=0, help="leave the first N training pairs out")
     for field in fields(TrainConfig):
         if field.type is bool:
@@ -147,11 +191,17 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("evaluate", _evaluate, "score a model on the validation pairs")
     data(sub)
     model(sub)
+    flip(sub)
     sub.add_argument("--official", help="score on the frames of this folder of official labels (see audit) instead")
     sub = command("predict", _predict, "segment photos of your own")
-    sub.add_argument("photos", nargs="+", help="JPEG or PNG files")
+    sub.add_argument("photos", nargs="+", metavar="PHOTO", help="JPEG or PNG files, and folders of them")
     model(sub)
+    flip(sub)
     sub.add_argument("--out", default="predictions", help="folder for the pictures (default: predictions)")
+    sub = command("export", _export, "write a model as one file that runs without this package")
+    model(sub)
+    text = "file ending in .torchscript, or in .onnx (needs the onnx package); default: unet.torchscript in the run"
+    sub.add_argument("--out", help=text)
     return parser
 
 

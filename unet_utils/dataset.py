@@ -8,7 +8,9 @@ take their batches from.
 import hashlib
 import math
 import os
-from collections.abc import Iterator
+import shutil
+import zipfile
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +20,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.io import decode_jpeg, read_file
 
 from unet_utils import decoding
+from unet_utils.arrays import mapped, streamed, write_missing
 from unet_utils.classes import ClassScheme, get_scheme
 from unet_utils.decoding import SIDE
 from unet_utils.download import find_pairs
-from unet_utils.environment import beside, progress_bar, require_space
+from unet_utils.environment import beside, progress_bar
 
 HELD_OUT_CITIES = range(2712, 2976)
 """File numbers of weimar and zurich, the last two training cities: files are numbered in the alphabetical order of
@@ -34,11 +38,25 @@ def read_pair(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Reads one pair.
 
     Returns:
-        photo and mask, each `uint8 [256, 256, 3]`.
+        photo and mask, each `uint8 [256, 256, 3]`, the pixels that Pillow gives.
 
     Raises:
         ValueError: the file is not a complete 512x256 RGB JPEG; the message names it and the next step.
     """
+    try:
+        # The same library as Pillow's does the decoding, but without the copies around it: a fifth of the time.
+        pixels = decode_jpeg(read_file(str(path)))
+    except RuntimeError:
+        pixels = None
+    if pixels is None or pixels.shape != (3, SIDE, 2 * SIDE):
+        pixels = _read_with_pillow(path)
+    else:
+        pixels = pixels.permute(1, 2, 0).numpy()
+    return pixels[:, :SIDE], pixels[:, SIDE:]
+
+
+def _read_with_pillow(path: Path) -> np.ndarray:
+    """Says what is wrong with a file that torchvision refused, or reads it where torchvision cannot read any."""
     advice = "Delete it and unpack the archive again, or leave this frame out."
     try:
         with Image.open(path) as image:
@@ -49,10 +67,9 @@ def read_pair(path: Path) -> tuple[np.ndarray, np.ndarray]:
                 raise ValueError(
                     f"{path} is {width}x{height} pixels; a pair is {2 * SIDE}x{SIDE}, photo left, mask right. {advice}"
                 )
-            pixels = np.asarray(image)
+            return np.asarray(image)
     except OSError as error:  # Pillow's word for empty, truncated and foreign files alike
         raise ValueError(f"{path} cannot be read as a JPEG ({error}). {advice}") from error
-    return pixels[:, :SIDE], pixels[:, SIDE:]
 
 
 class CityscapesPairs(Dataset):
@@ -85,17 +102,22 @@ class CityscapesPairs(Dataset):
     def blocks(self, size: int = 64, progress: str = "") -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
         """Runs through all pairs in order: yields `(where, photos, masks)`, `uint8 [n, 256, 256, 3]` each.
 
-        Files are decoded in as many threads as there are cores (Pillow works outside Python's lock).
+        Files are decoded in as many threads as there are cores, outside Python's lock.
         """
+
+        def read(path: Path, photo: np.ndarray, mask: np.ndarray) -> None:
+            photo[:], mask[:] = read_pair(path)
+
         with (
             ThreadPoolExecutor(os.cpu_count()) as pool,
             progress_bar(total=len(self), desc=progress, unit="pair", disable=not progress) as bar,
         ):
             for start in range(0, len(self), size):
-                pairs = list(pool.map(read_pair, self.paths[start : start + size]))
-                photos, masks = (np.stack(halves) for halves in zip(*pairs, strict=True))
-                yield slice(start, start + len(pairs)), photos, masks
-                bar.update(len(pairs))
+                paths = self.paths[start : start + size]
+                photos, masks = np.empty((2, len(paths), SIDE, SIDE, 3), dtype=np.uint8)
+                list(pool.map(read, paths, photos, masks))
+                yield slice(start, start + len(paths)), photos, masks
+                bar.update(len(paths))
 
     @property
     def fingerprint(self) -> str:
@@ -111,8 +133,8 @@ class Frames:
     """Photos and label codes of a split (or of a part of it), ready to be taken in batches.
 
     Attributes:
-        photos: `uint8 [N, 256, 256, 3]`.
-        codes: label codes, `uint8 [N, 256, 256]`.
+        photos: `uint8 [N, H, W, 3]`; 256 x 256 from pairs, and of any size from other sources.
+        codes: label codes, `uint8 [N, H, W]`.
         scheme: turns codes into class indices.
         numbers: the file number of each frame.
     """
@@ -127,9 +149,22 @@ class Frames:
 
     def batch(self, where: slice | Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """One batch: photos `uint8 [n, 3, H, W]` (channels last in memory), class indices `uint8 [n, H, W]`."""
-        photos = self.photos[where].to(device, non_blocking=True).permute(0, 3, 1, 2)
-        lookup = torch.tensor(self.scheme.lookup, dtype=torch.uint8, device=device)
-        return photos, lookup[self.codes[where].to(device, non_blocking=True).int()]
+        photos, codes = (array[where].to(device, non_blocking=True) for array in (self.photos, self.codes))
+        return self._batch(photos, codes)
+
+    def _batch(self, photos: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        lookup = torch.tensor(self.scheme.lookup, dtype=torch.uint8, device=codes.device)
+        return photos.permute(0, 3, 1, 2), lookup[codes.int()]
+
+    def batches(self, order: Iterable[Tensor], device: torch.device | str) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of these indices `int64 [n]` one after another, each as `batch` gives it.
+
+        Frames that are not on the device are streamed: the next batches are read while one is used.
+        """
+        if self.photos.device.type != "cpu":
+            yield from (self.batch(indices.to(self.photos.device), device) for indices in order)
+        else:
+            yield from (self._batch(*arrays) for arrays in streamed((self.photos, self.codes), order, device))
 
     def to(self, device: torch.device | str) -> "Frames":
         """The same frames with their arrays on the device, when three quarters of its free memory can hold them."""
@@ -144,6 +179,30 @@ class Frames:
         """A run of the frames, without a copy."""
         return Frames(self.photos[keep], self.codes[keep], self.scheme, self.numbers[keep])
 
+    def view(self, image_size: int) -> tuple[float, float]:
+        """Share of a frame's height and width that a network learns from at once, at `image_size` pixels a side.
+
+        Squares are whole scenes, squeezed, and seen whole. Of any other frame it sees square crops of its pixels.
+
+        Raises:
+            ValueError: the frames are smaller than such a crop.
+        """
+        height, width = self.photos.shape[1:3]
+        if height == width:
+            return 1.0, 1.0
+        if image_size > min(height, width):
+            raise ValueError(f"image_size is {image_size}, but the frames are only {width}x{height} pixels: lower it")
+        return image_size / height, image_size / width
+
+    def scene_size(self, image_size: int) -> tuple[int, int]:
+        """Height and width in pixels at which a network that has learned so from these frames sees a whole scene."""
+        height, width = self.photos.shape[1:3]
+        return (image_size, image_size) if height == width else (height, width)
+
+    def at_once(self, scene_size: tuple[int, int]) -> int:
+        """How many frames to score at once, seen at that height and width: 16 pairs, or fewer that are larger."""
+        return max(1, 2**20 // max(math.prod(scene_size), self.codes[0].numel()))
+
     def split_cities(self) -> tuple["Frames", "Frames"]:
         """Frames to learn from and frames to choose on, from different cities.
 
@@ -156,7 +215,8 @@ class Frames:
 
     def code_counts(self) -> Tensor:
         """Pixels of each label code (official label ids, or clusters), `int64 [256]`."""
-        blocks = (self.codes[start : start + 256] for start in range(0, len(self), 256))
+        step = max(1, 2**22 // self.codes[0].numel())  # a copy of all would not fit into the memory
+        blocks = (self.codes[start : start + step] for start in range(0, len(self), step))
         return sum(torch.bincount(block.flatten().int(), minlength=256).cpu() for block in blocks)
 
     def class_counts(self) -> Tensor:
@@ -201,33 +261,28 @@ def prepare(
     photos_file, codes_file = cache / "photos.npy", cache / f"codes-{key}.npy"
     kept_file = Path(keep) / f"{cache.name}-{key}.npz" if keep else None
     if kept_file and kept_file.exists() and not codes_file.exists():
-        np.save(beside(codes_file), np.load(kept_file)["codes"])
+        with (
+            zipfile.ZipFile(kept_file) as kept,
+            kept.open("codes.npy") as source,
+            open(beside(codes_file), "wb") as file,
+        ):
+            shutil.copyfileobj(source, file)
         os.replace(beside(codes_file), codes_file)
-    wanted = {photos_file: (len(pairs), SIDE, SIDE, 3), codes_file: (len(pairs), SIDE, SIDE)}
-    missing = {file: shape for file, shape in wanted.items() if not file.exists()}
-    if missing:
-        # Asked beforehand: a memory map on a full disk does not fail, it ends the process.
-        require_space(cache, sum(math.prod(shape) for shape in missing.values()))
-        arrays = {
-            file: np.lib.format.open_memmap(beside(file), "w+", np.uint8, shape) for file, shape in missing.items()
-        }
+
+    def blocks(missing: set[Path]) -> Iterator[tuple[slice, dict[Path, np.ndarray]]]:
         for where, photos, masks in pairs.blocks(progress=f"preparing {split}" if progress else ""):
-            if photos_file in arrays:
-                arrays[photos_file][where] = photos
-            if codes_file in arrays:
-                arrays[codes_file][where] = decoding.label_codes(masks, scheme, method)
-        for file, array in arrays.items():
-            array.flush()
-            os.replace(beside(file), file)  # only a finished array ever has its final name
-    codes = np.load(codes_file, mmap_mode="c")
+            values = {photos_file: photos}
+            if codes_file in missing:
+                values[codes_file] = decoding.label_codes(masks, scheme, method)
+            yield where, values
+
+    write_missing({photos_file: (len(pairs), SIDE, SIDE, 3), codes_file: (len(pairs), SIDE, SIDE)}, blocks)
     if kept_file and not kept_file.exists():
         kept_file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(beside(kept_file), codes=codes)
+        np.savez_compressed(beside(kept_file), codes=np.load(codes_file, mmap_mode="r"))
         os.replace(beside(kept_file), kept_file)
-    # Mode "c" (copy on write) lets torch share the pages without ever changing the file.
-    photos = np.load(photos_file, mmap_mode="c")
     numbers = tuple(int(path.stem) for path in pairs.paths)
-    return Frames(torch.from_numpy(photos), torch.from_numpy(codes), scheme, numbers)
+    return Frames(mapped(photos_file), mapped(codes_file), scheme, numbers)
 
 
 def _codes_key(scheme: ClassScheme, method: str) -> str:

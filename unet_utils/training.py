@@ -1,9 +1,9 @@
-"""The training loop: settings, one epoch after another, a checkpoint after each, and going on where it stopped."""
+"""The training loop: one epoch after another, a checkpoint after each, and going on where it stopped."""
 
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -11,66 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from unet_utils.augment import augment, to_input
+from unet_utils.augment import augment, draw_changes
 from unet_utils.checkpoints import RunFiles, read_checkpoint
+from unet_utils.config import TrainConfig
 from unet_utils.dataset import Frames
+from unet_utils.distributed import ALONE, World
 from unet_utils.environment import progress_bar
 from unet_utils.evaluation import evaluate
 from unet_utils.metrics import ConfusionMatrix
 from unet_utils.model import UNet, autocast, compute_dtype
+from unet_utils.optimizer import Muon
 
 FORMAT = 1
 """Version of the checkpoint's layout."""
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """The knobs of a training run. Defaults are those of a GPU; `recipe` gives the ones for other situations.
-
-    Attributes:
-        base_channels: width of the UNet's first level.
-        image_size: height and width that the network sees, pixels, a multiple of 16. Scores are always at 256.
-        batch_size: photos a step.
-        epochs: times that every photo is seen.
-        learning_rate: largest rate of the one-cycle schedule.
-        weight_decay: of AdamW (https://arxiv.org/abs/1711.05101).
-        augmentation: random flip, zoom, rotation and colour.
-        class_weighting: power of the inverse class frequency that weights the loss; 0 treats all pixels alike, 1 all
-            classes.
-        averaging: the weights kept are a running average over about this share of the training.
-        hold_out: keep two training cities out, and keep the epoch that is best on them; otherwise train on
-            everything and keep the last epoch.
-        seed: of the weights, the order and the augmentation.
-    """
-
-    base_channels: int = 64
-    image_size: int = 256
-    batch_size: int = 16
-    epochs: int = 60
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.02
-    augmentation: bool = True
-    class_weighting: float = 0.25
-    averaging: float = 0.03
-    hold_out: bool = True
-    seed: int = 0
-
-
-RECIPES = {
-    "gpu": TrainConfig(),
-    "cpu": TrainConfig(base_channels=16, image_size=128, batch_size=8, epochs=24, learning_rate=3e-3),
-    "demo": TrainConfig(base_channels=16, image_size=128, batch_size=8, epochs=20, learning_rate=3e-3),
-}
-"""Settings for a GPU, for a laptop's CPU, and for the 240 pairs of the demo set."""
-
-
-def recipe(name: str, **knobs) -> TrainConfig:
-    """The settings of a recipe, with those knobs changed that are not None.
-
-    Args:
-        name: `gpu`, `cpu` or `demo`; any other device type counts as `gpu`.
-    """
-    return replace(RECIPES.get(name, RECIPES["gpu"]), **{k: v for k, v in knobs.items() if v is not None})
 
 
 Reporter = Callable[[list[dict], UNet], None]
@@ -85,6 +38,7 @@ def fit(
     backup: str | Path | None = None,
     on_epoch: Reporter | None = None,
     progress: bool = True,
+    world: World = ALONE,
 ) -> list[dict]:
     """Trains a UNet, or goes on where an earlier call was interrupted.
 
@@ -102,33 +56,44 @@ def fit(
             from when `folder` is empty. If it fails, training goes on and says so.
         on_epoch: called with the history and the averaged model after every epoch, for plots.
         progress: show bars and one line an epoch.
+        world: the processes that train together, see `distributed`; all of them call this function, the first one
+            writes the files and shows the progress.
 
     Returns:
         The history: one dict an epoch with its `epoch` (from 1), `loss` (mean over the epoch's pixels), `seconds`,
         `images_per_second` and, with `hold_out`, the scores on the held-out cities.
 
     Raises:
-        ValueError: the checkpoint to go on from has other settings, classes or another model; or a bad knob.
+        ValueError: the checkpoint to go on from has other settings, classes or another model; or there are fewer
+            frames than a batch takes, or fewer photos in a batch than processes.
         FloatingPointError: the loss is no longer finite.
         RuntimeError: out of GPU memory; the message names the knobs that need less.
     """
     device, folder = torch.device(device), Path(folder)
-    _check(config, frames)
+    progress = progress and world.rank == 0
     folder.mkdir(parents=True, exist_ok=True)
     files = RunFiles(folder, Path(backup) if backup else None)
     learn, held_out = frames.split_cities() if config.hold_out else (frames, None)
+    if config.batch_size > len(learn):
+        raise ValueError(f"batch_size is {config.batch_size}, but there are only {len(learn)} frames to learn from")
+    if config.batch_size < world.size:
+        raise ValueError(f"batch_size is {config.batch_size}, too few for {world.size} processes: each takes its part")
     learn = learn.to(device)
-    state = _State(config, frames, len(learn), device)
     if resume:
-        files.restore()
+        world.once(files.restore)
+    # A run that goes on has its own weights: no need to fetch those of ImageNet again.
+    pretrained = not (resume and files.last.exists())
+    state = _State(config, frames, len(learn), device, pretrained, world)
+    if resume:
         if files.last.exists():
             state.load(read_checkpoint(files.last), files.last)
             if progress:
                 done = state.epoch == config.epochs
                 print(f"{files.last}: {state.epoch} of {config.epochs} epochs done" + ("." if done else ", going on."))
     else:
-        files.set_aside()
-    weights = class_weights(learn.class_counts(), config.class_weighting).to(device)
+        world.once(files.set_aside)
+    counts = world.sum(learn.part(world.part(len(learn))).class_counts().to(device)).cpu()
+    weights = class_weights(counts, config.class_weighting).to(device)
     while state.epoch < config.epochs:
         try:
             row = _train_epoch(state, learn, weights, progress)
@@ -144,11 +109,12 @@ def fit(
             )
         state.epoch += 1
         model = state.averaged.module.eval()
+        world.share_buffers(state.model, model)
         if held_out:
-            row |= ConfusionMatrix.total(evaluate(model, held_out, config.image_size)).summary()
+            row |= score(model, held_out, state.scene_size, world).summary()
         state.history.append(row)
         is_best = not held_out or row["mean_iou"] >= max(r["mean_iou"] for r in state.history)
-        files.save(state.checkpoint(), is_best)
+        world.once(files.save, state.checkpoint(), is_best)
         if progress:
             print(_line(state.history, config.epochs))
         if on_epoch:
@@ -172,18 +138,43 @@ def class_weights(counts: Tensor, power: float) -> Tensor:
     return torch.where(counts > 0, weights, 1.0).float()
 
 
+def score(model: UNet, frames: Frames, scene_size: tuple[int, int], world: World = ALONE) -> ConfusionMatrix:
+    """The confusion matrix of all frames. Each process scores some of the batches, the same ones that one would."""
+    batch_size = frames.at_once(scene_size)
+    mine = frames.part(world.part(len(frames), batch_size))
+    result = ConfusionMatrix(frames.scheme.num_classes)
+    counts = result.matrix.to(next(model.parameters()).device)
+    for frame in evaluate(model, mine, scene_size, batch_size):
+        counts += frame.matrix
+    result.matrix = world.sum(counts)
+    return result
+
+
 class _State:
     """Everything that changes during a run, and its way into a checkpoint and back."""
 
-    def __init__(self, config: TrainConfig, frames: Frames, num_frames: int, device: torch.device):
+    def __init__(
+        self,
+        config: TrainConfig,
+        frames: Frames,
+        num_frames: int,
+        device: torch.device,
+        pretrained: bool,
+        world: World,
+    ):
         torch.manual_seed(config.seed)
-        self.config, self.scheme, self.device = config, frames.scheme, device
-        self.steps_per_epoch = max(1, num_frames // config.batch_size)
-        self.model = UNet(3, frames.scheme.num_classes, config.base_channels)
-        self.model.to(device, memory_format=torch.channels_last)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), weight_decay=config.weight_decay, fused=device.type in ("cuda", "cpu")
+        self.config, self.scheme, self.device, self.world = config, frames.scheme, device, world
+        self.scene_size = frames.scene_size(config.image_size)
+        self.steps_per_epoch = num_frames // config.batch_size
+        encoder = None if config.encoder == "none" else config.encoder
+        self.model = world.in_turn(  # the first one may have to download the encoder's weights
+            lambda: UNet(3, frames.scheme.num_classes, config.base_channels, config.fold, encoder, pretrained)
         )
+        self.model.to(device, memory_format=torch.channels_last)
+        self.forward = world.wrap(self.model, config.sync_batchnorm)
+        if config.compile:
+            self.forward = torch.compile(self.forward)
+        self.optimizer = Muon(self.model.parameters(), weight_decay=config.weight_decay)
         reach = max(1.0, config.averaging * config.epochs * self.steps_per_epoch)  # in steps
         self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(1 - 1 / reach), use_buffers=True)
         self.scaler = torch.amp.GradScaler(device.type, enabled=compute_dtype(device) == torch.float16)
@@ -198,6 +189,10 @@ class _State:
             return self.config.learning_rate * (step + 1) / warm
         return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / (total - warm)))
 
+    def settings(self) -> dict:
+        """What does not change, as plain values: the knobs, and the size at which whole scenes are seen, pixels."""
+        return asdict(self.config) | {"scene_size": self.scene_size}
+
     def checkpoint(self) -> dict:
         return {
             "format": FORMAT,
@@ -209,13 +204,13 @@ class _State:
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
             "history": self.history,
-            "config": asdict(self.config),
+            "config": self.settings(),
             "scheme": self.scheme.to_dict(),
             "versions": {"torch": str(torch.__version__)},
         }
 
     def load(self, checkpoint: dict, path: Path) -> None:
-        now = {"config": asdict(self.config), "scheme": self.scheme.to_dict(), "model_config": self.model.config}
+        now = {"config": self.settings(), "scheme": self.scheme.to_dict(), "model_config": self.model.config}
         for part, fields in now.items():
             for name, value in fields.items():
                 was = checkpoint[part].get(name)
@@ -233,7 +228,7 @@ class _State:
 
 
 def _train_epoch(state: _State, learn: Frames, weights: Tensor, progress: bool) -> dict:
-    config, device = state.config, state.device
+    config, device, world = state.config, state.device, state.world
     # The whole epoch's randomness comes from here: no random state has to be saved.
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + state.epoch)
     order = torch.randperm(len(learn), generator=generator)
@@ -242,21 +237,17 @@ def _train_epoch(state: _State, learn: Frames, weights: Tensor, progress: bool) 
     state.model.train()
     batches = [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]
     batches = batches[: state.steps_per_epoch]  # a small last batch would be a noisy step
+    mine, view = world.part(config.batch_size), learn.view(config.image_size)
     with progress_bar(total=len(batches) * config.batch_size, unit="img", disable=not progress, leave=False) as bar:
         bar.set_description(f"epoch {state.epoch + 1}/{config.epochs}")
-        for number, indices in enumerate(batches, 1):
-            photos, labels = learn.batch(indices.to(learn.photos.device), device)
-            if config.augmentation:
-                x, y = augment(photos, labels, config.image_size, generator)
-            else:
-                x, y = to_input(photos, config.image_size), _resize_labels(labels, config.image_size)
-            rate = state.learning_rate(step + number - 1)
-            loss = _step(state, x, y, weights, rate)
-            total += loss
-            bar.update(len(indices))
-            if number % max(1, len(batches) // 10) == 0:  # reading the loss waits for the device: ten times an epoch
-                bar.set_postfix(loss=f"{(total / number).item():.3f}")
-    loss, seconds = (total / len(batches)).item(), time.perf_counter() - started
+        parts = learn.batches((indices[mine] for indices in batches), device)
+        for number, (photos, labels) in enumerate(parts):
+            changes = draw_changes(config.batch_size, generator, config.augmentation, view).part(mine)
+            x, y = augment(photos, labels, config.image_size, changes, view)
+            rate = state.learning_rate(step + number)
+            total += _step(state, x, y, weights, rate)  # never read in between: that would wait for the device
+            bar.update(config.batch_size)
+    loss, seconds = (world.sum(total) / len(batches)).item(), time.perf_counter() - started
     images = sum(map(len, batches))
     return {
         "epoch": state.epoch + 1,
@@ -271,32 +262,21 @@ def _step(state: _State, x: Tensor, y: Tensor, weights: Tensor, rate: float) -> 
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     with autocast(state.device):
-        logits = state.model(x.contiguous(memory_format=torch.channels_last))
+        logits = state.forward(x.contiguous(memory_format=torch.channels_last))
+    # A row a pixel, as the logits lie in memory: several times faster than along the second of four dimensions.
+    logits = logits.permute(0, 2, 3, 1).flatten(0, 2).float()
     # Summed, then divided by the known pixels: a batch that is all void gives zero and not NaN.
-    loss = F.cross_entropy(logits.float(), y, weights, ignore_index=255, reduction="sum")
-    loss = loss / (y != 255).sum().clamp(min=1)
+    loss = F.cross_entropy(logits, y.flatten(), weights, ignore_index=255, reduction="sum")
+    # The pixels of the whole batch, which this process has a part of.
+    loss = loss / state.world.sum((y != 255).sum()).clamp(min=1)
     state.optimizer.zero_grad(set_to_none=True)
-    state.scaler.scale(loss).backward()
+    state.scaler.scale(loss * state.world.size).backward()  # gradients are the mean over the processes
     state.scaler.unscale_(state.optimizer)
     torch.nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.averaged.update_parameters(state.model)
     return loss.detach()
-
-
-def _resize_labels(labels: Tensor, size: int) -> Tensor:
-    return F.interpolate(labels[:, None].float(), (size, size), mode="nearest-exact")[:, 0].long()
-
-
-def _check(config: TrainConfig, frames: Frames) -> None:
-    if config.image_size % 16 or config.image_size < 32:
-        raise ValueError(f"image_size is {config.image_size}: choose a multiple of 16, at least 32")
-    for name in ("base_channels", "batch_size", "epochs"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} is {getattr(config, name)}: it must be at least 1")
-    if config.batch_size > len(frames):
-        raise ValueError(f"batch_size is {config.batch_size}, but there are only {len(frames)} frames")
 
 
 def _line(history: list[dict], epochs: int) -> str:

@@ -1,0 +1,103 @@
+"""Arrays larger than memory: mapped, streamed, and never held as a whole."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from unet_utils.arrays import mapped, streamed, write_missing
+
+
+def test_streamed_rows_are_the_rows(tmp_path):
+    arrays = tuple(torch.randint(0, 256, (20, *shape)).byte() for shape in ((3, 4), (5,)))
+    order = list(torch.randperm(20).split(3))
+    batches = list(streamed(arrays, iter(order), "cpu"))
+    assert len(batches) == len(order) == 7
+    for indices, rows in zip(order, batches, strict=True):
+        for row, array in zip(rows, arrays, strict=True):
+            assert torch.equal(row, array[indices])
+    assert list(streamed(arrays, [], "cpu")) == []
+
+
+def test_no_more_than_two_batches_are_read_ahead():
+    asked = []
+
+    def order():
+        for index in range(10):
+            asked.append(index)
+            yield torch.tensor([index])
+
+    rows = streamed((torch.zeros(10, 1, dtype=torch.uint8),), order(), "cpu")
+    next(rows)
+    assert len(asked) == 3
+
+
+def test_an_error_while_reading_is_not_lost():
+    with pytest.raises(IndexError):
+        list(streamed((torch.zeros(3, 1, dtype=torch.uint8),), [torch.tensor([7])], "cpu"))
+
+
+def test_arrays_get_their_names_when_they_are_complete(tmp_path):
+    shapes = {tmp_path / "a.npy": (4, 2), tmp_path / "b.npy": (4,)}
+
+    def blocks(missing, fail):
+        yield slice(0, 2), {file: np.ones(shapes[file], np.uint8)[:2] for file in missing}
+        if fail:
+            raise KeyboardInterrupt
+        yield slice(2, 4), {file: np.full(shapes[file], 2, np.uint8)[:2] for file in missing}
+
+    with pytest.raises(KeyboardInterrupt):
+        write_missing(shapes, lambda missing: blocks(missing, True))
+    assert not any(file.exists() for file in shapes)
+    write_missing(shapes, lambda missing: blocks(missing, False))
+    write_missing(shapes, lambda missing: pytest.fail("they are there"))
+    assert mapped(tmp_path / "b.npy").tolist() == [1, 1, 2, 2]
+
+
+SCRIPT = """
+import resource, sys
+from pathlib import Path
+import numpy as np, torch
+from unet_utils import Frames, fit, get_scheme, recipe
+from unet_utils.arrays import mapped
+
+LIMIT, SIDE = 192 * 2**20, 512
+folder = Path(sys.argv[1])
+n = 10 * LIMIT // (SIDE * SIDE * 4) + 1
+for name, shape in {"photos": (n, SIDE, SIDE, 3), "codes": (n, SIDE, SIDE)}.items():
+    np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.uint8, shape)[::7, 0] = 7  # the rest stays a hole
+
+def memory(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+config = recipe("demo", base_channels=2, fold=1, image_size=32, batch_size=4, epochs=1)
+scheme = get_scheme("categories7")
+small = Frames(torch.zeros(8, 64, 64, 3).byte(), torch.full((8, 64, 64), 7).byte(), scheme, tuple(range(8)))
+fit(small, config, folder / "small", "cpu", progress=False)  # what every training needs, whatever the set
+resource.setrlimit(resource.RLIMIT_DATA, (memory("VmData:") + LIMIT,) * 2)
+frames = Frames(mapped(folder / "photos.npy"), mapped(folder / "codes.npy"), scheme, tuple(range(n)))
+assert frames.photos.nbytes + frames.codes.nbytes > 10 * LIMIT
+before = memory("RssAnon:")
+history = fit(frames, config, folder / "run", "cpu", progress=False)
+print(len(history), (memory("RssAnon:") - before) / LIMIT, frames.class_counts()[0].item() / frames.codes.numel())
+try:
+    torch.ones(LIMIT + 1, dtype=torch.uint8)
+except RuntimeError:
+    print("the limit holds")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="imposes a limit that only Linux has")
+def test_a_set_ten_times_the_memory_trains_within_it(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.startswith("1 ")
+    assert done.stdout.endswith("the limit holds\n")
