@@ -19,8 +19,11 @@ from unet_utils import (
 from unet_utils.audit import official_frames
 from unet_utils.clustering import choose_scheme
 from unet_utils.evaluation import (
+    SMALL_MODEL,
     class_table,
     enlarge_classes,
+    find_checkpoint,
+    load_trained,
     photo_size,
     predict_classes,
     save_scores,
@@ -182,3 +185,21 @@ def test_photos_of_any_aspect_are_squeezed_like_the_pairs(height, width, size):
 def test_the_network_decides_which_sizes_it_takes():
     assert photo_size(1080, 1920, 256, divisor=32) == (256, 224)
     assert photo_size(4000, 3000, 256, divisor=64) == (256, 128)
+
+
+def test_without_a_run_there_is_the_small_model(tmp_path, capsys):
+    assert find_checkpoint(tmp_path) == SMALL_MODEL
+    assert "using the small one that comes with the project" in capsys.readouterr().out
+    (tmp_path / "best.pt").touch()
+    assert find_checkpoint(tmp_path) == tmp_path / "best.pt"
+
+
+def test_the_small_model_is_small_and_tells_where_it_comes_from():
+    assert SMALL_MODEL.stat().st_size < 8 * 2**20
+    trained = load_trained(SMALL_MODEL, "cpu")
+    assert trained.scheme == get_scheme("cityscapes19")
+    assert trained.history[-1]["epoch"] <= trained.config["epochs"]
+    scores = json.loads(SMALL_MODEL.with_name("evaluation.json").read_text())
+    assert scores["frames"] == 500
+    with open(SMALL_MODEL.with_name("history.csv")) as file:
+        assert len(list(csv.DictReader(file))) == trained.config["epochs"]

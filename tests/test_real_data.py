@@ -1,13 +1,25 @@
 """The real pairs, where their archive is: set UNET_UTILS_ARCHIVE to the path of Kaggle's zip."""
 
+import json
 import os
 
 import numpy as np
 import pytest
 
-from unet_utils import CityscapesPairs, check_pairs, color_histogram, find_clusters, get_pairs, prepare
+from unet_utils import (
+    CityscapesPairs,
+    ConfusionMatrix,
+    check_pairs,
+    color_histogram,
+    evaluate,
+    find_clusters,
+    get_pairs,
+    load_trained,
+    prepare,
+)
 from unet_utils.classes import PALETTE, PALETTE_COLORS
 from unet_utils.decoding import decode_label_ids
+from unet_utils.evaluation import SMALL_MODEL
 
 ARCHIVE = os.environ.get("UNET_UTILS_ARCHIVE")
 pytestmark = pytest.mark.skipif(not ARCHIVE, reason="UNET_UTILS_ARCHIVE does not name the archive of the real pairs")
@@ -55,6 +67,16 @@ def test_phantom_classes_vanish_when_decoded(root):
     assert (shares["decoder"][frame] == ids["guard rail"]).sum() > 1000
     road, same = (shares[method] == ids["road"] for method in ("nearest", "decoder"))
     assert abs(road.mean() - same.mean()) < 0.02
+
+
+def test_the_small_model_scores_what_is_written_beside_it(root, tmp_path):
+    trained = load_trained(SMALL_MODEL, "cpu")
+    frames = prepare(root, "val", tmp_path, progress=False)
+    matrix = ConfusionMatrix.total(evaluate(trained.model, frames, trained.config["image_size"]))
+    written = json.loads(SMALL_MODEL.with_name("evaluation.json").read_text())
+    for name, value in matrix.summary().items():
+        # Other processors and precisions round otherwise; another decoder would show.
+        assert value == pytest.approx(written[name], abs=0.003), name
 
 
 def test_the_kept_labels_are_small(root, tmp_path):
