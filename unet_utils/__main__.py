@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import warnings
 from dataclasses import fields
 from pathlib import Path
 
@@ -126,6 +127,7 @@ def _export(options: argparse.Namespace, env: Environment) -> None:
     path = export_model(trained, options.out or env.results / options.run / "unet.torchscript")
     print(f"{path}: {path.stat().st_size / 2**20:.1f} MB")
     if path.suffix == ".torchscript":
+        warnings.filterwarnings("ignore", message=".*torch.jit")  # newer torch prefers what older torch cannot read
         model = torch.jit.load(path, map_location=env.device)
         for size in (1, 16):
             photos = torch.randint(256, (size, 3, 256, 256), dtype=torch.uint8)
