@@ -40,7 +40,7 @@ class TrainConfig:
     image_size: int = 256
     batch_size: int = 16
     epochs: int = 60
-    learning_rate: float = 3e-3
+    learning_rate: float = 6e-3
     weight_decay: float = 0.02
     augmentation: float = 1.0
     class_weighting: float = 0.5
@@ -65,7 +65,7 @@ class TrainConfig:
 
 RECIPES = {
     "gpu": TrainConfig(),
-    "cpu": TrainConfig(base_channels=16, fold=2, batch_size=8, epochs=40, augmentation=0.5),
+    "cpu": TrainConfig(base_channels=16, fold=2, batch_size=8, epochs=32, augmentation=0.5),
     "demo": TrainConfig(base_channels=16, fold=2, batch_size=8, epochs=20, augmentation=0.5),
 }
 """Settings for a GPU, for a laptop's CPU, and for the 240 pairs of the demo set."""
