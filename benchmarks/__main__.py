@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="which rows (default: all)")
     parser.add_argument("--rounds", type=int, default=3, help="turns that are measured (default: 3)")
     parser.add_argument("--pairs", type=int, default=2975, help="training pairs to use at most (default: 2975)")
-    parser.add_argument("--images", type=int, help="images in a compared epoch (default: 192, on a GPU 2048)")
+    parser.add_argument("--images", type=int, help="images in a compared epoch (default: 128, on a GPU 2048)")
     parser.add_argument("--minutes", type=float, default=3, help="training time of each in row 7 (default: 3)")
     parser.add_argument("--out", default="docs", help="folder of the report (default: docs)")
     parser.add_argument("--tiny", action="store_true", help="sizes that only show that everything works")
@@ -94,7 +94,7 @@ def _setting(options: argparse.Namespace) -> tuple[Setting, str]:
         config = replace(config, base_channels=4, image_size=64, batch_size=4)
         options.pairs, options.images, options.rounds, options.minutes = 40, 8, 1, 0.05
     options.pairs = min(options.pairs, len(CityscapesPairs(root, "train")))
-    images = options.images or (2048 if env.device.type == "cuda" else 192)
+    images = options.images or (2048 if env.device.type == "cuda" else 128)
     setting = Setting(
         root, env.data / "prepared", env.device, config, options.rounds, options.pairs, images, options.minutes
     )

@@ -3,6 +3,7 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 from PIL import Image
@@ -70,6 +71,7 @@ def preparing(setting: Setting) -> Result:
     def row(number: str, work: str, ours: str, other: str, theirs: str, at_most: float | None) -> Comparison:
         return Comparison(number, work, other, times[ours], times[theirs], at_most, unit=unit)
 
+    room = median(copied / bare for copied, bare in zip(times["copied"], times["bare"], strict=True))
     return Result(
         [
             row("1a", "labels by nearest colour", "nearest", "only decoding the JPEGs", "bare", 1.5),
@@ -79,7 +81,8 @@ def preparing(setting: Setting) -> Result:
             row("1c", "labels by nearest colour", "nearest", "brute force in NumPy", "brute force", 0.2),
         ],
         f"Row 1: {len(pairs)} pairs, of which the slow ways get {len(part)}; files are read in all of them. All use "
-        "every core, but for the copied recipe, which loads its data without workers.",
+        "every core, but for the copied recipe, which loads its data without workers. Decoding the JPEGs and nothing "
+        f"else is {room:.1f} times as fast as the copied recipe: that much and no more can be gained in 1b.",
     )
 
 

@@ -77,27 +77,28 @@ def synchronize() -> None:
 
 
 def interleave(
-    contenders: dict[str, Contender], rounds: int, items: dict[str, int] | None = None
+    contenders: dict[str, Contender], rounds: int, items: dict[str, int] | None = None, warm_up: bool = True
 ) -> dict[str, list[float]]:
     """Runs all contenders in turn.
 
     Args:
         contenders: by name, in the order of a turn.
-        rounds: turns that are measured; one more, before them, is not.
+        rounds: turns that are measured.
         items: what the times of a contender are divided by, where contenders do different amounts of the same work.
+        warm_up: one turn more, before them, is not measured.
 
     Returns:
         Seconds (an item) in each turn, a list for every contender.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(rounds + 1):
+    for turn in range(rounds + warm_up):
         for name, run in contenders.items():
             synchronize()
             start = time.perf_counter()
             counted = run()
             synchronize()
             spent = counted if isinstance(counted, float) else time.perf_counter() - start
-            if turn:
+            if turn >= warm_up:
                 seconds[name].append(spent / (items or {}).get(name, 1))
     return seconds
 

@@ -111,7 +111,7 @@ def accuracy(setting: Setting) -> Result:
     ended = ", ".join(f"{name} {score:.3f} (best)" for name, score in best.items())
     return Result(
         [],
-        f"Row 7: mIoU over 19 classes on the held-out cities after at most {setting.minutes:g} minutes of training "
+        f"Row 7: mIoU over 19 classes on the held-out cities after about {setting.minutes:g} minutes of training "
         f"each: {ended}. Both are scored against the same decoded labels; a cluster of the copied recipe counts as the "
         "class that most of its pixels have.",
         {"minutes and mIoU": curves},
