@@ -17,7 +17,7 @@ from unet_utils import fit, get_pairs, prepare, recipe, setup, training
 VARIANTS = {
     "recipe": {},
     "no fold, half the image size": {"fold": 1, "image_size": 128},
-    "twice the learning rate": {"learning_rate": 6e-3},
+    "half the learning rate": {"learning_rate": 3e-3},
     "full augmentation": {"augmentation": 1.0},
     "flip only": {"augmentation": 0.0},
     "class weighting 0.25": {"class_weighting": 0.25},

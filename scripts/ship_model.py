@@ -1,6 +1,6 @@
 """Makes a run small enough to ship: its best checkpoint with weights in half precision, its history and its scores.
 
-python -m unet_utils evaluate --data pairs.zip --run NAME
+python -m unet_utils evaluate --data pairs.zip --run-name NAME
 python scripts/ship_model.py runs/NAME models/small
 """
 

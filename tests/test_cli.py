@@ -1,14 +1,18 @@
 import json
 import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from unet_utils.__main__ import main
+from unet_utils.__main__ import _parser, main
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -23,14 +27,14 @@ def test_the_commands_in_a_row(demo, machine, capsys):
     main(["prepare", *data])
     assert re.search(r"road +\d+\.\d+ %", capsys.readouterr().out)
     small = ["--epochs", "1", "--base-channels", "2", "--image-size", "32", "--batch-size", "4"]
-    main(["train", *data, "--recipe", "demo", "--run", "tiny", *small])
-    main(["evaluate", *data, "--run", "tiny", "--flip"])
+    main(["train", *data, "--recipe", "demo", "--run-name", "tiny", *small])
+    main(["evaluate", *data, "--run-name", "tiny", "--flip"])
     assert "| this model on 6 frames |" in capsys.readouterr().out
     assert len((machine / "runs" / "tiny" / "evaluation.csv").read_text().splitlines()) == 1 + 19
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 200, 3), dtype=np.uint8))
     photo.save(machine / "street.png")
     for _ in range(2):  # the second time must not overwrite the first
-        main(["predict", str(machine / "street.png"), "--run", "tiny", "--out", str(machine / "out")])
+        main(["predict", str(machine / "street.png"), "--run-name", "tiny", "--out", str(machine / "out")])
     assert len(list((machine / "out").iterdir())) == 4
     with Image.open(machine / "out" / "street-overlay.png") as overlay:
         assert overlay.size == (200, 90)
@@ -39,10 +43,10 @@ def test_the_commands_in_a_row(demo, machine, capsys):
     (machine / "album" / "broken.jpg").write_text("no photo")
     photo.convert("L").save(machine / "album" / "grey.jpg")
     with pytest.raises(SystemExit, match=r"Error: .*broken\.jpg cannot be read as a photo"):
-        main(["predict", str(machine / "album"), "--run", "tiny", "--out", str(machine / "out")])
+        main(["predict", str(machine / "album"), "--run-name", "tiny", "--out", str(machine / "out")])
     shares = json.loads(capsys.readouterr().out.split("grey-overlay.png: ")[1])  # the others are not held up
     assert sum(shares.values()) == pytest.approx(1, abs=0.01)
-    main(["export", "--run", "tiny"])
+    main(["export", "--run-name", "tiny"])
     assert re.search(r"batches of 16: \d+\.\d frames a second", capsys.readouterr().out)
     model = torch.jit.load(machine / "runs" / "tiny" / "unet.torchscript")
     assert model(torch.zeros(1, 3, 90, 200, dtype=torch.uint8)).shape == (1, 90, 200)
@@ -64,6 +68,21 @@ def test_help(command, capsys):
     assert f"python -m unet_utils {command}" in capsys.readouterr().out
 
 
+def readme_commands(program):
+    lines = (ROOT / "README.md").read_text().splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.startswith(f"{program} ")]
+
+
 def test_it_is_called_as_the_readme_says():
-    result = subprocess.run([sys.executable, "-m", "unet_utils", "--help"], capture_output=True, text=True, check=True)
-    assert "export" in result.stdout
+    commands = readme_commands("python -m unet_utils")
+    assert {command[3] for command in commands} == {"prepare", "train", "evaluate", "predict", "export", "audit"}
+    for command in commands:
+        _parser().parse_args(command[3:])
+
+
+def test_torchrun_is_called_as_the_readme_says():
+    ((_, *arguments),) = readme_commands("torchrun")  # an option of ours may be an abbreviation of one of its own
+    arguments[arguments.index("--nproc-per-node") + 1] = "1"
+    command = [sys.executable, "-m", "torch.distributed.run", *arguments, "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "usage: python -m unet_utils train" in result.stdout

@@ -20,15 +20,13 @@ from unet_utils.audit import official_frames
 from unet_utils.clustering import choose_scheme
 from unet_utils.evaluation import (
     SMALL_MODEL,
-    class_table,
     enlarge_classes,
     find_checkpoint,
     load_trained,
     photo_size,
     predict_classes,
-    save_scores,
-    score_table,
 )
+from unet_utils.reports import class_table, save_scores, score_table
 
 
 @pytest.fixture(scope="module")
@@ -179,12 +177,17 @@ def test_official_labels_score_a_model_without_any_decoding(demo, tmp_path, mode
     [(1024, 2048, (256, 256)), (1080, 1920, (256, 224)), (4000, 3000, (256, 96)), (100, 5, (256, 16))],
 )
 def test_photos_of_any_aspect_are_squeezed_like_the_pairs(height, width, size):
-    assert photo_size(height, width, 256) == size
+    assert photo_size(height, width, (256, 256)) == size
 
 
 def test_the_network_decides_which_sizes_it_takes():
-    assert photo_size(1080, 1920, 256, divisor=32) == (256, 224)
-    assert photo_size(4000, 3000, 256, divisor=64) == (256, 128)
+    assert photo_size(1080, 1920, (256, 256), divisor=32) == (256, 224)
+    assert photo_size(4000, 3000, (256, 256), divisor=64) == (256, 128)
+
+
+def test_photos_are_not_squeezed_for_a_network_that_learned_from_whole_frames():
+    assert photo_size(1024, 2048, (512, 1024)) == (512, 1024)
+    assert photo_size(1080, 1440, (512, 1024)) == (512, 688)
 
 
 def test_without_a_run_there_is_the_small_model(tmp_path, capsys):

@@ -49,7 +49,7 @@ model = torch.jit.load(f"{folder}/unet.torchscript")
 for i, _ in enumerate(sizes):
     photos = torch.load(f"{folder}/photos{i}.pt")
     torch.save([model(photos), model(photos, True)], f"{folder}/labels{i}.pt")
-print(model.names[13], model.colors[13], model.image_size)
+print(model.names[13], model.colors[13], model.scene_height)
 """
 
 
@@ -70,7 +70,7 @@ def test_torchscript_gives_the_same_labels_without_this_package(trained, tmp_pat
     for i, size in enumerate(SIZES):
         photos, (labels, squeezed) = random_photos(*size), torch.load(tmp_path / f"labels{i}.pt")
         assert labels.dtype == torch.uint8
-        own = predict_classes(model, photos, photo_size(*size, 64, model.divisor))
+        own = predict_classes(model, photos, photo_size(*size, trained.scene_size, model.divisor))
         assert agreement(labels, own) > 0.9999
         assert agreement(squeezed, predict_classes(model, photos, 64)) > 0.9999
 

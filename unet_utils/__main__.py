@@ -18,19 +18,12 @@ from unet_utils.decoding import METHODS
 from unet_utils.distributed import open_world
 from unet_utils.download import get_pairs
 from unet_utils.environment import Environment, setup
-from unet_utils.evaluation import (
-    Trained,
-    class_table,
-    evaluate,
-    find_checkpoint,
-    load_trained,
-    save_scores,
-    score_table,
-)
+from unet_utils.evaluation import Trained, evaluate, find_checkpoint, load_trained
 from unet_utils.export import export_model, frames_per_second
 from unet_utils.metrics import ConfusionMatrix
 from unet_utils.official import is_official, prepare_official
 from unet_utils.photos import class_shares, find_photos, read_photo, save_pictures, segment
+from unet_utils.reports import class_table, save_scores, score_table
 from unet_utils.training import fit
 
 
@@ -96,13 +89,14 @@ def _evaluate(options: argparse.Namespace, env: Environment) -> None:
         frames = official_frames(options.official, root, trained.scheme)
     else:
         frames = _frames(options, env, root, "val", trained.scheme)
-    size = tuple(trained.config.get("scene_size") or [trained.config["image_size"]] * 2)
-    matrices = evaluate(trained.model, frames, size, frames.at_once(size), flip=options.flip, progress="evaluating")
+    batch_size = frames.at_once(trained.scene_size)
+    matrices = evaluate(trained.model, frames, trained.scene_size, batch_size, options.flip, "evaluating")
     matrix = ConfusionMatrix.total(matrices)
     print(class_table(matrix, trained.scheme), end="\n\n")
     print(score_table({f"this model on {len(frames)} frames": matrix.summary()}))
     if not options.official:
-        report = save_scores(matrices, trained.scheme, env.results / options.run, frames.numbers)
+        run = Path(options.checkpoint).absolute().parent.name if options.checkpoint else options.run
+        report = save_scores(matrices, trained.scheme, env.results / run, frames.numbers)
         print(f"\nsaved as {report}, and beside it as .json and .csv")
 
 
@@ -156,8 +150,13 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--height", type=int, default=1024, help=text)
         sub.add_argument("--labels", choices=METHODS, default="decoder", help="how masks become labels")
 
+    def run(sub: argparse.ArgumentParser) -> None:
+        # Not --run: torchrun would take that for an abbreviation of options of its own.
+        text = "name of the run, a folder in the results (default: unet)"
+        sub.add_argument("--run-name", dest="run", default="unet", help=text)
+
     def model(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--run", default="unet", help="name of the run, a folder in the results (default: unet)")
+        run(sub)
         sub.add_argument("--checkpoint", help="file to use instead of the run's best.pt")
 
     def flip(sub: argparse.ArgumentParser) -> None:
@@ -177,8 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("train", _train, "train a UNet, or go on with a run that was interrupted")
     data(sub)
     sub.add_argument("--scheme", **scheme)
-    text = "name of the run, a folder in the results (default: unet); under torchrun write --run-name"
-    sub.add_argument("--run", "--run-name", default="unet", help=text)
+    run(sub)
     sub.add_argument("--recipe", choices=RECIPES, help="default settings (default: by device, or demo)")
     sub.add_argument("--num-clusters", type=int, default=20, help="with the scheme clusters (default: 20)")
     text = "go on with an earlier run, or set it aside (default: go on)"

@@ -13,8 +13,11 @@ from PIL import Image
 
 from unet_utils.classes import IGNORE, ClassScheme, get_scheme
 from unet_utils.dataset import Frames, read_pair
-from unet_utils.decoding import METHODS, SIDE, decode_masks
+from unet_utils.decoding import SIDE, decode_label_ids, decode_masks
 from unet_utils.metrics import ConfusionMatrix
+
+THRESHOLDS = (0.5, 0.7, 0.8, 0.9)
+"""Values of `min_probability` that the audit tries."""
 
 
 def label_at_centers(label_ids: np.ndarray) -> np.ndarray:
@@ -61,6 +64,8 @@ class Audit:
             truth is not void. Methods: `nearest`, `decoder`, and `bound`, the label that covers most of a cell.
         miou: per method, the mean of the classes' IoU.
         agreement: per method, the share of pixels with the right class, void being one more class.
+        left_out: per threshold, the share of pixels that `decode_masks` leaves out with it as `min_probability`.
+        agreement_of_rest: per threshold, the agreement of the others.
     """
 
     frames: int
@@ -68,15 +73,20 @@ class Audit:
     iou: dict[str, tuple[float, ...]]
     miou: dict[str, float]
     agreement: dict[str, float]
+    left_out: dict[float, float]
+    agreement_of_rest: dict[float, float]
 
     def __str__(self) -> str:
-        """The per-class table, in percent."""
+        """The per-class table, and what leaving out doubtful pixels does, in percent."""
         methods = list(self.iou)
         lines = [f"IoU against the official labels of {self.frames} frames, %", " " * 15 + _row(methods)]
         for index, name in enumerate(self.names):
             lines.append(f"{name:15s}" + _row(_percent(self.iou[method][index]) for method in methods))
         lines.append(f"{'mean':15s}" + _row(_percent(self.miou[method]) for method in methods))
         lines.append(f"{'pixels agreeing':15s}" + _row(_percent(self.agreement[method]) for method in methods))
+        lines += ["", f"{'min_probability':15s}" + _row(map(str, THRESHOLDS))]
+        lines.append(f"{'pixels left out':15s}" + _row(f"{100 * self.left_out[t]:.2f}" for t in THRESHOLDS))
+        lines.append(f"{'others agreeing':15s}" + _row(f"{100 * self.agreement_of_rest[t]:.2f}" for t in THRESHOLDS))
         return "\n".join(lines)
 
 
@@ -132,13 +142,12 @@ def official_frames(official_folder: str | Path, pairs_root: str | Path, scheme:
     return Frames(*arrays, scheme, tuple(numbers))
 
 
-def audit(official_folder: str | Path, pairs_root: str | Path, methods: tuple[str, ...] = METHODS) -> Audit:
+def audit(official_folder: str | Path, pairs_root: str | Path) -> Audit:
     """Compares labels recovered from masks with official labels, in the 19 evaluated classes.
 
     Args:
         official_folder: holds official `*_labelIds.png` files and `pairs.csv` (see `read_pairs`).
         pairs_root: the pairs' folder, which holds `train/` and `val/`.
-        methods: the ways of decoding to compare.
 
     Returns:
         An `Audit`; print it for the table.
@@ -149,22 +158,30 @@ def audit(official_folder: str | Path, pairs_root: str | Path, methods: tuple[st
     """
     scheme = get_scheme("cityscapes19")
     void = scheme.num_classes
-    methods = tuple(sorted(methods, key=lambda method: method != "nearest"))  # nearest, the baseline, first
-    known = {method: ConfusionMatrix(scheme.num_classes + 1, ignore_index=IGNORE) for method in (*methods, "bound")}
-    whole = {method: ConfusionMatrix(scheme.num_classes + 1, ignore_index=IGNORE) for method in known}
+    methods = ("nearest", "decoder", "bound")
+    known = {method: ConfusionMatrix(void + 1, ignore_index=IGNORE) for method in methods}
+    whole = {method: ConfusionMatrix(void + 1, ignore_index=IGNORE) for method in methods}
+    kept, right = dict.fromkeys(THRESHOLDS, 0), dict.fromkeys(THRESHOLDS, 0)
     pairs = read_pairs(official_folder)
     for label_file, pair_file in pairs:
         with Image.open(Path(official_folder) / label_file) as image:
             official = np.asarray(image)
         with Image.open(Path(pairs_root) / pair_file) as image:
-            mask = np.asarray(image.convert("RGB"))[:, SIDE:]
+            mask = np.asarray(image.convert("RGB"))[None, :, SIDE:]
         truth = scheme.encode(label_at_centers(official))
-        found = {method: decode_masks(mask[None], scheme, method)[0] for method in methods}
-        found["bound"] = scheme.encode(label_of_most(official))
+        found = {
+            "nearest": decode_masks(mask, scheme, "nearest")[0],
+            "decoder": decode_masks(mask, scheme)[0],
+            "bound": scheme.encode(label_of_most(official)),
+        }
         for method, classes in found.items():
             classes = np.minimum(classes, void)  # void becomes a class of its own: calling a car void is a miss
             known[method].update(classes, truth)
             whole[method].update(classes, np.minimum(truth, void))
+        for threshold in THRESHOLDS:
+            sure = decode_label_ids(mask, min_probability=threshold)[0] != IGNORE
+            kept[threshold] += int(sure.sum())
+            right[threshold] += int((sure & (found["decoder"] == truth)).sum())
     iou = {method: tuple(torch.as_tensor(matrix.iou)[:void].tolist()) for method, matrix in known.items()}
     return Audit(
         frames=len(pairs),
@@ -172,4 +189,6 @@ def audit(official_folder: str | Path, pairs_root: str | Path, methods: tuple[st
         iou=iou,
         miou={method: float(np.nanmean(values)) for method, values in iou.items()},
         agreement={method: float(matrix.pixel_accuracy) for method, matrix in whole.items()},
+        left_out={threshold: 1 - count / (len(pairs) * SIDE**2) for threshold, count in kept.items()},
+        agreement_of_rest={threshold: right[threshold] / max(1, count) for threshold, count in kept.items()},
     )

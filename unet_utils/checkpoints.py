@@ -62,7 +62,7 @@ class RunFiles:
         try:
             if is_best or not self.best.exists():
                 _write(self.best, lambda path: torch.save(to_use, path))
-            _write(self.folder / "history.csv", lambda path: _write_csv(path, checkpoint["history"]))
+            _write(self.folder / "history.csv", lambda path: write_csv(path, checkpoint["history"]))
             _write(self.last, lambda path: torch.save(checkpoint, path))  # last: it says that the epoch is done
         except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
             print(f"Could not save epoch {checkpoint['epoch']} in {self.folder} ({error}): free some space there.")
@@ -109,8 +109,9 @@ def _copy_verified(source: Path, target: Path) -> None:
     os.replace(unfinished, target)
 
 
-def _write_csv(path: Path, history: list[dict]) -> None:
+def write_csv(path: Path, rows: list[dict]) -> None:
+    """Writes rows as CSV; the last one says which columns there are."""
     with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, history[-1].keys())
+        writer = csv.DictWriter(file, rows[-1].keys())
         writer.writeheader()
-        writer.writerows(history)
+        writer.writerows(rows)

@@ -4,8 +4,6 @@ Two starts, one algorithm. Started from the official palette, each cluster keeps
 k-means++ (Arthur and Vassilvitskii, 2007), the clusters come from the data alone and are named afterwards.
 """
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import torch
 from torch import Tensor
 
 from unet_utils.classes import IGNORE, PALETTE, PALETTE_COLORS, ClassScheme, get_scheme
-from unet_utils.dataset import CityscapesPairs, read_pair
+from unet_utils.dataset import CityscapesPairs
 from unet_utils.decoding import color_codes
 
 
@@ -27,25 +25,17 @@ def color_histogram(pairs: CityscapesPairs) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         colors `uint8 [M, 3]`, sorted, and pixel counts `int64 [M]`.
     """
-    threads = min(os.cpu_count() or 1, 8)
-    with ThreadPoolExecutor(threads) as pool:
-        counts = sum(pool.map(_count_colors, [pairs.paths[start::threads] for start in range(threads)]))
+    counts = torch.zeros(1 << 24, dtype=torch.int32)
+    one = torch.ones((), dtype=torch.int32)
+    for _, _, masks in pairs.blocks():
+        codes = torch.from_numpy(color_codes(masks).ravel())
+        counts.index_add_(0, codes, one.expand(len(codes)))
     reversed_codes = torch.nonzero(counts)[:, 0].int()
     red, green, blue = (reversed_codes >> shift & 255 for shift in (0, 8, 16))
     codes = (red << 16 | green << 8 | blue).sort().values  # sorted as the colours are
     red, green, blue = (codes >> shift & 255 for shift in (16, 8, 0))
     colors = torch.stack([red, green, blue], dim=1).byte().numpy()
     return colors, counts[red | green << 8 | blue << 16].long().numpy()
-
-
-def _count_colors(paths: list) -> Tensor:
-    # PyTorch counts in place and outside Python's lock, so that the threads run side by side; NumPy does neither.
-    counts = torch.zeros(1 << 24, dtype=torch.int32)
-    one = torch.ones((), dtype=torch.int32)
-    for path in paths:
-        codes = torch.from_numpy(color_codes(read_pair(path)[1]).ravel())
-        counts.index_add_(0, codes, one.expand(len(codes)))
-    return counts
 
 
 @dataclass(frozen=True)
@@ -145,7 +135,7 @@ def find_clusters(
     )
 
 
-_CHUNK = 1 << 14  # a chunk's distances to all centres stay in the processor's cache
+_CHUNK = 1 << 16  # few enough colours for the processor's cache, enough to share out among its cores
 
 
 def _lloyd(x: Tensor, weights: Tensor, centers: Tensor, max_iterations: int) -> tuple[Tensor, Tensor, int]:
@@ -157,21 +147,22 @@ def _lloyd(x: Tensor, weights: Tensor, centers: Tensor, max_iterations: int) -> 
     k = len(centers)
     assigned = torch.zeros(len(x), dtype=torch.int64)
     margin = torch.zeros(len(x))
-    columns = torch.cat([x, x.square().sum(1, keepdim=True)], dim=1).T.contiguous()  # x and |x|^2
-    weighted = torch.cat([x.double(), torch.ones(len(x), 1)], dim=1) * weights[:, None]  # one product, sums and sizes
+    ones = torch.ones(len(x), 1)
+    columns = torch.cat([x, x.square().sum(1, keepdim=True), ones], dim=1).T.contiguous()  # x, |x|^2 and 1
+    weighted = torch.cat([x, ones], dim=1) * weights[:, None]  # one product, sums and sizes
     sums = torch.zeros(k, 4, dtype=torch.float64).index_add_(0, assigned, weighted)
     iteration = 0
     while iteration < max_iterations:
         iteration += 1
         c = centers.float()
-        c = torch.cat([-2 * c, torch.ones(k, 1)], dim=1), c.square().sum(1, keepdim=True)
+        c = torch.cat([-2 * c, torch.ones(k, 1), c.square().sum(1, keepdim=True)], dim=1)
         for chunk in torch.nonzero(margin <= 0)[:, 0].split(_CHUNK):
             own = assigned.index_select(0, chunk)
             # |x - c|^2 for all pairs in one matrix product; one row a centre, so that minima run along memory.
-            squares = torch.addmm(c[1], c[0], columns.index_select(1, chunk)).clamp_(min=0)
+            squares = c @ columns.index_select(1, chunk)
             distance = squares.gather(0, own[None])[0]
             others = squares.scatter_(0, own[None], torch.inf).amin(0)  # which one it is matters only if it is nearer
-            margin[chunk] = others.sqrt() - distance.sqrt()
+            margin[chunk] = others.clamp(min=0).sqrt() - distance.clamp(min=0).sqrt()
             changed = torch.nonzero(others < distance)[:, 0]
             rows, nearest = chunk[changed], squares.index_select(1, changed).min(0).indices
             sums.index_add_(0, own[changed], weighted[rows], alpha=-1)

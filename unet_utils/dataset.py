@@ -99,25 +99,32 @@ class CityscapesPairs(Dataset):
         photo, mask = read_pair(self.paths[index])
         return tuple(torch.from_numpy(half.transpose(2, 0, 1).copy()) for half in (photo, mask))
 
-    def blocks(self, size: int = 64, progress: str = "") -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    def blocks(self, size: int = 128, progress: str = "") -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
         """Runs through all pairs in order: yields `(where, photos, masks)`, `uint8 [n, 256, 256, 3]` each.
 
-        Files are decoded in as many threads as there are cores, outside Python's lock.
+        Files are decoded in as many threads as there are cores, outside Python's lock. While one block is used, the
+        next is read.
         """
 
         def read(path: Path, photo: np.ndarray, mask: np.ndarray) -> None:
             photo[:], mask[:] = read_pair(path)
 
+        def begin(start: int) -> tuple[Iterator[None], slice, np.ndarray, np.ndarray]:
+            paths = self.paths[start : start + size]
+            photos, masks = np.empty((2, len(paths), SIDE, SIDE, 3), dtype=np.uint8)
+            return pool.map(read, paths, photos, masks), slice(start, start + len(paths)), photos, masks
+
         with (
             ThreadPoolExecutor(os.cpu_count()) as pool,
             progress_bar(total=len(self), desc=progress, unit="pair", disable=not progress) as bar,
         ):
-            for start in range(0, len(self), size):
-                paths = self.paths[start : start + size]
-                photos, masks = np.empty((2, len(paths), SIDE, SIDE, 3), dtype=np.uint8)
-                list(pool.map(read, paths, photos, masks))
-                yield slice(start, start + len(paths)), photos, masks
-                bar.update(len(paths))
+            following = begin(0)
+            while following[1].start < len(self):
+                reading, where, photos, masks = following
+                following = begin(where.stop)
+                list(reading)
+                yield where, photos, masks
+                bar.update(len(masks))
 
     @property
     def fingerprint(self) -> str:

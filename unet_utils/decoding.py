@@ -8,8 +8,6 @@ with a small convolutional network (`MaskDecoder`) that learned on label maps wh
 
 import hashlib
 import io
-import os
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
@@ -75,8 +73,12 @@ def _nearest_cube(colors: tuple[tuple[int, int, int], ...], values: tuple[int, .
 def color_codes(pixels: np.ndarray) -> np.ndarray:
     """Each colour as one number, red + 256 green + 65536 blue: `uint8 [..., 3]` -> `int32 [...]`."""
     # Four bytes are read at every third, and the one too many is masked off: half the time of shifting and adding.
-    padded = np.append(pixels, np.uint8(0))
-    return (np.ndarray(pixels.size // 3, "<i4", padded, strides=3) & 0xFFFFFF).reshape(pixels.shape[:-1])
+    # The last colour has no fourth byte.
+    flat = np.ascontiguousarray(pixels).reshape(-1)
+    codes = np.empty(flat.size // 3, dtype=np.int32)
+    np.bitwise_and(np.ndarray(len(codes) - 1, "<i4", flat, strides=3), 0xFFFFFF, out=codes[:-1])
+    codes[-1] = int.from_bytes(flat[-3:].tobytes(), "little")
+    return codes.reshape(pixels.shape[:-1])
 
 
 def nearest_color(pixels: np.ndarray, colors: np.ndarray, values: np.ndarray | None = None) -> np.ndarray:
@@ -91,17 +93,13 @@ def nearest_color(pixels: np.ndarray, colors: np.ndarray, values: np.ndarray | N
         `uint8 [...]`, each entry one of `values`.
     """
     values = np.arange(len(colors)) if values is None else values
-    cube = _nearest_cube(tuple(map(tuple, colors.tolist())), tuple(values.tolist()))
+    cube = torch.from_numpy(_nearest_cube(tuple(map(tuple, colors.tolist())), tuple(values.tolist())))
     flat = pixels.reshape(-1, 3)
-    found = np.empty(len(flat), dtype=np.uint8)
-
-    def look_up(start: int) -> None:
-        piece = slice(start, start + SIDE * SIDE)  # small enough for the processor's cache
-        cube.take(color_codes(flat[piece]), out=found[piece], mode="clip")
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy works outside Python's lock here
-        list(pool.map(look_up, range(0, len(flat), SIDE * SIDE)))
-    return found.reshape(pixels.shape[:-1])
+    found = torch.empty(len(flat), dtype=torch.uint8)
+    for start in range(0, len(flat), SIDE * SIDE):  # a piece small enough for the processor's cache
+        piece = slice(start, start + SIDE * SIDE)
+        torch.index_select(cube, 0, torch.from_numpy(color_codes(flat[piece])), out=found[piece])
+    return found.numpy().reshape(pixels.shape[:-1])
 
 
 class Residual(nn.Module):

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.nn.parallel import DistributedDataParallel
@@ -196,35 +197,42 @@ class SynchronizedBatchNorm(nn.BatchNorm2d):
 
 
 class _NormalizeTogether(torch.autograd.Function):
+    """Torch's own normalisation by statistics that are joined in between: several times faster than sums of ours."""
+
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
-        values = x.float()
-        variance, mean = torch.var_mean(values, (0, 2, 3), correction=0)
+        count = x.numel() // x.shape[1]
         # A row a process. Moments are joined from means and variances: sums of squares would cancel.
-        rows = values.new_zeros(dist.get_world_size(), 3, x.shape[1])
-        rows[dist.get_rank()] = torch.stack([mean, variance, torch.full_like(mean, x.numel() / x.shape[1])])
+        rows = torch.zeros(dist.get_world_size(), 3, x.shape[1], device=x.device)
+        mean, variance, counts = rows[dist.get_rank()]
+        F.batch_norm(x, mean, variance, training=True, momentum=1.0)  # leaves them there, the variance unbiased
+        variance *= (count - 1) / count
+        counts += count
         dist.all_reduce(rows)
         means, variances, counts = rows.unbind(1)
         count = counts.sum(0)
         mean = (means * counts).sum(0) / count
         variance = ((variances + (means - mean) ** 2) * counts).sum(0) / count
-        scale = torch.rsqrt(variance + eps)
-        ctx.save_for_backward(x, weight, mean, scale, count)
+        ctx.save_for_backward(x, weight, mean, variance, count)
         ctx.mark_non_differentiable(mean, variance, count)
-        y = torch.addcmul(_column(bias - mean * scale * weight), values, _column(scale * weight))
-        return y.to(x.dtype), mean, variance, count
+        ctx.eps = eps
+        return F.batch_norm(x, mean, variance, weight, bias, eps=eps), mean, variance, count
 
     @staticmethod
     def backward(ctx, grad: Tensor, *_) -> tuple[Tensor | None, ...]:
-        x, weight, mean, scale, count = ctx.saved_tensors
-        grad = grad.float()
-        normalized = (x.float() - _column(mean)) * _column(scale)
-        sums = torch.stack([grad.sum((0, 2, 3)), (grad * normalized).sum((0, 2, 3))])  # of this process: DDP joins them
-        total = sums.clone()
-        dist.all_reduce(total)
-        bias_mean, weight_mean = total / count
-        grad_x = (grad - _column(bias_mean) - normalized * _column(weight_mean)) * _column(scale * weight)
-        return grad_x.to(x.dtype), sums[1], sums[0], None
+        x, weight, mean, variance, count = ctx.saved_tensors
+        scale = torch.rsqrt(variance + ctx.eps)
+        # As if mean and variance were constants. The gradients of weight and bias are right then: DDP joins them.
+        grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+            grad, x, weight, mean, variance, mean, scale, False, ctx.eps, [True, True, True]
+        )
+        sums = torch.stack([grad_weight, grad_bias])
+        dist.all_reduce(sums)
+        weight_mean, bias_mean = sums / count
+        slope = -weight_mean * scale * scale * weight  # what mean and variance owe to x
+        offset = -bias_mean * scale * weight - slope * mean
+        grad_x = torch.addcmul(grad_x, x, _column(slope).to(x.dtype)) + _column(offset).to(x.dtype)
+        return grad_x, grad_weight, grad_bias, None
 
 
 def _column(values: Tensor) -> Tensor:

@@ -44,7 +44,12 @@ class Regions(NamedTuple):
 
 
 def predict_frames(
-    model: UNet, frames: Frames, image_size: int, flip: bool = False, batch_size: int = 16, progress: str = ""
+    model: UNet,
+    frames: Frames,
+    image_size: int | tuple[int, int],
+    flip: bool = False,
+    batch_size: int = 16,
+    progress: str = "",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Predicted and true classes of all frames, `uint8 [N, 256, 256]` each; the truth is `IGNORE` where void.
 

@@ -1,8 +1,5 @@
 """A trained model put to use: load it, predict, score it on a split."""
 
-import csv
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +15,6 @@ from unet_utils.dataset import Frames
 from unet_utils.environment import progress_bar
 from unet_utils.metrics import ConfusionMatrix
 from unet_utils.model import UNet, autocast
-
-PIX2PIX_L1 = {"pixel_accuracy": 0.86, "class_accuracy": 0.42, "mean_iou": 0.35}
-"""The UNet of pix2pix trained with L1 alone, photo to labels on the same 256x256 pairs, 19 classes: table 5 of
-https://arxiv.org/abs/1611.07004. It regressed colours, which were then matched to the nearest class."""
 
 SMALL_MODEL = Path(__file__).parent.parent / "models" / "small" / "best.pt"
 """Trained on the real pairs with the CPU recipe, shipped by scripts/ship_model.py; scores and history lie beside it."""
@@ -42,6 +35,12 @@ class Trained:
     scheme: ClassScheme
     config: dict
     history: list[dict]
+
+    @property
+    def scene_size(self) -> tuple[int, int]:
+        """Height and width at which the network sees a whole street scene, pixels: a square for pairs."""
+        size = self.config["image_size"]
+        return tuple(self.config.get("scene_size", (size, size)))
 
 
 def load_trained(path: str | Path, device: torch.device | str, scheme: str | None = None) -> Trained:
@@ -91,8 +90,8 @@ def predict(model: UNet, photos: Tensor, image_size: int | tuple[int, int], flip
     Args:
         model: in evaluation mode; the photos are sent to its device.
         photos: `uint8 [N, 3, H, W]`, any H and W.
-        image_size: height and width that the network sees, pixels: the one number it was trained at for pairs,
-            `photo_size` for photos that are not squeezed to a square.
+        image_size: height and width that the network sees, pixels: its `Trained.scene_size` for frames of the kind it
+            was trained on (one number where both are the same), `photo_size` for any other photo.
         flip: average with the prediction for the mirrored photo; takes twice the time.
 
     Returns:
@@ -154,21 +153,27 @@ def enlarge_classes(logits: Tensor, height: int, width: int, most: int = 2**23) 
     return torch.cat(strips, 1)
 
 
-def photo_size(height: int, width: int, image_size: int, divisor: int = 16) -> tuple[int, int]:
+def photo_size(height: int, width: int, scene_size: tuple[int, int], divisor: int = 16) -> tuple[int, int]:
     """Height and width at which the network should see a photo of yours, pixels.
 
-    The pairs are 2:1 street photos squeezed to squares. Any other photo is squeezed as much, whatever its aspect.
+    The scenes that it learned from are 2:1, and squeezed to squares in the pairs. Any other photo is squeezed as
+    much, whatever its aspect.
 
     Args:
         height, width: of the photo.
-        image_size: that the network was trained at.
+        scene_size: of the network, see `Trained.scene_size`.
         divisor: of the network; the width is rounded to a multiple of it.
     """
-    return image_size, max(divisor, round(image_size * width / height / 2 / divisor) * divisor)
+    return scene_size[0], max(divisor, round(scene_size[1] * width / height / 2 / divisor) * divisor)
 
 
 def evaluate(
-    model: UNet, frames: Frames, image_size: int, batch_size: int = 16, flip: bool = False, progress: str = ""
+    model: UNet,
+    frames: Frames,
+    image_size: int | tuple[int, int],
+    batch_size: int = 16,
+    flip: bool = False,
+    progress: str = "",
 ) -> list[ConfusionMatrix]:
     """Scores a model: one confusion matrix a frame, at the labels' resolution (256x256).
 
@@ -199,108 +204,3 @@ def compare(predicted: Tensor | np.ndarray, truth: Tensor | np.ndarray, num_clas
     for matrix, found, true in zip(matrices, predicted, truth, strict=True):
         matrix.update(found, true)
     return matrices
-
-
-def score_table(rows: dict[str, dict[str, float]]) -> str:
-    """A Markdown table of set-level scores, one row a method, in the order of the pix2pix paper."""
-    lines = ["| method | pixel accuracy | class accuracy | mIoU |", "|---|---|---|---|"]
-    for name, row in rows.items():
-        cells = " | ".join(f"{row[key]:.3f}" for key in ("pixel_accuracy", "class_accuracy", "mean_iou"))
-        lines.append(f"| {name} | {cells} |")
-    return "\n".join(lines)
-
-
-def class_rows(matrix: ConfusionMatrix, scheme: ClassScheme) -> list[dict]:
-    """What is known of each class, best IoU first, absent classes last.
-
-    Returns:
-        one dict a class: `class`, its `pixels` in the truth and their `share`, `precision`, `recall` and `iou`. The
-        three are None where they are not defined: for a class absent from the truth, and the precision of a class
-        that was never predicted.
-    """
-    pixels = matrix.matrix.sum(1).cpu()
-    rates = torch.stack([matrix.precision, matrix.recall, matrix.iou], dim=1)
-    rates[pixels == 0] = torch.nan
-    rows = []
-    for index in rates[:, 2].nan_to_num(-1).argsort(descending=True, stable=True).tolist():
-        values = [None if np.isnan(rate) else rate for rate in rates[index].tolist()]
-        row = {"class": scheme.names[index], "pixels": pixels[index].item()}
-        row["share"] = row["pixels"] / pixels.sum().item()
-        rows.append(row | dict(zip(("precision", "recall", "iou"), values, strict=True)))
-    return rows
-
-
-def class_table(matrix: ConfusionMatrix, scheme: ClassScheme) -> str:
-    """A Markdown table with a row a class: share of the pixels, precision, recall and IoU; best IoU first."""
-    lines = ["| class | pixels % | precision | recall | IoU |", "|---|---|---|---|---|"]
-    for row in class_rows(matrix, scheme):
-        if row["pixels"] == 0:
-            lines.append(f"| {row['class']} | absent | | | |")
-            continue
-        rates = (row["precision"], row["recall"], row["iou"])
-        cells = " | ".join("never predicted" if rate is None else f"{rate:.3f}" for rate in rates)
-        lines.append(f"| {row['class']} | {100 * row['share']:.2f} | {cells} |")
-    return "\n".join(lines)
-
-
-def save_scores(
-    matrices: list[ConfusionMatrix],
-    scheme: ClassScheme,
-    folder: str | Path,
-    numbers: Sequence[int] | None = None,
-) -> Path:
-    """Writes the scores of a set to files, for people and for programs.
-
-    `evaluation.md` has the table of the set and the table of the classes, `evaluation.json` all scores of the set and
-    the 95 % interval of its mIoU, `evaluation.csv` a row a class (as `class_rows`; absent classes with empty rates),
-    `evaluation_frames.csv` a row a frame.
-
-    Args:
-        matrices: one a frame, as `evaluate` returns them.
-        folder: made if missing; the files of an earlier evaluation of the same run are replaced.
-        numbers: the file number of each frame, by default 1, 2, 3 and so on.
-
-    Returns:
-        The path of the Markdown file.
-    """
-    matrix, folder = ConfusionMatrix.total(matrices), Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    classes = class_rows(matrix, scheme)
-    iou = {row["class"]: row["iou"] for row in sorted(classes, key=lambda row: scheme.names.index(row["class"]))}
-    scores = matrix.summary() | {"mean_iou_95": bootstrap_mean_iou(matrices), "frames": len(matrices), "iou": iou}
-    (folder / "evaluation.json").write_text(json.dumps(scores, indent=2) + "\n")
-    _write_csv(folder / "evaluation.csv", classes)
-    frames = zip(numbers or range(1, len(matrices) + 1), matrices, strict=True)
-    _write_csv(folder / "evaluation_frames.csv", [{"frame": number} | frame.summary() for number, frame in frames])
-    report = folder / "evaluation.md"
-    shares = matrix.matrix.sum(1).double() / matrix.matrix.sum()
-    rows = {"this model": matrix.summary(), "guessing by class frequency": matrix.guessing(shares).summary()}
-    rows["pure chance"] = matrix.guessing(torch.full_like(shares, 1 / len(shares))).summary()
-    if scheme.name == "cityscapes19":
-        rows["pix2pix L1 UNet, published for the real pairs"] = PIX2PIX_L1
-    report.write_text(f"{score_table(rows)}\n\n{class_table(matrix, scheme)}\n")
-    return report
-
-
-def _write_csv(path: Path, rows: list[dict]) -> None:
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def bootstrap_mean_iou(matrices: list[ConfusionMatrix], rounds: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the set's mIoU under resampling of its frames with replacement (Efron's percentile bootstrap).
-
-    It says how much the score depends on which frames happen to be in the set, nothing else.
-    """
-    counts = torch.stack([matrix.matrix for matrix in matrices]).double().cpu()
-    rng = np.random.default_rng(seed)
-    total = ConfusionMatrix(matrices[0].num_classes)
-    scores = []
-    for _ in range(rounds):
-        drawn = np.bincount(rng.integers(len(counts), size=len(counts)), minlength=len(counts))
-        total.matrix = torch.tensordot(torch.from_numpy(drawn).double(), counts, dims=1).round().long()
-        scores.append(total.mean_iou)
-    low, high = np.quantile(scores, [0.025, 0.975])
-    return float(low), float(high)

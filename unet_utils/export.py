@@ -30,7 +30,7 @@ class PhotosToClasses(nn.Module):
     Attributes:
         names: the name of each class.
         colors: RGB colour of each class, 0 to 255.
-        image_size: height of the image that the network sees, pixels.
+        scene_height, scene_width: at which the network sees a whole scene, pixels.
     """
 
     names: list[str]
@@ -39,7 +39,7 @@ class PhotosToClasses(nn.Module):
     def __init__(self, trained: Trained):
         super().__init__()
         network = _on_cpu(trained.model)
-        self.image_size, self.divisor = int(trained.config["image_size"]), int(network.divisor)
+        (self.scene_height, self.scene_width), self.divisor = trained.scene_size, int(network.divisor)
         self.names = list(trained.scheme.names)
         self.colors = [list(color) for color in trained.scheme.colors[: len(self.names)]]
         # Traced, because TorchScript does not understand all of Python; it then takes other sizes than the example's.
@@ -52,20 +52,20 @@ class PhotosToClasses(nn.Module):
 
         Args:
             photos: `uint8 [N, 3, H, W]`, RGB, any H and W.
-            squeezed: they are photos of the pairs, 2:1 streets squeezed to squares.
+            squeezed: they show whole 2:1 scenes in any shape, as the square photos of the pairs do.
 
         Returns:
             class indices, `uint8 [N, H, W]`.
         """
         # As `augment.to_input` and `evaluation.photo_size`, in words that TorchScript knows.
         height, width = photos.shape[2], photos.shape[3]
-        wide = self.image_size
+        high, wide = self.scene_height, self.scene_width
         if not squeezed:
-            steps = int(round(self.image_size * width / height / 2 / self.divisor))  # noqa: RUF046 a float in TorchScript
+            steps = int(round(self.scene_width * width / height / 2 / self.divisor))  # noqa: RUF046 a float in TorchScript
             wide = max(self.divisor, steps * self.divisor)
         x = photos.float()
-        if height != self.image_size or width != wide:
-            x = F.interpolate(x, [self.image_size, wide], mode="bilinear", antialias=True, align_corners=False)
+        if height != high or width != wide:
+            x = F.interpolate(x, [high, wide], mode="bilinear", antialias=True, align_corners=False)
         return enlarge_classes(self.network((x - self.mean) / self.std), height, width)
 
 
@@ -94,7 +94,7 @@ def export_model(trained: Trained, path: str | Path) -> Path:
 
     It computes in float32. Where this package takes mixed precision, a few pixels in a thousand differ.
 
-    A `.onnx` file holds an `ImagesToClasses`: images of the size that the network was trained at in (or another whose
+    A `.onnx` file holds an `ImagesToClasses`: images of the size at which the network sees scenes in (or another whose
     height and width its divisor divides), classes at that size out. Resizing stays with the caller.
 
     Args:
@@ -121,11 +121,10 @@ def export_model(trained: Trained, path: str | Path) -> Path:
 
 
 def _write_onnx(trained: Trained, path: Path) -> None:
-    size = trained.config["image_size"]
     try:
         torch.onnx.export(
             ImagesToClasses(trained).eval(),
-            (torch.zeros(1, 3, size, size, dtype=torch.uint8),),
+            (torch.zeros(1, 3, *trained.scene_size, dtype=torch.uint8),),
             str(path),
             input_names=["images"],
             output_names=["classes"],

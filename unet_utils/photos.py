@@ -90,7 +90,7 @@ def segment(trained: Trained, photo: np.ndarray, flip: bool = False) -> np.ndarr
         class indices, `uint8 [H, W]`.
     """
     height, width = photo.shape[:2]
-    size = photo_size(height, width, trained.config["image_size"], trained.model.divisor)
+    size = photo_size(height, width, trained.scene_size, trained.model.divisor)
     batch = torch.from_numpy(photo).permute(2, 0, 1)[None]
     return predict_classes(trained.model, batch, size, flip)[0].cpu().numpy()
 
