@@ -160,7 +160,8 @@ class Frames:
         return self._batch(photos, codes)
 
     def _batch(self, photos: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        lookup = torch.tensor(self.scheme.lookup, dtype=torch.uint8, device=codes.device)
+        # Made there it would wait for the device in every batch; sent like this it does not.
+        lookup = torch.tensor(self.scheme.lookup, dtype=torch.uint8).to(codes.device, non_blocking=True)
         return photos.permute(0, 3, 1, 2), lookup[codes.int()]
 
     def batches(self, order: Iterable[Tensor], device: torch.device | str) -> Iterator[tuple[Tensor, Tensor]]:
@@ -169,7 +170,7 @@ class Frames:
         Frames that are not on the device are streamed: the next batches are read while one is used.
         """
         if self.photos.device.type != "cpu":
-            yield from (self.batch(indices.to(self.photos.device), device) for indices in order)
+            yield from (self.batch(indices.to(self.photos.device, non_blocking=True), device) for indices in order)
         else:
             yield from (self._batch(*arrays) for arrays in streamed((self.photos, self.codes), order, device))
 
