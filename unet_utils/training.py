@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from unet_utils.augment import augment, draw_changes
@@ -266,7 +266,7 @@ def _step(state: _State, x: Tensor, y: Tensor, weights: Tensor, rate: float) -> 
     # A row a pixel, as the logits lie in memory: several times faster than along the second of four dimensions.
     logits = logits.permute(0, 2, 3, 1).flatten(0, 2).float()
     # Summed, then divided by the known pixels: a batch that is all void gives zero and not NaN.
-    loss = F.cross_entropy(logits, y.flatten(), weights, ignore_index=255, reduction="sum")
+    loss = cross_entropy(logits, y.flatten(), weights, ignore_index=255, reduction="sum")
     # The pixels of the whole batch, which this process has a part of.
     loss = loss / state.world.sum((y != 255).sum()).clamp(min=1)
     state.optimizer.zero_grad(set_to_none=True)
