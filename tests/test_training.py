@@ -9,10 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
+from torch.nn.functional import cross_entropy
 
-from unet_utils import ConfusionMatrix, evaluate, fit, load_trained, prepare, recipe
+from unet_utils import ConfusionMatrix, evaluate, fit, get_scheme, load_trained, prepare, recipe
+from unet_utils.augment import augment, draw_changes
 from unet_utils.checkpoints import NAMES, RunFiles, read_checkpoint
 from unet_utils.config import RECIPES
+from unet_utils.dataset import Frames
+from unet_utils.evaluation import predict_classes
+from unet_utils.model import UNet
+from unet_utils.optimizer import Muon
 from unet_utils.training import class_weights
 
 TINY = recipe("demo", base_channels=2, fold=1, image_size=32, batch_size=4, epochs=3, learning_rate=1e-2)
@@ -248,3 +255,23 @@ def test_unfinished_files_are_never_read(frames, tmp_path):
     (tmp_path / "unfinished-last.pt").write_bytes(b"half a checkpoint")
     assert len(run(frames, tmp_path)) == TINY.epochs
     assert math.isfinite(read_checkpoint(RunFiles(tmp_path).last)["history"][-1]["loss"])
+
+
+@pytest.mark.skipif(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11), reason="this torch asks the driver")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("encoder", [None, "resnet34"])
+def test_on_a_gpu_no_devices_are_mixed(encoder, monkeypatch):
+    """What a GPU would do, with tensors that have a device but no values: an operation across two devices fails."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            model = UNet(3, 19, 4, 1, encoder, False)
+            arrays = torch.empty(4, 256, 256, 3, dtype=torch.uint8), torch.empty(4, 256, 256, dtype=torch.uint8)
+        frames = Frames(*arrays, get_scheme("cityscapes19"), (1, 2, 3, 4))
+        ((photos, labels),) = frames.batches([torch.arange(4)], "cuda")
+        x, y = augment(photos, labels, 64, draw_changes(4, torch.Generator()))
+        assert cross_entropy(model(x), y, ignore_index=255).device.type == "cuda"
+        for parameter in model.parameters():  # going backward would take a driver
+            parameter.grad = torch.empty_like(parameter)
+        Muon(model.parameters()).step()
+        assert predict_classes(model.eval(), photos, 64, flip=True).device.type == "cuda"
