@@ -12,6 +12,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -95,7 +96,9 @@ class _Ranks(World):
     def wrap(self, model: nn.Module, sync_batchnorm: bool) -> nn.Module:
         if sync_batchnorm:
             synchronize_batchnorm(model)
-        return DistributedDataParallel(model, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # newer torch has another word for it, unknown to Colab's
+            return DistributedDataParallel(model, broadcast_buffers=False)
 
     def share_buffers(self, *models: nn.Module) -> None:
         for model in models:
