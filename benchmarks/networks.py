@@ -10,8 +10,8 @@ from benchmarks.peers import PlainUNet
 from benchmarks.setting import Setting
 from benchmarks.timing import Comparison, Result, in_fresh_process, interleave
 from unet_utils import UNet, count_parameters
-from unet_utils.environment import find_device
 from unet_utils.model import autocast
+from unet_utils.platform.environment import find_device
 
 CLASSES = 19
 

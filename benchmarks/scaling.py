@@ -18,8 +18,9 @@ from pathlib import Path
 
 import torch
 
-from unet_utils import environment, fit, get_pairs, prepare, recipe
-from unet_utils.distributed import open_world
+from unet_utils import fit, get_pairs, prepare, recipe
+from unet_utils.extras.distributed import open_world
+from unet_utils.platform import environment
 
 
 def train(options: argparse.Namespace) -> None:

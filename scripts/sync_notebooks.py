@@ -27,7 +27,7 @@ root = next((d for d in (".", "..", "repo") if os.path.isdir(f"{{d}}/unet_utils"
 if not os.path.isdir(root or "repo"):
     subprocess.run(["git", "clone", "--depth", "1", REPO_URL, "repo"], check=True)
 sys.path.insert(0, os.path.abspath(root or "repo"))
-from unet_utils import environment
+from unet_utils.platform import environment
 
 env = environment.setup(use_drive=USE_DRIVE)"""
 BADGE = re.compile(r"https://colab\.research\.google\.com/github/[^\s()\"']+/([\w-]+\.ipynb)")

@@ -27,12 +27,12 @@ import torch
 from PIL import Image, ImageDraw
 from torch.nn.functional import cross_entropy
 
-from unet_utils.audit import label_at_centers
 from unet_utils.classes import PALETTE, PALETTE_COLORS, PALETTE_IDS, get_scheme
 from unet_utils.decoding import SIDE, WEIGHTS, MaskDecoder, damage, nearest_color
-from unet_utils.environment import reuse_memory
+from unet_utils.extras.audit import label_at_centers
 from unet_utils.metrics import ConfusionMatrix
 from unet_utils.optimizer import Muon
+from unet_utils.platform.environment import reuse_memory
 
 TILE, EDGE = 128, 3  # maps are magnified in tiles of so many source pixels, with so many cells around each
 SOURCE = (1024, 2048)  # rows and columns of an official label map: 256x256 cells of 4x8

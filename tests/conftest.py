@@ -46,6 +46,6 @@ def tiny_archive(tiny_pairs, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory) -> Path:
     """Drawn street scenes in the Kaggle layout: 24 for training, 6 for validation. Read it, never write."""
-    from unet_utils.demo import make_demo
+    from unet_utils.demo.pairs import make_demo
 
     return make_demo(tmp_path_factory.mktemp("demo"), train=24, val=6, progress=False)

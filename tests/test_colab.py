@@ -15,8 +15,8 @@ import psutil
 import pytest
 from kaggle_server import KEY, USERNAME, KaggleServer
 
-from unet_utils.environment import DRIVE_FOLDER
-from unet_utils.kaggle_access import ARCHIVE
+from unet_utils.platform.environment import DRIVE_FOLDER
+from unet_utils.platform.kaggle import ARCHIVE
 
 ROOT = Path(__file__).resolve().parent.parent
 KNOBS = {"EPOCHS": 3, "BASE_CHANNELS": 2, "IMAGE_SIZE": 32, "BATCH_SIZE": 4, "LABELS": "nearest"}
@@ -35,7 +35,10 @@ class Colab:
         self.clone = self.drive / "Colab Notebooks" / "my clone"
         for part in ("unet_utils", "notebooks"):
             shutil.copytree(ROOT / part, self.clone / part, ignore=shutil.ignore_patterns("__pycache__"))
-        for path in (self.clone / "unet_utils" / "environment.py", *(self.clone / "notebooks").glob("*.ipynb")):
+        for path in (
+            self.clone / "unet_utils" / "platform" / "environment.py",
+            *(self.clone / "notebooks").glob("*.ipynb"),
+        ):
             path.write_text(path.read_text("utf-8").replace("/content", str(self.machine)), "utf-8")
 
     def start(self, name: str, **knobs) -> subprocess.Popen:

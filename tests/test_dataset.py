@@ -108,7 +108,7 @@ def test_an_interrupted_preparation_is_not_taken_for_complete(demo, tmp_path, mo
 
 def test_a_full_disk_is_said_before_it_is_met(demo, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr("unet_utils.environment.shutil.disk_usage", lambda _: usage._replace(free=2**20))
+    monkeypatch.setattr("unet_utils.platform.environment.shutil.disk_usage", lambda _: usage._replace(free=2**20))
     with pytest.raises(OSError, match="Not enough space in .*UNET_UTILS_DATA"):
         prepare(demo, "val", tmp_path, method="nearest", progress=False)
 

@@ -12,9 +12,9 @@ import torch
 from PIL import Image, ImageDraw
 
 from unet_utils import decoding
-from unet_utils.audit import audit, label_at_centers, label_of_most
 from unet_utils.classes import IGNORE, PALETTE, PALETTE_COLORS, PALETTE_IDS, ClassScheme, get_scheme
 from unet_utils.decoding import color_codes, damage, decode_label_ids, decode_masks, nearest_color
+from unet_utils.extras.audit import audit, label_at_centers, label_of_most
 from unet_utils.metrics import ConfusionMatrix
 
 ID = {label.name: label.id for label in PALETTE}

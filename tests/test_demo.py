@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image, JpegImagePlugin
 
-from unet_utils import demo
 from unet_utils.classes import LABELS, PALETTE_COLORS, PALETTE_IDS
 from unet_utils.decoding import damage, nearest_color
+from unet_utils.demo import pairs as demo
 
 EVALUATED = {label.id: label.name for label in LABELS if label.train_id != 255}
 

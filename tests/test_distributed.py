@@ -16,7 +16,7 @@ from torch import nn
 
 from unet_utils import fit, load_trained, prepare, recipe
 from unet_utils.checkpoints import read_checkpoint
-from unet_utils.distributed import World, launch_training, open_world, synchronize_batchnorm
+from unet_utils.extras.distributed import World, launch_training, open_world, synchronize_batchnorm
 from unet_utils.training import score
 
 ROOT = Path(__file__).parent.parent

@@ -17,9 +17,11 @@ from pathlib import Path
 import pytest
 from kaggle_server import CLIENT_PATH, KEY, PUBLIC_PATH, STORAGE_PATH, TOKEN, USERNAME, KaggleServer
 
-from unet_utils import download, environment, kaggle_access
-from unet_utils.download import check_pairs, find_pairs, get_pairs, unpack
-from unet_utils.kaggle_access import ARCHIVE, DownloadError
+from unet_utils.platform import archive as download
+from unet_utils.platform import environment
+from unet_utils.platform import kaggle as kaggle_access
+from unet_utils.platform.archive import check_pairs, find_pairs, get_pairs, unpack
+from unet_utils.platform.kaggle import ARCHIVE, DownloadError
 
 TINY = {"train": 6, "val": 3}
 FAKE_COLAB = Path(__file__).parent / "fake_colab"
@@ -132,7 +134,7 @@ def test_the_nearest_of_two_copies_is_taken(tmp_path):
 
 
 def test_the_demo_set_needs_nothing(machine, monkeypatch, tiny_pairs):
-    demo = pytest.importorskip("unet_utils.demo")
+    demo = pytest.importorskip("unet_utils.demo.pairs")
     monkeypatch.setattr(demo, "make_demo", lambda root: shutil.copytree(tiny_pairs, root / "cityscapes_data"))
     assert get_pairs("demo", machine) == machine / "demo" / "cityscapes_data"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from unet_utils import environment
+from unet_utils.platform import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 FAKE_COLAB = ROOT / "tests" / "fake_colab"
@@ -62,7 +62,9 @@ def test_a_laptop(laptop, monkeypatch, capsys):
 
 def test_folders_of_a_checkout_and_of_an_installed_package(laptop, monkeypatch):
     assert environment._default_folders("local", None) == (ROOT / "data", ROOT / "runs")
-    monkeypatch.setattr(environment, "__file__", str(laptop / "site-packages" / "unet_utils" / "environment.py"))
+    monkeypatch.setattr(
+        environment, "__file__", str(laptop / "site-packages" / "unet_utils" / "platform" / "environment.py")
+    )
     monkeypatch.chdir(laptop)
     assert environment._default_folders("local", None) == (laptop / "data", laptop / "runs")
 
@@ -162,7 +164,9 @@ def make_code(folder):
     (folder / "notebooks").mkdir()
     for name in ("__init__.py", "demo.py"):
         (folder / "unet_utils" / name).touch()
-    (folder / "unet_utils" / "environment.py").write_text("def setup(use_drive):\n    print('drive:', use_drive)\n")
+    (folder / "unet_utils" / "platform" / "environment.py").write_text(
+        "def setup(use_drive):\n    print('drive:', use_drive)\n"
+    )
     return folder.resolve()
 
 

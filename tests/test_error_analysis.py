@@ -4,7 +4,7 @@ import torch
 from scipy import ndimage
 
 from unet_utils import IGNORE, ConfusionMatrix, UNet, evaluate, prepare
-from unet_utils.error_analysis import (
+from unet_utils.extras.error_analysis import (
     connected_regions,
     entropy,
     error_map,

@@ -16,7 +16,6 @@ from unet_utils import (
     predict,
     prepare,
 )
-from unet_utils.audit import official_frames
 from unet_utils.clustering import choose_scheme
 from unet_utils.evaluation import (
     SMALL_MODEL,
@@ -26,7 +25,8 @@ from unet_utils.evaluation import (
     photo_size,
     predict_classes,
 )
-from unet_utils.reports import class_table, save_scores, score_table
+from unet_utils.extras.audit import official_frames
+from unet_utils.extras.reports import class_table, save_scores, score_table
 
 
 @pytest.fixture(scope="module")

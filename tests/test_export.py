@@ -10,7 +10,7 @@ import torch
 
 from unet_utils import UNet, evaluation, get_scheme
 from unet_utils.evaluation import Trained, photo_size, predict_classes
-from unet_utils.export import export_model, frames_per_second
+from unet_utils.extras.export import export_model, frames_per_second
 
 SIZES = ((256, 256), (90, 200), (300, 170))  # of photos
 

@@ -9,7 +9,7 @@ from unet_utils import IGNORE, fit, recipe
 from unet_utils.__main__ import main
 from unet_utils.augment import augment, draw_changes, to_photos
 from unet_utils.checkpoints import read_checkpoint
-from unet_utils.official import is_official, prepare_official
+from unet_utils.extras.full_size import is_official, prepare_official
 
 IDS = np.array([7, 8, 11, 21, 23, 26, 0, 24], dtype=np.uint8)  # road, sidewalk, building ... and unlabeled
 KNOBS = {"base_channels": 2, "image_size": 32, "batch_size": 4, "epochs": 2}
@@ -72,7 +72,7 @@ def test_prepared_once_and_again_when_files_change(official, tmp_path, monkeypat
     write_frame(folder, "train", "ulm", 0, np.random.default_rng(1))
     first = prepared(folder, tmp_path / "cache", height=64)
     with monkeypatch.context() as patch:
-        patch.setattr("unet_utils.official.write_missing", lambda shapes, _: [f.stat() for f in shapes])
+        patch.setattr("unet_utils.extras.full_size.write_missing", lambda shapes, _: [f.stat() for f in shapes])
         assert torch.equal(prepared(folder, tmp_path / "cache", height=64).codes, first.codes)
     write_frame(folder, "train", "ulm", 0, np.random.default_rng(2))
     assert not torch.equal(prepared(folder, tmp_path / "cache", height=64).codes, first.codes)

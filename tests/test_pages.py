@@ -36,8 +36,8 @@ FIGURES = """
 import numpy as np
 from IPython.display import Markdown
 from unet_utils import ConfusionMatrix, IGNORE, prepare
-from unet_utils.reports import class_table, score_table
-from unet_utils.photos import plot_photo
+from unet_utils.extras.reports import class_table, score_table
+from unet_utils.extras.photos import plot_photo
 
 frames = prepare(DEMO, "val", CACHE, method="nearest", progress=False)
 photos, truth = frames.batch(slice(0, 2))

@@ -11,8 +11,16 @@ from PIL import Image
 
 from unet_utils import UNet, get_scheme, setup
 from unet_utils.evaluation import Trained
-from unet_utils.photos import choose_photo, class_shares, find_photos, plot_photo, read_photo, save_pictures, segment
-from unet_utils.plotting import overlay
+from unet_utils.extras.photos import (
+    choose_photo,
+    class_shares,
+    find_photos,
+    plot_photo,
+    read_photo,
+    save_pictures,
+    segment,
+)
+from unet_utils.plots.style import overlay
 
 ROOT = Path(__file__).parent.parent
 SCHEME = get_scheme("cityscapes19")
@@ -139,7 +147,7 @@ import numpy as np, torch
 from pathlib import Path
 from unet_utils import UNet, get_scheme
 from unet_utils.evaluation import Trained
-from unet_utils.photos import save_pictures, segment
+from unet_utils.extras.photos import save_pictures, segment
 
 def peak():  # MB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -4,9 +4,12 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from unet_utils import IGNORE, ConfusionMatrix, data_plots, find_clusters, get_scheme, plotting, result_plots
+from unet_utils import IGNORE, ConfusionMatrix, find_clusters, get_scheme
 from unet_utils.classes import PALETTE, PALETTE_COLORS
-from unet_utils.error_analysis import Confusion, error_map, most_confused, region_recall
+from unet_utils.extras.error_analysis import Confusion, error_map, most_confused, region_recall
+from unet_utils.plots import data as data_plots
+from unet_utils.plots import results as result_plots
+from unet_utils.plots import style as plotting
 
 SCHEME = get_scheme("cityscapes19")
 NAMES = [label.name for label in PALETTE]

@@ -5,12 +5,12 @@ from unet_utils.clustering import Clusters, color_histogram, find_clusters
 from unet_utils.config import TrainConfig, recipe
 from unet_utils.dataset import CityscapesPairs, Frames, prepare
 from unet_utils.decoding import decode_masks
-from unet_utils.download import check_pairs, get_pairs
-from unet_utils.environment import Environment, setup
 from unet_utils.evaluation import evaluate, load_trained, predict
+from unet_utils.extras.reports import bootstrap_mean_iou
 from unet_utils.metrics import ConfusionMatrix
 from unet_utils.model import UNet, count_parameters, model_summary
-from unet_utils.reports import bootstrap_mean_iou
+from unet_utils.platform.archive import check_pairs, get_pairs
+from unet_utils.platform.environment import Environment, setup
 from unet_utils.training import fit
 
 __all__ = [

@@ -9,21 +9,21 @@ from pathlib import Path
 
 import torch
 
-from unet_utils.audit import audit, official_frames
 from unet_utils.classes import ClassScheme
 from unet_utils.clustering import choose_scheme
 from unet_utils.config import RECIPES, TrainConfig, recipe
 from unet_utils.dataset import Frames, prepare
 from unet_utils.decoding import METHODS
-from unet_utils.distributed import open_world
-from unet_utils.download import get_pairs
-from unet_utils.environment import Environment, setup
 from unet_utils.evaluation import Trained, evaluate, find_checkpoint, load_trained
-from unet_utils.export import export_model, frames_per_second
+from unet_utils.extras.audit import audit, official_frames
+from unet_utils.extras.distributed import open_world
+from unet_utils.extras.export import export_model, frames_per_second
+from unet_utils.extras.full_size import is_official, prepare_official
+from unet_utils.extras.photos import class_shares, find_photos, read_photo, save_pictures, segment
+from unet_utils.extras.reports import class_table, save_scores, score_table
 from unet_utils.metrics import ConfusionMatrix
-from unet_utils.official import is_official, prepare_official
-from unet_utils.photos import class_shares, find_photos, read_photo, save_pictures, segment
-from unet_utils.reports import class_table, save_scores, score_table
+from unet_utils.platform.archive import get_pairs
+from unet_utils.platform.environment import Environment, setup
 from unet_utils.training import fit
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unet_utils.environment import beside, require_space
+from unet_utils.platform.environment import beside, require_space
 
 
 def write_missing(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from unet_utils.environment import beside
+from unet_utils.platform.environment import beside
 
 NAMES = ("best.pt", "history.csv", "last.pt")
 """The files of a run. `last.pt` holds everything needed to go on; `best.pt` what is needed to use the model."""

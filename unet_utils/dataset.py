@@ -26,8 +26,8 @@ from unet_utils import decoding
 from unet_utils.arrays import mapped, streamed, write_missing
 from unet_utils.classes import ClassScheme, get_scheme
 from unet_utils.decoding import SIDE
-from unet_utils.download import find_pairs
-from unet_utils.environment import beside, progress_bar
+from unet_utils.platform.archive import find_pairs
+from unet_utils.platform.environment import beside, progress_bar
 
 HELD_OUT_CITIES = range(2712, 2976)
 """File numbers of weimar and zurich, the last two training cities: files are numbered in the alphabetical order of

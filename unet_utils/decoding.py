@@ -24,7 +24,7 @@ SIDE = 256
 """Height and width of a photo and of a mask, in pixels."""
 METHODS = ("decoder", "nearest")
 """How `decode_masks` can go from colours to labels."""
-WEIGHTS = Path(__file__).with_name("decoder.pt")
+WEIGHTS = Path(__file__).parent / "weights" / "decoder.pt"
 DECODER_VERSION = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()[:12] if WEIGHTS.exists() else "untrained"
 """Changes whenever the weights do, so that labels cached under it never outlive their decoder."""
 

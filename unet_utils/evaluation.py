@@ -12,11 +12,11 @@ from unet_utils.augment import to_input
 from unet_utils.checkpoints import read_checkpoint
 from unet_utils.classes import ClassScheme
 from unet_utils.dataset import Frames
-from unet_utils.environment import progress_bar
 from unet_utils.metrics import ConfusionMatrix
 from unet_utils.model import UNet, autocast
+from unet_utils.platform.environment import progress_bar
 
-SMALL_MODEL = Path(__file__).parent.parent / "models" / "small" / "best.pt"
+SMALL_MODEL = Path(__file__).parent / "weights" / "small.pt"
 """Trained on the real pairs with the CPU recipe, shipped by scripts/ship_model.py; scores and history lie beside it."""
 
 

@@ -15,12 +15,12 @@ from unet_utils.augment import augment, draw_changes
 from unet_utils.checkpoints import RunFiles, read_checkpoint
 from unet_utils.config import TrainConfig
 from unet_utils.dataset import Frames
-from unet_utils.distributed import ALONE, World
-from unet_utils.environment import progress_bar
 from unet_utils.evaluation import evaluate
+from unet_utils.extras.distributed import ALONE, World
 from unet_utils.metrics import ConfusionMatrix
 from unet_utils.model import UNet, autocast, compute_dtype
 from unet_utils.optimizer import Muon
+from unet_utils.platform.environment import progress_bar
 
 FORMAT = 1
 """Version of the checkpoint's layout."""

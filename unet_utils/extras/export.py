@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unet_utils.augment import MEAN, STD
-from unet_utils.environment import beside
 from unet_utils.evaluation import Trained, enlarge_classes
+from unet_utils.platform.environment import beside
 
 
 class PhotosToClasses(nn.Module):

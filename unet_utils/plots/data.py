@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from unet_utils.classes import PALETTE, ClassScheme, get_scheme
 from unet_utils.clustering import Clusters
-from unet_utils.plotting import (
+from unet_utils.plots.style import (
     BLUE,
     INK,
     ORANGE,

@@ -159,7 +159,7 @@ def launch_training(processes: int, data_folder: str | Path, results_folder: str
             ([f"--{name}"] if value else [f"--no-{name}"]) if isinstance(value, bool) else [f"--{name}={value}"]
         )
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])),
         "UNET_UTILS_DATA": str(data_folder),
         "UNET_UTILS_RESULTS": str(results_folder),
         "PYTHONUNBUFFERED": "1",

@@ -20,7 +20,7 @@ from PIL import Image
 from unet_utils.arrays import mapped, write_missing
 from unet_utils.classes import ClassScheme, get_scheme
 from unet_utils.dataset import Frames
-from unet_utils.environment import progress_bar
+from unet_utils.platform.environment import progress_bar
 
 PHOTO, LABELS = "_leftImg8bit.png", "_gtFine_labelIds.png"
 

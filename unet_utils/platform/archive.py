@@ -11,8 +11,8 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from unet_utils.environment import explain_full_disk, progress_bar, require_space, writable_folder
-from unet_utils.kaggle_access import ARCHIVE, DATASET, PAGE, DownloadError, download
+from unet_utils.platform.environment import explain_full_disk, progress_bar, require_space, writable_folder
+from unet_utils.platform.kaggle import ARCHIVE, DATASET, PAGE, DownloadError, download
 
 FULL_SET = {"train": 2975, "val": 500}
 KAGGLE_INPUT = Path("/kaggle/input")
@@ -36,7 +36,7 @@ def get_pairs(source: str | Path, data_dir: str | Path, drive: str | Path | None
     """
     data_dir = writable_folder(data_dir, "UNET_UTILS_DATA")
     if source == "demo":
-        from unet_utils.demo import make_demo
+        from unet_utils.demo.pairs import make_demo
 
         root = make_demo(data_dir / "demo")
     elif source == "kaggle":

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from unet_utils.classes import IGNORE
 from unet_utils.dataset import Frames
-from unet_utils.environment import progress_bar
 from unet_utils.evaluation import predict_classes
 from unet_utils.metrics import ConfusionMatrix
 from unet_utils.model import UNet
+from unet_utils.platform.environment import progress_bar
 
 
 class Confusion(NamedTuple):

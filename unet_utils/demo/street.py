@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from unet_utils.canvas import COLORS, FAR, HEIGHT, NEAR, WIDTH, At, Canvas, Color, place, shade
+from unet_utils.demo.canvas import COLORS, FAR, HEIGHT, NEAR, WIDTH, At, Canvas, Color, place, shade
 
 __all__ = ["COLORS", "HEIGHT", "WIDTH", "draw_scene"]
 

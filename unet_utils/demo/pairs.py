@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from unet_utils.decoding import SIDE, jpeg, shrink
-from unet_utils.environment import progress_bar
-from unet_utils.street import COLORS, HEIGHT, WIDTH, draw_scene
+from unet_utils.demo.street import COLORS, HEIGHT, WIDTH, draw_scene
+from unet_utils.platform.environment import progress_bar
 
 SPLITS = ("train", "val")
 STAMP = "demo.json"  # written last, says how the set was made

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from unet_utils.environment import explain_full_disk, find_platform, progress_bar, require_space
+from unet_utils.platform.environment import explain_full_disk, find_platform, progress_bar, require_space
 
 DATASET = "dansbecker/cityscapes-image-pairs"
 ARCHIVE = "cityscapes-image-pairs.zip"

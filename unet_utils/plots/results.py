@@ -11,11 +11,11 @@ from matplotlib.ticker import MaxNLocator
 
 from unet_utils.classes import IGNORE, ClassScheme
 from unet_utils.dataset import Frames
-from unet_utils.error_analysis import Confusion, Regions
 from unet_utils.evaluation import predict_classes
+from unet_utils.extras.error_analysis import Confusion, Regions
 from unet_utils.metrics import ConfusionMatrix
 from unet_utils.model import UNet
-from unet_utils.plotting import (
+from unet_utils.plots.style import (
     BLUE,
     GREY,
     INK,

@@ -183,7 +183,7 @@ def _default_folders(platform: str, drive: Path | None) -> tuple[Path, Path]:
     if platform == "kaggle":
         # /kaggle/working is published with the notebook: the photos must not end up there, their licence forbids it.
         return Path(tempfile.gettempdir()) / "unet_utils_data", KAGGLE_RESULTS / "runs"
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / "notebooks").is_dir():  # installed as a package, not run from a checkout
         root = Path.cwd()
     return root / "data", root / "runs"

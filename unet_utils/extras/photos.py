@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
 from unet_utils.classes import IGNORE, ClassScheme
-from unet_utils.environment import Environment
+from unet_utils.demo.street import draw_scene
 from unet_utils.evaluation import Trained, photo_size, predict_classes
-from unet_utils.plotting import legend, new_figure, number_classes, overlay
-from unet_utils.street import draw_scene
+from unet_utils.platform.environment import Environment
+from unet_utils.plots.style import legend, new_figure, number_classes, overlay
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 

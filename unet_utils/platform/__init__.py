@@ -1,0 +1,1 @@
+"""The machine: where the notebook runs, files, the archive, Kaggle."""
