@@ -1,7 +1,6 @@
 """Where am I: Colab, Kaggle, a laptop? Folders, device and a one-line report."""
 
 import ctypes
-import errno
 import os
 import platform as python_platform
 import shutil
@@ -13,6 +12,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from unet_utils.platform.files import explain_full_disk, require_space, writable_folder  # noqa: F401
+
 # What Colab gives us: a machine that is wiped, and (if the person agrees) a Drive that is not.
 COLAB_MACHINE = Path("/content")
 COLAB_DRIVE = COLAB_MACHINE / "drive" / "MyDrive"
@@ -23,7 +24,6 @@ GPU_ADVICE = {
     "colab": "Runtime > Change runtime type > T4 GPU switches one on (this restarts the notebook).",
     "kaggle": "Settings > Accelerator switches one on (this restarts the notebook).",
 }
-SPACE_ADVICE = "Free some, or set the environment variable UNET_UTILS_DATA to a folder on a larger disk"
 
 
 @dataclass(frozen=True)
@@ -122,47 +122,9 @@ def progress_bar(**options) -> tqdm:
     return tqdm(file=file, mininterval=0.5, **options)
 
 
-def writable_folder(folder: str | Path, variable: str) -> Path:
-    """Make `folder` if it is missing, make sure that files can be written there, and return its absolute path.
-
-    Args:
-        folder: the folder; `~` is understood.
-        variable: name of the environment variable that moves it, for the message.
-
-    Raises:
-        OSError: it cannot be made or written to.
-    """
-    folder = Path(folder).expanduser().absolute()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"Cannot write to the folder {folder} ({error.strerror}). Choose another one: set the environment variable "
-            f"{variable} to a folder that you can write to, and run this again",
-        ) from error
-    return folder
-
-
 def beside(file: Path) -> Path:
     """Where a file is written until it is complete: same folder, same suffix (NumPy adds one otherwise)."""
     return file.with_name("unfinished-" + file.name)
-
-
-def require_space(folder: Path, needed: int) -> None:
-    """Raise an OSError unless `needed` bytes, and 50 MB more, are free where `folder` is."""
-    free = shutil.disk_usage(folder).free
-    if free < needed + 50 * 2**20:
-        message = f"Not enough space in {folder}: {needed / 2**20:.0f} MB are needed, {free / 2**20:.0f} MB are free"
-        raise OSError(errno.ENOSPC, f"{message}. {SPACE_ADVICE}")
-
-
-def explain_full_disk(error: OSError, folder: Path) -> None:
-    """Raise an OSError that says what to do if `error` comes from a full disk (or quota); else do nothing."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT) and SPACE_ADVICE not in str(error):
-        raise OSError(error.errno, f"The disk is full: {folder}. {SPACE_ADVICE}") from error
 
 
 def describe(env: Environment) -> str:
