@@ -1,13 +1,13 @@
-"""Helpers for the notebooks: learning street-scene segmentation on the Kaggle Cityscapes image pairs."""
+"""Learn street-scene segmentation on the Kaggle Cityscapes image pairs: the functions that the notebooks use."""
 
 from unet_utils.classes import IGNORE, LABELS, PALETTE, ClassScheme, get_scheme
 from unet_utils.clustering import Clusters, color_histogram, find_clusters
 from unet_utils.config import TrainConfig, recipe
-from unet_utils.dataset import CityscapesPairs, Frames, prepare
+from unet_utils.dataset import CityscapesPairs, prepare
 from unet_utils.decoding import decode_masks
 from unet_utils.evaluation import evaluate, load_trained, predict
-from unet_utils.extras.reports import bootstrap_mean_iou
-from unet_utils.metrics import ConfusionMatrix
+from unet_utils.frames import Frames
+from unet_utils.metrics import ConfusionMatrix, bootstrap_mean_iou
 from unet_utils.model import UNet, count_parameters, model_summary
 from unet_utils.platform.archive import check_pairs, get_pairs
 from unet_utils.platform.environment import Environment, setup

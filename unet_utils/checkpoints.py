@@ -1,28 +1,27 @@
-"""Checkpoints: files that are whole at any moment, hold tensors and plain values only, and have a second copy."""
+"""Checkpoints: files of tensors and plain values, complete at any moment, with a backup."""
 
 import csv
 import os
-import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from unet_utils.platform.environment import beside
+from unet_utils.platform.files import copy_verified, is_disk_full, make_backup_folder, replacing
 
 NAMES = ("best.pt", "history.csv", "last.pt")
-"""The files of a run. `last.pt` holds everything needed to go on; `best.pt` what is needed to use the model."""
+"""The files of a run. `last.pt` holds all that is needed to go on; `best.pt` all that is needed to use the model."""
 PARTS = ("format", "model", "model_config", "epoch", "history", "config", "scheme")
-"""What every checkpoint holds."""
+"""The keys of every checkpoint."""
 
 
 def read_checkpoint(path: str | Path) -> dict:
-    """Reads a checkpoint of tensors and plain values; nothing in it is executed.
+    """Read a checkpoint of tensors and plain values; nothing in it is executed.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: the file is damaged, or something else than a checkpoint of this package.
+        ValueError: the file is damaged, or not a checkpoint of this package.
     """
     path = Path(path)
     if not path.is_file():
@@ -31,87 +30,142 @@ def read_checkpoint(path: str | Path) -> dict:
             "or name another file"
         )
     try:
+        if path.stat().st_size == 0:
+            raise ValueError("it is empty")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         if missing := [part for part in PARTS if part not in checkpoint]:
             raise ValueError(f"it lacks {', '.join(missing)}")
-    except Exception as error:  # torch, pickle and zipfile each have their own words for a damaged file
+    except Exception as error:  # torch, pickle and zipfile have different errors for a damaged file
+        problem = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
-            f"{path} is not a usable checkpoint of unet_utils ({error}): name another file, or train again"
+            f"{path} is not a usable checkpoint of unet_utils ({problem}): name another file, or train again"
         ) from error
     return checkpoint
 
 
-@dataclass(frozen=True)
+def load_matching(model: nn.Module, path: str | Path) -> None:
+    """Load those weights of another run whose name and shape fit the model.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_checkpoint`; or no weight fits.
+    """
+    own, checkpoint = model.state_dict(), read_checkpoint(path)
+    weights = checkpoint.get("averaged", checkpoint["model"])
+    fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
+    if not fitting:
+        raise ValueError(f"no weight of {path} fits this network: choose a run with the same width and encoder")
+    model.load_state_dict(fitting, strict=False)
+    print(f"Starting from {path}: {len(fitting)} of {len(own)} tensors fit.")
+
+
+@dataclass
 class RunFiles:
-    """The files of one run, and their second copy."""
+    """The files of one run, and their backup.
+
+    Attributes:
+        folder: where the run is written.
+        backup: a second folder (on Drive) that gets a copy after every epoch; None for no backup.
+        backup_failed: whether the last copy failed; a failure is reported once, not after every epoch.
+    """
 
     folder: Path
     backup: Path | None = None
+    backup_failed: bool = field(default=False, init=False)
 
     @property
     def last(self) -> Path:
+        """Path of the checkpoint to go on from."""
         return self.folder / "last.pt"
 
     @property
     def best(self) -> Path:
+        """Path of the checkpoint to use."""
         return self.folder / "best.pt"
 
     def save(self, checkpoint: dict, is_best: bool) -> None:
-        """Writes the files of an epoch, then copies them. If either fails, says so and lets the training go on."""
-        to_use = {key: checkpoint[key] for key in PARTS} | {"model": checkpoint["averaged"]}
+        """Write the files of an epoch and copy them to the backup. A failure is reported, and the training goes on."""
         try:
             if is_best or not self.best.exists():
-                _write(self.best, lambda path: torch.save(to_use, path))
-            _write(self.folder / "history.csv", lambda path: write_csv(path, checkpoint["history"]))
-            _write(self.last, lambda path: torch.save(checkpoint, path))  # last: it says that the epoch is done
+                _write_best(self.best, checkpoint)
+            with replacing(self.folder / "history.csv") as unfinished:
+                write_csv(unfinished, checkpoint["history"])
+            with replacing(self.last) as unfinished:  # written last: it means that the epoch is complete
+                torch.save(checkpoint, unfinished)
         except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-            print(f"Could not save epoch {checkpoint['epoch']} in {self.folder} ({error}): free some space there.")
+            advice = "free some space there" if is_disk_full(error) else "check that folder"
+            print(f"Could not save epoch {checkpoint['epoch']} in {self.folder} ({error}): {advice}.")
             return
         if self.backup:
-            try:
-                self.backup.mkdir(parents=True, exist_ok=True)
-                for name in NAMES:
-                    _copy_verified(self.folder / name, self.backup / name)
-            except OSError as error:
-                print(f"Could not copy the checkpoint to {self.backup} ({error}). It is safe in {self.folder}.")
+            self._copy_to_backup(self.backup)
+
+    def _copy_to_backup(self, backup: Path) -> None:
+        try:
+            make_backup_folder(backup)
+            for name in NAMES:
+                copy_verified(self.folder / name, backup / name)
+        except OSError as error:
+            if not self.backup_failed:
+                advice = " Free some space there." if is_disk_full(error) else ""
+                print(
+                    f"Could not copy the checkpoint to {backup} ({error}).{advice} It is safe in {self.folder}, and "
+                    "each epoch tries again."
+                )
+            self.backup_failed = True
+        else:
+            if self.backup_failed:
+                print(f"Copies of the checkpoint in {backup} work again.")
+            self.backup_failed = False
 
     def restore(self) -> None:
-        """Brings a run back from the second copy when this machine has none."""
-        if self.backup and not self.last.exists() and (self.backup / "last.pt").exists():
-            for name in NAMES:
-                _copy_verified(self.backup / name, self.folder / name)
+        """Restore a run from the backup if this machine has none. Of the backup, `last.pt` is enough.
+
+        Raises:
+            ValueError: the backup's `last.pt` is damaged; the message names it.
+        """
+        # os.path.isfile is False for a Drive that has dropped; Path.exists would raise.
+        if not self.backup or self.last.exists() or not os.path.isfile(self.backup / "last.pt"):
+            return
+        checkpoint = read_checkpoint(self.backup / "last.pt")
+        try:
+            read_checkpoint(self.backup / "best.pt")
+            copy_verified(self.backup / "best.pt", self.best)
+        except (OSError, ValueError) as error:
+            print(f"{error}. The weights of epoch {checkpoint['epoch']} are used as the best ones.")
+            _write_best(self.best, checkpoint)
+        with replacing(self.folder / "history.csv") as unfinished:
+            write_csv(unfinished, checkpoint["history"])
+        copy_verified(self.backup / "last.pt", self.last)
 
     def set_aside(self) -> None:
-        """Renames the files of an earlier run of this name: `last.pt` becomes `last-1.pt`, and so on."""
-        for folder in filter(None, (self.folder, self.backup)):
-            number = 1
-            while any(folder.glob(f"*-{number}.*")):
-                number += 1
-            for path in (folder / name for name in NAMES):
-                if path.exists():
-                    path.rename(path.with_stem(f"{path.stem}-{number}"))
+        """Rename the files of an earlier run of this name: `last.pt` becomes `last-1.pt`, and so on."""
+        _rename_files(self.folder)
+        if self.backup and os.path.isdir(self.backup):
+            try:
+                _rename_files(self.backup)
+            except OSError as error:
+                print(f"Could not rename the earlier run in {self.backup} ({error}): this run is not copied there.")
+                self.backup = None
 
 
-def _write(path: Path, write: Callable[[Path], None]) -> None:
-    """Writes beside and swaps in, so that the file is whole at any moment, a power cut included."""
-    unfinished = beside(path)
-    write(unfinished)
-    with open(unfinished, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+def _rename_files(folder: Path) -> None:
+    number = 1
+    while any(folder.glob(f"*-{number}.*")):
+        number += 1
+    for path in (folder / name for name in NAMES):
+        if path.exists():
+            path.rename(path.with_stem(f"{path.stem}-{number}"))
 
 
-def _copy_verified(source: Path, target: Path) -> None:
-    unfinished = beside(target)
-    shutil.copyfile(source, unfinished)
-    if unfinished.read_bytes() != source.read_bytes():
-        raise OSError(f"the copy of {source.name} differs from the original")
-    os.replace(unfinished, target)
+def _write_best(path: Path, checkpoint: dict) -> None:
+    """Write what is needed to use the model: the averaged weights, and nothing of the optimizer."""
+    to_use = {key: checkpoint[key] for key in (*PARTS, "logit_shift") if key in checkpoint}
+    with replacing(path) as unfinished:
+        torch.save(to_use | {"model": checkpoint["averaged"]}, unfinished)
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
-    """Writes rows as CSV; the last one says which columns there are."""
+    """Write rows as CSV; the columns are those of the last row."""
     with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[-1].keys())
+        writer = csv.DictWriter(file, rows[-1].keys(), extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)

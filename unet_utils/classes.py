@@ -1,18 +1,19 @@
 """The Cityscapes label table, and the class schemes made from it.
 
-One number means one thing everywhere in this package: a *label id* is the official Cityscapes id (0 to 33).
-Masks are decoded to label ids, label ids are cached, and a `ClassScheme` turns them into the class indices
-that a network learns. The table is the one of the Cityscapes paper (https://arxiv.org/abs/1604.01685) and of
-the `labels.py` that the data set's authors publish.
+A number in an array is one of two things. A *label id* is the official Cityscapes id of a pixel, 0 to 33: masks are
+decoded to label ids, and these are cached. A *class index* is what a network predicts. A `ClassScheme` turns label ids
+into class indices. The table is the one of the Cityscapes paper (https://arxiv.org/abs/1604.01685) and of the file
+`labels.py` in https://github.com/mcordts/cityscapesScripts.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 IGNORE = 255
-"""Class index of pixels that neither the loss nor the metrics look at."""
+"""Class index of pixels that the loss and the metrics ignore."""
 
 
 class Label(NamedTuple):
@@ -63,58 +64,119 @@ LABELS: tuple[Label, ...] = (
     Label("bicycle", 33, 18, "vehicle", (119, 11, 32)),
 )
 
-# Colour cannot tell static from unlabeled, or polegroup from pole: the first id with a colour stands for all of them.
+# Some labels share a colour (static and unlabeled; pole and polegroup): the first id stands for all of them.
 _BY_COLOR = {label.color: label for label in reversed(LABELS)}
 PALETTE: tuple[Label, ...] = tuple(sorted(_BY_COLOR.values(), key=lambda label: label.id))
-"""The 29 labels whose colours differ: all that a colour mask can say."""
+"""The 29 labels with different colours: what a colour mask can tell apart."""
 PALETTE_IDS = np.array([label.id for label in PALETTE], dtype=np.uint8)
 PALETTE_COLORS = np.array([label.color for label in PALETTE], dtype=np.uint8)
 
 
 @dataclass(frozen=True)
 class ClassScheme:
-    """Which classes a network learns, and how label codes become class indices.
+    """The classes that a network learns, and how label ids become class indices.
 
     Attributes:
         name: `cityscapes19`, `categories7`, `cityscapes30` or `clusters`.
         names: class names, one per class index.
-        colors: RGB colour of each class, 0 to 255. In `clusters`, the colours of the void clusters follow.
-        lookup: 256 class indices; entry `i` is the class of label code `i`, `IGNORE` for void. The codes are
-            official label ids, except in `clusters`, where they are the cluster numbers themselves.
+        colors: RGB colour of each class, 0 to 255.
+        lookup: 256 class indices; entry `i` is the class of label id `i`, `IGNORE` for void.
+        cluster_colors: centre of each colour cluster, RGB, 0 to 255; only in the scheme `clusters`.
+        cluster_ids: official label id of the colour that each cluster is named after.
     """
 
     name: str
     names: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]
     lookup: tuple[int, ...]
+    cluster_colors: tuple[tuple[int, int, int], ...] = ()
+    cluster_ids: tuple[int, ...] = ()
 
     @property
     def num_classes(self) -> int:
+        """Number of classes, void not counted."""
         return len(self.names)
 
-    def encode(self, codes: np.ndarray) -> np.ndarray:
-        """Turns label codes `uint8 [...]` into class indices `uint8 [...]`."""
-        return np.array(self.lookup, dtype=np.uint8)[codes]
+    def encode(self, label_ids: np.ndarray) -> np.ndarray:
+        """Turn label ids `uint8 [...]` into class indices `uint8 [...]`."""
+        return np.array(self.lookup, dtype=np.uint8)[label_ids]
 
     def colorize(self, classes: np.ndarray) -> np.ndarray:
-        """Paints class indices `uint8 [...]` in the classes' colours, `uint8 [..., 3]`; ignored pixels are black."""
+        """Return the colours `uint8 [..., 3]` of class indices `uint8 [...]`; ignored pixels are black."""
         table = np.zeros((256, 3), dtype=np.uint8)
-        table[: self.num_classes] = self.colors[: self.num_classes]
+        table[: self.num_classes] = self.colors
         return table[classes]
 
+    def overlay(self, photo: np.ndarray, classes: np.ndarray, opacity: float = 0.5) -> np.ndarray:
+        """Blend the class colours over a photo, with white borders between classes; void shows the photo.
+
+        Args:
+            photo: `uint8 [H, W, 3]`.
+            classes: class indices, `uint8 [H, W]`.
+            opacity: 0 for the photo alone, 1 for the classes alone.
+
+        Returns:
+            `uint8 [H, W, 3]`.
+        """
+        strength = np.where(classes[..., None] == IGNORE, 0, opacity)
+        blended = photo * (1 - strength) + self.colorize(classes) * strength
+        border = np.zeros(classes.shape, dtype=bool)  # where the class changes to the right or below
+        border[:, :-1] |= classes[:, :-1] != classes[:, 1:]
+        border[:-1] |= classes[:-1] != classes[1:]
+        blended[border] = 255
+        return blended.round().astype(np.uint8)
+
     def to_dict(self) -> dict:
-        """Plain lists and strings, for checkpoints and JSON."""
+        """Return plain lists, strings and numbers, for checkpoints and JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, fields: dict) -> "ClassScheme":
-        """The inverse of `to_dict`."""
-        colors = tuple(tuple(int(v) for v in color) for color in fields["colors"])
-        return cls(fields["name"], tuple(fields["names"]), colors, tuple(int(v) for v in fields["lookup"]))
+        """Return the scheme that `to_dict` described."""
+        names, lookup = tuple(fields["names"]), tuple(int(index) for index in fields["lookup"])
+        colors, centers = (
+            tuple(tuple(int(value) for value in color) for color in fields.get(key, ()))
+            for key in ("colors", "cluster_colors")
+        )
+        ids = tuple(int(label_id) for label_id in fields.get("cluster_ids", ()))
+        if fields["name"] == "clusters" and not ids:
+            # Checkpoints before version 0.2: the lookup was by cluster number, and `colors` held the void clusters too.
+            by_name = {label.name: label.id for label in LABELS}
+            ids = tuple(
+                by_name[names[lookup[i]]] if lookup[i] != IGNORE else _nearest_void(c) for i, c in enumerate(colors)
+            )
+            centers, colors = colors, colors[: len(names)]
+            lookup = _lookup({by_name[name]: index for index, name in enumerate(names)})
+        return cls(fields["name"], names, colors, lookup, centers, ids)
+
+
+def _nearest_void(color: tuple[int, ...]) -> int:
+    void = [label for label in PALETTE if label.category == "void"]
+    return min(void, key=lambda label: sum((a - b) ** 2 for a, b in zip(label.color, color, strict=True))).id
+
+
+def cluster_scheme(label_ids: Sequence[int], centers: np.ndarray) -> ClassScheme:
+    """Return the scheme `clusters`: one class per colour cluster; those named after a void colour are ignored.
+
+    Args:
+        label_ids: official label id of the palette colour that each cluster is named after, all different.
+        centers: mean colour of each cluster, `float [K, 3]`, 0 to 255.
+    """
+    named = {label.id: label.name for label in PALETTE if label.category != "void"}
+    colors = tuple(tuple(color) for color in centers.round().astype(int).tolist())
+    classes = [(label_id, color) for label_id, color in zip(label_ids, colors, strict=True) if label_id in named]
+    return ClassScheme(
+        name="clusters",
+        names=tuple(named[label_id] for label_id, _ in classes),
+        colors=tuple(color for _, color in classes),
+        lookup=_lookup({label_id: index for index, (label_id, _) in enumerate(classes)}),
+        cluster_colors=colors,
+        cluster_ids=tuple(int(label_id) for label_id in label_ids),
+    )
 
 
 def _lookup(class_of_id: dict[int, int]) -> tuple[int, ...]:
-    return tuple(class_of_id.get(code, IGNORE) for code in range(256))
+    return tuple(class_of_id.get(label_id, IGNORE) for label_id in range(256))
 
 
 def _cityscapes19() -> ClassScheme:
@@ -124,7 +186,7 @@ def _cityscapes19() -> ClassScheme:
 
 
 def _categories7() -> ClassScheme:
-    # As in the official evaluation of categories: made of the 19 evaluated classes, everything else ignored.
+    # As in the official evaluation of categories: only the 19 evaluated classes count, all others are ignored.
     evaluated = [label for label in LABELS if label.train_id != IGNORE]
     names = tuple(dict.fromkeys(label.category for label in evaluated))
     first = {name: next(label.color for label in evaluated if label.category == name) for name in names}
@@ -133,8 +195,8 @@ def _categories7() -> ClassScheme:
 
 
 def _cityscapes30() -> ClassScheme:
-    # All 30 annotated classes, in the order of their ids. Two of them, static and polegroup, share a colour with
-    # another label, so they never occur in labels recovered from colour masks and are reported as absent.
+    # All 30 annotated classes, in the order of their ids. Static and polegroup share a colour with another label, so
+    # labels recovered from colour masks never contain them, and reports show them as absent.
     kept = [label for label in LABELS if label.id >= 4]
     lookup = _lookup({label.id: index for index, label in enumerate(kept)})
     return ClassScheme("cityscapes30", tuple(k.name for k in kept), tuple(k.color for k in kept), lookup)
@@ -144,11 +206,10 @@ _SCHEMES = {"cityscapes19": _cityscapes19, "categories7": _categories7, "citysca
 
 
 def get_scheme(scheme: str | ClassScheme) -> ClassScheme:
-    """Returns the class scheme of that name; a `ClassScheme` is returned as it is.
+    """Return the class scheme of that name; a `ClassScheme` is returned as it is.
 
     Raises:
-        ValueError: the name is not one of the schemes. `clusters` is not known by name alone: it is found in
-            the data by `clustering.find_clusters`.
+        ValueError: unknown name. `clusters` is not known by name: `clustering.find_clusters` finds it in the data.
     """
     if isinstance(scheme, ClassScheme):
         return scheme

@@ -1,37 +1,40 @@
-"""The knobs of a training run, and the values they have on a GPU, on a CPU and on the demo set."""
+"""The settings of a training run, and the recipes: their values for a GPU, for a CPU and for the demo set."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 
 from unet_utils.model import ENCODERS
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The knobs of a training run. Defaults are those of a GPU; `recipe` gives the ones for other situations.
+    """The settings of a training run. `recipe` gives good values; the defaults here are neutral.
 
     Attributes:
-        base_channels: width of the UNet's first level.
-        fold: each fold x fold block of pixels becomes one with more channels inside the network, see `UNet`.
-        encoder: a torchvision network as the contracting path, started from its ImageNet weights, or "none" for the
-            UNet's own.
-        image_size: height and width that the network sees, pixels. Scores are always at 256.
-        batch_size: photos a step.
-        epochs: times that every photo is seen.
-        learning_rate: largest rate of the one-cycle schedule.
-        weight_decay: share of the learning rate that kernels shrink by in a step.
+        base_channels: width of the first level of the UNet.
+        fold: fold each fold x fold block of pixels into channels inside the network, see `UNet`.
+        encoder: a torchvision network with ImageNet weights as the contracting path, or "none" for the UNet's own.
+        image_size: height and width of the network's input, pixels. Scores are always at 256.
+        batch_size: photos per step.
+        epochs: number of times that every photo is used.
+        learning_rate: maximum of the one-cycle schedule.
+        weight_decay: kernels shrink by this share of the learning rate per step.
         augmentation: strength of random zoom, rotation and colour, see `draw_changes`; 0 for the flip alone.
-        class_weighting: power of the inverse class frequency that weights the loss; 0 treats all pixels alike, 1 all
+        class_weighting: power of the inverse class frequency that weights the loss; 0 weights all pixels equally, 1 all
             classes.
-        averaging: the weights kept are a running average over about this share of the training.
-        hold_out: keep two training cities out, and keep the epoch that is best on them; otherwise train on
-            everything and keep the last epoch.
-        sync_batchnorm: where several processes train together, normalise over the whole batch as one process would,
-            and not over the part of each, which is a little faster.
-        compile: let torch.compile make the network's code. Takes minutes to begin with.
+        prior_correction: how much of the class weights is taken back in the logits of the trained model: that power of
+            them. 0 leaves the logits as they are, 1 removes the shift towards rare classes.
+        auxiliary: weight of the loss of auxiliary heads on each level of the expanding path, in training only.
+        averaging: the kept weights are a running average over about this share of the training.
+        hold_out: keep two training cities out, and keep the epoch with the best score on them; otherwise train on
+            all frames and keep the last epoch.
+        compile: use torch.compile. The first steps then take minutes.
         seed: of the weights, the order and the augmentation.
+        chosen: names of the settings that the person chose; the others follow the recipe. None counts all as chosen. A
+            run that goes on must not differ from its checkpoint in a chosen setting, and keeps all others.
 
     Raises:
-        ValueError: a value that cannot be; the message names the knob.
+        ValueError: an impossible value; the message names the setting.
     """
 
     base_channels: int = 64
@@ -44,16 +47,23 @@ class TrainConfig:
     weight_decay: float = 0.02
     augmentation: float = 1.0
     class_weighting: float = 0.5
+    prior_correction: float = 0.0
+    auxiliary: float = 0.0
     averaging: float = 0.03
     hold_out: bool = True
-    sync_batchnorm: bool = True
     compile: bool = False
     seed: int = 0
+    chosen: frozenset[str] | None = field(default=None, compare=False, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("base_channels", "fold", "batch_size", "epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        for name in ("weight_decay", "augmentation", "prior_correction", "auxiliary", "averaging"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must not be negative")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}: it must be positive")
         if self.encoder not in ("none", *ENCODERS):
             raise ValueError(f"encoder is {self.encoder!r}: choose one of none, {', '.join(ENCODERS)}")
         if self.encoder != "none" and self.fold != 1:
@@ -61,26 +71,87 @@ class TrainConfig:
         step = 32 if self.encoder != "none" else 16 * self.fold
         if self.image_size % step or self.image_size < 32:
             raise ValueError(f"image_size is {self.image_size}: choose a multiple of {step}, at least 32")
+        bottom = self.image_size // step
+        if self.batch_size == 1 and bottom == 1:
+            raise ValueError(
+                f"batch_size is 1 and image_size {self.image_size} leaves a single pixel at the lowest level, which "
+                f"batch normalization cannot normalize: set batch_size to 2 or image_size to {2 * step}"
+            )
 
+    def to_dict(self) -> dict:
+        """Return the settings as plain values, for checkpoints and tables."""
+        return {name: value for name, value in asdict(self).items() if name != "chosen"}
+
+    @classmethod
+    def from_dict(cls, settings: dict) -> "TrainConfig":
+        """Return the settings of a checkpoint. Settings that it does not have get their neutral defaults."""
+        return cls(**{setting.name: settings[setting.name] for setting in SETTINGS if setting.name in settings})
+
+    def scene_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width at which the trained network sees a whole frame of this size, pixels."""
+        return (self.image_size, self.image_size) if height == width else (height, width)
+
+
+SETTINGS = tuple(setting for setting in fields(TrainConfig) if setting.name != "chosen")
+"""The dataclass fields of all settings, for options and tables."""
 
 RECIPES = {
     "gpu": TrainConfig(),
     "cpu": TrainConfig(base_channels=16, fold=2, batch_size=8, epochs=32, augmentation=0.5),
     "demo": TrainConfig(base_channels=16, fold=2, batch_size=8, epochs=20, augmentation=0.5),
 }
-"""Settings for a GPU, for a laptop's CPU, and for the 240 pairs of the demo set."""
+"""Settings for a GPU, for two CPU cores, and for the 240 pairs of the demo set; docs/training.md has the evidence."""
 
 
 def recipe(name: str, **knobs) -> TrainConfig:
-    """The settings of a recipe, with those knobs changed that are not None.
+    """Return the settings of a recipe, with those knobs changed that are not None.
 
     Args:
-        name: `gpu`, `cpu` or `demo`; any other device type counts as `gpu`.
+        name: `gpu`, `cpu` or `demo`; other names of devices count as `gpu`.
+        knobs: settings of `TrainConfig`.
 
     Raises:
-        ValueError: a value that cannot be.
+        ValueError: an impossible value.
     """
-    knobs = {name: value for name, value in knobs.items() if value is not None}
-    if knobs.get("encoder", "none") != "none":
-        knobs.setdefault("fold", 1)  # the only one that an encoder takes
-    return replace(RECIPES.get(name, RECIPES["gpu"]), **knobs)
+    chosen = {knob: value for knob, value in knobs.items() if value is not None and knob != "chosen"}
+    settings = dict(chosen)
+    if settings.get("encoder", "none") != "none":
+        settings.setdefault("fold", 1)  # encoders take photos as they are
+    return replace(RECIPES.get(name, RECIPES["gpu"]), **settings, chosen=frozenset(chosen))
+
+
+CHANGEABLE = ("epochs", "learning_rate", "compile")
+"""Settings that may change in a run that goes on."""
+
+
+def continued(config: TrainConfig, checkpoint: dict, path: Path) -> TrainConfig:
+    """Return the settings of a run that goes on: those of its checkpoint, and the chosen ones that may change.
+
+    Raises:
+        ValueError: a chosen setting differs from that of the checkpoint, and may not change.
+    """
+    saved, done, changes = TrainConfig.from_dict(checkpoint["config"]), checkpoint["epoch"], {}
+    for name in (setting.name for setting in SETTINGS):
+        was, now = getattr(saved, name), getattr(config, name)
+        if was == now or (config.chosen is not None and name not in config.chosen):
+            continue
+        if name not in CHANGEABLE:
+            raise ValueError(
+                f"{path} was trained with {name} = {was}, now it is {now}: set it back to go on with that run, choose "
+                "another run name, or switch resume off to begin again"
+            )
+        changes[name] = now
+    print(f"{path}: {done} of {saved.epochs} epochs are done.")
+    for name, value in changes.items():
+        print(f"It goes on with {name} = {value} (before: {getattr(saved, name)}).")
+    return replace(saved, **changes)
+
+
+def settings_table(config: TrainConfig, name: str) -> str:
+    """Return a Markdown table of the settings, beside the values of the recipe `name` where they differ."""
+    usual = RECIPES.get(name, RECIPES["gpu"])
+    lines = ["| setting | value | recipe |", "|---|---|---|"]
+    for setting in SETTINGS:
+        value, default = getattr(config, setting.name), getattr(usual, setting.name)
+        lines.append(f"| {setting.name} | {value} | {'' if value == default else default} |")
+    return "\n".join(lines)

@@ -1,18 +1,18 @@
-"""The pairs: files on disk, then arrays prepared once, then batches on the device.
+"""The pairs: one file with photo and mask, and a split prepared once as arrays on disk.
 
-`CityscapesPairs` reads one file at a time. `prepare` runs through a split once and keeps photos and label codes as
-memory-mapped `uint8` arrays, so that an epoch never touches a JPEG again. `Frames` is what training and evaluation
-take their batches from.
+`CityscapesPairs` reads one file at a time. `prepare` goes through a split once and keeps photos and label ids as
+memory-mapped `uint8` arrays, so that no epoch has to decode a JPEG again.
 """
 
+import errno
 import hashlib
 import math
 import os
-import shutil
+import warnings
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,40 +23,44 @@ from torch.utils.data import Dataset
 from torchvision.io import decode_jpeg, read_file
 
 from unet_utils import decoding
-from unet_utils.arrays import mapped, streamed, write_missing
 from unet_utils.classes import ClassScheme, get_scheme
 from unet_utils.decoding import SIDE
+from unet_utils.frames import Frames
 from unet_utils.platform.archive import find_pairs
-from unet_utils.platform.environment import beside, progress_bar
+from unet_utils.platform.environment import progress_bar
+from unet_utils.platform.files import make_backup_folder, replacing, require_space
 
-HELD_OUT_CITIES = range(2712, 2976)
-"""File numbers of weimar and zurich, the last two training cities: files are numbered in the alphabetical order of
-the cities. Choices are made on them, so that the validation frames are only looked at in the end."""
+try:
+    from unet_utils.platform.archive import pair_files
+except ImportError:  # TEMPORARY until archive.py has it
+
+    def pair_files(folder):
+        return sorted((p for p in folder.glob("*.jpg") if p.stem.isdigit()), key=lambda p: int(p.stem))
 
 
 def read_pair(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Reads one pair.
+    """Read one pair: the left half of the file is the photo, the right half is the mask.
 
     Returns:
-        photo and mask, each `uint8 [256, 256, 3]`, the pixels that Pillow gives.
+        photo and mask, each `uint8 [256, 256, 3]`.
 
     Raises:
         ValueError: the file is not a complete 512x256 RGB JPEG; the message names it and the next step.
     """
     try:
-        # The same library as Pillow's does the decoding, but without the copies around it: a fifth of the time.
+        # The same JPEG library as Pillow's, without Pillow's extra copies: a fifth of the time.
         pixels = decode_jpeg(read_file(str(path)))
     except RuntimeError:
         pixels = None
     if pixels is None or pixels.shape != (3, SIDE, 2 * SIDE):
-        pixels = _read_with_pillow(path)
+        pair = _read_with_pillow(path)
     else:
-        pixels = pixels.permute(1, 2, 0).numpy()
-    return pixels[:, :SIDE], pixels[:, SIDE:]
+        pair = pixels.permute(1, 2, 0).numpy()
+    return pair[:, :SIDE], pair[:, SIDE:]
 
 
 def _read_with_pillow(path: Path) -> np.ndarray:
-    """Says what is wrong with a file that torchvision refused, or reads it where torchvision cannot read any."""
+    """Fallback reader that explains what is wrong with the file."""
     advice = "Delete it and unpack the archive again, or leave this frame out."
     try:
         with Image.open(path) as image:
@@ -68,7 +72,7 @@ def _read_with_pillow(path: Path) -> np.ndarray:
                     f"{path} is {width}x{height} pixels; a pair is {2 * SIDE}x{SIDE}, photo left, mask right. {advice}"
                 )
             return np.asarray(image)
-    except OSError as error:  # Pillow's word for empty, truncated and foreign files alike
+    except OSError as error:  # Pillow raises it for empty, truncated and foreign files
         raise ValueError(f"{path} cannot be read as a JPEG ({error}). {advice}") from error
 
 
@@ -85,9 +89,7 @@ class CityscapesPairs(Dataset):
 
     def __init__(self, root: str | Path, split: str):
         folder = find_pairs(Path(root)) / split
-        self.paths = sorted(
-            (path for path in folder.glob("*.jpg") if path.stem.isdigit()), key=lambda path: int(path.stem)
-        )
+        self.paths = pair_files(folder)
         if not self.paths:
             raise FileNotFoundError(f"no numbered .jpg files in {folder}: is {split!r} the split you want?")
 
@@ -95,15 +97,14 @@ class CityscapesPairs(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Photo and mask, each `uint8 [3, 256, 256]`."""
-        photo, mask = read_pair(self.paths[index])
-        return tuple(torch.from_numpy(half.transpose(2, 0, 1).copy()) for half in (photo, mask))
+        """Return photo and mask, each `uint8 [3, 256, 256]`."""
+        photo, mask = (torch.from_numpy(half.transpose(2, 0, 1).copy()) for half in read_pair(self.paths[index]))
+        return photo, mask
 
     def blocks(self, size: int = 128, progress: str = "") -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-        """Runs through all pairs in order: yields `(where, photos, masks)`, `uint8 [n, 256, 256, 3]` each.
+        """Yield `(where, photos, masks)` for all pairs in order, `uint8 [n, 256, 256, 3]` each.
 
-        Files are decoded in as many threads as there are cores, outside Python's lock. While one block is used, the
-        next is read.
+        Files are decoded in as many threads as there are cores. While one block is used, the next is read.
         """
 
         def read(path: Path, photo: np.ndarray, mask: np.ndarray) -> None:
@@ -128,109 +129,11 @@ class CityscapesPairs(Dataset):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the contents of all files: what caches are keyed by, so that changed files are never mistaken."""
+        """Hash of the names and contents of all files. Caches are keyed by it, so changed files get a new cache."""
         digest = hashlib.blake2b(digest_size=8)
         for path in self.paths:
             digest.update(path.name.encode() + path.read_bytes())
         return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class Frames:
-    """Photos and label codes of a split (or of a part of it), ready to be taken in batches.
-
-    Attributes:
-        photos: `uint8 [N, H, W, 3]`; 256 x 256 from pairs, and of any size from other sources.
-        codes: label codes, `uint8 [N, H, W]`.
-        scheme: turns codes into class indices.
-        numbers: the file number of each frame.
-    """
-
-    photos: Tensor
-    codes: Tensor
-    scheme: ClassScheme
-    numbers: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.photos)
-
-    def batch(self, where: slice | Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        """One batch: photos `uint8 [n, 3, H, W]` (channels last in memory), class indices `uint8 [n, H, W]`."""
-        photos, codes = (array[where].to(device, non_blocking=True) for array in (self.photos, self.codes))
-        return self._batch(photos, codes)
-
-    def _batch(self, photos: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        # Made there it would wait for the device in every batch; sent like this it does not.
-        lookup = torch.tensor(self.scheme.lookup, dtype=torch.uint8).to(codes.device, non_blocking=True)
-        return photos.permute(0, 3, 1, 2), lookup[codes.int()]
-
-    def batches(self, order: Iterable[Tensor], device: torch.device | str) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of these indices `int64 [n]` one after another, each as `batch` gives it.
-
-        Frames that are not on the device are streamed: the next batches are read while one is used.
-        """
-        if self.photos.device.type != "cpu":
-            yield from (self.batch(indices.to(self.photos.device, non_blocking=True), device) for indices in order)
-        else:
-            yield from (self._batch(*arrays) for arrays in streamed((self.photos, self.codes), order, device))
-
-    def to(self, device: torch.device | str) -> "Frames":
-        """The same frames with their arrays on the device, when three quarters of its free memory can hold them."""
-        if torch.device(device).type != "cuda":
-            return self
-        needed = self.photos.nbytes + self.codes.nbytes
-        if needed > 0.75 * torch.cuda.mem_get_info(device)[0]:
-            return self  # batches are then streamed from the memory map
-        return Frames(self.photos.to(device), self.codes.to(device), self.scheme, self.numbers)
-
-    def part(self, keep: slice) -> "Frames":
-        """A run of the frames, without a copy."""
-        return Frames(self.photos[keep], self.codes[keep], self.scheme, self.numbers[keep])
-
-    def view(self, image_size: int) -> tuple[float, float]:
-        """Share of a frame's height and width that a network learns from at once, at `image_size` pixels a side.
-
-        Squares are whole scenes, squeezed, and seen whole. Of any other frame it sees square crops of its pixels.
-
-        Raises:
-            ValueError: the frames are smaller than such a crop.
-        """
-        height, width = self.photos.shape[1:3]
-        if height == width:
-            return 1.0, 1.0
-        if image_size > min(height, width):
-            raise ValueError(f"image_size is {image_size}, but the frames are only {width}x{height} pixels: lower it")
-        return image_size / height, image_size / width
-
-    def scene_size(self, image_size: int) -> tuple[int, int]:
-        """Height and width in pixels at which a network that has learned so from these frames sees a whole scene."""
-        height, width = self.photos.shape[1:3]
-        return (image_size, image_size) if height == width else (height, width)
-
-    def at_once(self, scene_size: tuple[int, int]) -> int:
-        """How many frames to score at once, seen at that height and width: 16 pairs, or fewer that are larger."""
-        return max(1, 2**20 // max(math.prod(scene_size), self.codes[0].numel()))
-
-    def split_cities(self) -> tuple["Frames", "Frames"]:
-        """Frames to learn from and frames to choose on, from different cities.
-
-        On the Kaggle set the second part is `HELD_OUT_CITIES`; on any other set its last tenth, at least one frame.
-        """
-        held = sum(number in HELD_OUT_CITIES for number in self.numbers) or max(1, len(self) // 10)
-        if held >= len(self):
-            raise ValueError(f"{len(self)} frames are too few to hold some out: set hold_out to False")
-        return self.part(slice(None, -held)), self.part(slice(-held, None))
-
-    def code_counts(self) -> Tensor:
-        """Pixels of each label code (official label ids, or clusters), `int64 [256]`."""
-        step = max(1, 2**22 // self.codes[0].numel())  # a copy of all would not fit into the memory
-        blocks = (self.codes[start : start + step] for start in range(0, len(self), step))
-        return sum(torch.bincount(block.flatten().int(), minlength=256).cpu() for block in blocks)
-
-    def class_counts(self) -> Tensor:
-        """Pixels of each class, `int64 [C]`, void left out."""
-        lookup, counts = torch.tensor(self.scheme.lookup), self.code_counts()
-        return torch.zeros_like(counts).index_add(0, lookup, counts)[: self.scheme.num_classes]
 
 
 def prepare(
@@ -242,16 +145,16 @@ def prepare(
     keep: str | Path | None = None,
     progress: bool = True,
 ) -> Frames:
-    """Decodes a split once, and maps the result from disk ever after.
+    """Decode a split once; later calls map the result from disk.
 
     Args:
         root: folder that holds `train/` and `val/`.
         split: `train` or `val`.
         cache: folder for the arrays, on a fast local disk.
         scheme: class scheme, by name or as an object (the `clusters` scheme).
-        method: how masks become labels, `decoder` or `nearest`; see `decoding.decode_masks`.
-        keep: folder that outlives the machine (Drive) for a compressed copy of the label codes, a few MB. It is read
-            when the cache is empty, and written when it does not hold them yet.
+        method: how masks become labels, `decoder` or `nearest`; see `decoding.decode_label_ids`.
+        keep: folder that outlives the machine (on Drive), for a compressed copy of the label ids, a few MB. It is read
+            when the cache is empty, and written when it does not hold the labels yet. A copy that fails is a warning.
         progress: show a bar.
 
     Returns:
@@ -261,39 +164,117 @@ def prepare(
         ValueError: a file is not a pair, or the scheme or method is unknown.
         OSError: not enough space for the arrays.
     """
-    scheme = get_scheme(scheme)
-    pairs = CityscapesPairs(root, split)
-    key = _codes_key(scheme, method)
-    cache = Path(cache) / f"{split}-{pairs.fingerprint}"
-    cache.mkdir(parents=True, exist_ok=True)
-    photos_file, codes_file = cache / "photos.npy", cache / f"codes-{key}.npy"
-    kept_file = Path(keep) / f"{cache.name}-{key}.npz" if keep else None
-    if kept_file and kept_file.exists() and not codes_file.exists():
-        with (
-            zipfile.ZipFile(kept_file) as kept,
-            kept.open("codes.npy") as source,
-            open(beside(codes_file), "wb") as file,
-        ):
-            shutil.copyfileobj(source, file)
-        os.replace(beside(codes_file), codes_file)
+    scheme, pairs = get_scheme(scheme), CityscapesPairs(root, split)
+    key = _label_key(scheme, method)
+    folder = Path(cache) / f"{split}-{pairs.fingerprint}"
+    folder.mkdir(parents=True, exist_ok=True)
+    photos_file, labels_file = folder / "photos.npy", folder / f"labels-{key}.npy"
+    shape = (len(pairs), SIDE, SIDE)
+    kept = Path(keep) / f"{folder.name}-{key}.npz" if keep else None
+    if kept and not _is_complete(labels_file, shape):
+        _restore_labels(kept, labels_file, shape)
 
     def blocks(missing: set[Path]) -> Iterator[tuple[slice, dict[Path, np.ndarray]]]:
         for where, photos, masks in pairs.blocks(progress=f"preparing {split}" if progress else ""):
             values = {photos_file: photos}
-            if codes_file in missing:
-                values[codes_file] = decoding.label_codes(masks, scheme, method)
+            if labels_file in missing:
+                values[labels_file] = decoding.decode_label_ids(masks, method, scheme=scheme)
             yield where, values
 
-    write_missing({photos_file: (len(pairs), SIDE, SIDE, 3), codes_file: (len(pairs), SIDE, SIDE)}, blocks)
-    if kept_file and not kept_file.exists():
-        kept_file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(beside(kept_file), codes=np.load(codes_file, mmap_mode="r"))
-        os.replace(beside(kept_file), kept_file)
+    build_arrays({photos_file: (*shape, 3), labels_file: shape}, blocks)
+    if kept:
+        _keep_labels(labels_file, kept)
     numbers = tuple(int(path.stem) for path in pairs.paths)
-    return Frames(mapped(photos_file), mapped(codes_file), scheme, numbers)
+    return Frames(map_array(photos_file), map_array(labels_file), scheme, numbers)
 
 
-def _codes_key(scheme: ClassScheme, method: str) -> str:
-    if scheme.name == "clusters":
-        return "clusters-" + hashlib.blake2b(str(scheme.colors).encode(), digest_size=4).hexdigest()
-    return f"decoder-{decoding.DECODER_VERSION}" if method == "decoder" else method
+def _label_key(scheme: ClassScheme, method: str) -> str:
+    if scheme.cluster_colors:
+        return (
+            "clusters-"
+            + hashlib.blake2b(repr((scheme.cluster_colors, scheme.cluster_ids)).encode(), digest_size=4).hexdigest()
+        )
+    return f"decoder-{decoding.decoder_version()}" if method == "decoder" else method
+
+
+def _restore_labels(kept: Path, file: Path, shape: tuple[int, ...]) -> None:
+    """Unpack the kept copy of the label ids, if it is there and whole; otherwise the masks are decoded again."""
+    try:
+        if kept.exists():
+            with np.load(kept) as archive:
+                label_ids = archive[archive.files[0]]
+            if label_ids.shape != shape or label_ids.dtype != np.uint8:
+                raise ValueError(f"it holds {label_ids.dtype} {list(label_ids.shape)}")
+            with replacing(file) as unfinished:
+                np.save(unfinished, label_ids)
+    except (OSError, ValueError, EOFError, IndexError, zipfile.BadZipFile) as error:
+        print(f"Warning: {kept} cannot be used ({error or type(error).__name__}): the masks are decoded again.")
+        with suppress(OSError):
+            kept.unlink(missing_ok=True)  # so that it is written again
+
+
+def _keep_labels(file: Path, kept: Path) -> None:
+    try:
+        if not kept.exists():
+            make_backup_folder(kept.parent)
+            with replacing(kept) as unfinished:
+                np.savez_compressed(unfinished, label_ids=np.load(file, mmap_mode="r"))
+    except OSError as error:
+        print(f"Warning: no copy of the labels could be kept at {kept} ({error}). Everything else goes on.")
+
+
+def build_arrays(
+    shapes: dict[Path, tuple[int, ...]],
+    blocks: Callable[[set[Path]], Iterable[tuple[slice, dict[Path, np.ndarray]]]],
+) -> None:
+    """Write those arrays that are not complete on disk yet, block by block; no array is held in memory.
+
+    Args:
+        shapes: shape of each `uint8` array, by its file; all files in one folder.
+        blocks: given the missing files, yields where a block goes and the values of at least these files there.
+
+    Raises:
+        OSError: not enough space.
+    """
+    missing = {file: shape for file, shape in shapes.items() if not _is_complete(file, shape)}
+    if not missing:
+        return
+    # Check the space first: a memory map on a full disk kills the process.
+    require_space(next(iter(missing)).parent, sum(math.prod(shape) for shape in missing.values()))
+    with ExitStack() as stack:
+        arrays = {
+            file: np.lib.format.open_memmap(stack.enter_context(replacing(file)), "w+", np.uint8, shape)
+            for file, shape in missing.items()
+        }
+        for where, values in blocks(set(missing)):
+            for file, array in arrays.items():
+                array[where] = values[file]
+        for array in arrays.values():
+            array.flush()
+        del array
+        arrays.clear()  # Windows cannot rename a file that is mapped
+
+
+def _is_complete(file: Path, shape: tuple[int, ...]) -> bool:
+    """Return whether a file holds the whole array; a file that was cut short does not."""
+    try:
+        array = np.load(file, mmap_mode="r")
+        return array.shape == shape and array.dtype == np.uint8
+    except (OSError, ValueError, EOFError):
+        return False
+
+
+def map_array(file: Path) -> Tensor:
+    """Return an array on disk as a tensor; the system loads its pages when they are used, and drops them again.
+
+    Values written to the tensor never reach the file.
+    """
+    try:
+        return torch.from_numpy(np.load(file, mmap_mode="c"))  # copy on write
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+    # Copy on write reserves memory for every page. There is not enough of it: map the file read-only.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch does not support read-only tensors
+        return torch.from_numpy(np.load(file, mmap_mode="r"))

@@ -1,5 +1,7 @@
-"""A trained model put to use: load it, predict, score it on a split."""
+"""Use a trained model: load it, predict, score it on a split."""
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,24 +13,26 @@ from torch import Tensor
 from unet_utils.augment import to_input
 from unet_utils.checkpoints import read_checkpoint
 from unet_utils.classes import ClassScheme
-from unet_utils.dataset import Frames
+from unet_utils.frames import Frames
 from unet_utils.metrics import ConfusionMatrix
-from unet_utils.model import UNet, autocast
+from unet_utils.model import UNet, autocast, memory_format
 from unet_utils.platform.environment import progress_bar
 
 SMALL_MODEL = Path(__file__).parent / "weights" / "small.pt"
-"""Trained on the real pairs with the CPU recipe, shipped by scripts/ship_model.py; scores and history lie beside it."""
+"""A small model trained on the real pairs; `weights/README.md` describes it."""
+
+Size = int | tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A model read from a checkpoint, with all that is needed to use it.
+    """A model from a checkpoint, with what is needed to use it.
 
     Attributes:
         model: in evaluation mode, on the device.
-        scheme: the classes it learned.
-        config: the settings it was trained with, plain values.
-        history: one row an epoch, plain values.
+        scheme: the classes that it learned.
+        config: the settings of its training, plain values.
+        history: one dict per epoch, plain values.
     """
 
     model: UNet
@@ -40,16 +44,17 @@ class Trained:
     def scene_size(self) -> tuple[int, int]:
         """Height and width at which the network sees a whole street scene, pixels: a square for pairs."""
         size = self.config["image_size"]
-        return tuple(self.config.get("scene_size", (size, size)))
+        height, width = self.config.get("scene_size", (size, size))
+        return height, width
 
 
 def load_trained(path: str | Path, device: torch.device | str, scheme: str | None = None) -> Trained:
-    """Loads a model to use.
+    """Load a model.
 
     Args:
         path: `best.pt` or `last.pt` of a run.
         device: where the model goes.
-        scheme: name of the class scheme that the caller expects, None for whichever the model has.
+        scheme: name of the class scheme that the caller expects; None accepts any.
 
     Raises:
         FileNotFoundError, ValueError: as `read_checkpoint`; or the model has learned another class scheme.
@@ -62,36 +67,35 @@ def load_trained(path: str | Path, device: torch.device | str, scheme: str | Non
             f"set the scheme to {learned.name!r}, or train a model for {scheme!r}"
         )
     model = UNet(**checkpoint["model_config"])
-    model.load_state_dict(checkpoint["averaged"] if "averaged" in checkpoint else checkpoint["model"])
-    model.to(device, memory_format=torch.channels_last).eval()
+    model.load_state_dict(checkpoint.get("averaged", checkpoint["model"]))
+    if "logit_shift" in checkpoint:  # the prior correction
+        model.shift_logits(checkpoint["logit_shift"])
+    model.to(device, memory_format=memory_format(device)).eval()
     return Trained(model, learned, checkpoint["config"], checkpoint["history"])
 
 
 def find_checkpoint(run: str | Path) -> Path:
-    """The best checkpoint of a run, or that of the small model that comes with the project, and says so.
+    """Return the best checkpoint of a run; without one, the small model of the package, with a message.
 
     Args:
         run: folder of the run.
-
-    Returns:
-        Where the file is, or where it should be if there is neither.
     """
     best = Path(run) / "best.pt"
     if best.exists() or not SMALL_MODEL.exists():
-        return best  # where there is none, reading it says what to do
-    print(f"No model in {run}: using the small one that comes with the project, {SMALL_MODEL}")
+        return best  # if it does not exist, reading it says what to do
+    print(f"No model in {run}: using the small model of the package, {SMALL_MODEL}")
     return SMALL_MODEL
 
 
 @torch.inference_mode()
-def predict(model: UNet, photos: Tensor, image_size: int | tuple[int, int], flip: bool = False) -> Tensor:
-    """Class probabilities at the photos' own resolution.
+def predict(model: UNet, photos: Tensor, image_size: Size, flip: bool = False) -> Tensor:
+    """Return class probabilities at the photos' own resolution.
 
     Args:
-        model: in evaluation mode; the photos are sent to its device.
+        model: in evaluation mode; the photos are copied to its device.
         photos: `uint8 [N, 3, H, W]`, any H and W.
-        image_size: height and width that the network sees, pixels: its `Trained.scene_size` for frames of the kind it
-            was trained on (one number where both are the same), `photo_size` for any other photo.
+        image_size: height and width of the network's input, pixels: `Trained.scene_size` for frames of the kind it was
+            trained on, `photo_size` for other photos. One number if both are equal.
         flip: average with the prediction for the mirrored photo; takes twice the time.
 
     Returns:
@@ -104,17 +108,17 @@ def predict(model: UNet, photos: Tensor, image_size: int | tuple[int, int], flip
 
 
 @torch.inference_mode()
-def predict_classes(model: UNet, photos: Tensor, image_size: int | tuple[int, int], flip: bool = False) -> Tensor:
-    """The most probable class of each pixel, `uint8 [N, H, W]`; takes what `predict` takes.
+def predict_classes(model: UNet, photos: Tensor, image_size: Size, flip: bool = False) -> Tensor:
+    """Return the most probable class of each pixel, `uint8 [N, H, W]`; arguments as in `predict`.
 
-    Fit for photos of any size: the probabilities of a 12-megapixel photo alone would take 0.9 GB.
+    Needs much less memory than `predict`: the probabilities of a 12-megapixel photo would take 0.9 GB.
     """
     return enlarge_classes(_logits(model, photos, image_size, flip), photos.shape[2], photos.shape[3])
 
 
-def _logits(model: UNet, photos: Tensor, image_size: int | tuple[int, int], flip: bool) -> Tensor:
+def _logits(model: UNet, photos: Tensor, image_size: Size, flip: bool) -> Tensor:
     device = next(model.parameters()).device
-    x = to_input(photos.to(device), image_size).contiguous(memory_format=torch.channels_last)
+    x = to_input(photos.to(device), image_size).contiguous(memory_format=memory_format(device))
     with autocast(device):
         logits = model(x)
         if flip:
@@ -123,14 +127,14 @@ def _logits(model: UNet, photos: Tensor, image_size: int | tuple[int, int], flip
 
 
 def enlarge_classes(logits: Tensor, height: int, width: int, most: int = 2**23) -> Tensor:
-    """The most probable classes after bilinear enlargement, in strips of rows that need little memory.
+    """Return the most probable classes after bilinear enlargement, computed in strips of rows to save memory.
 
-    Written so that TorchScript understands it: an exported model holds this very function.
+    Written in the part of Python that TorchScript supports: an exported model contains this function.
 
     Args:
         logits: `float32 [N, C, h, w]`.
         height, width: of the result, pixels.
-        most: values (of 4 bytes) that a strip may have.
+        most: number of values in a strip, 4 bytes each.
 
     Returns:
         `uint8 [N, height, width]`, the `argmax(1)` of `F.interpolate(..., mode="bilinear", align_corners=False)`.
@@ -139,7 +143,7 @@ def enlarge_classes(logits: Tensor, height: int, width: int, most: int = 2**23) 
     if h == height and logits.shape[3] == width:
         return logits.argmax(1).byte()
     wide = F.interpolate(logits, [h, width], mode="bilinear", align_corners=False)
-    # Where the centre of each row of the result lies among the rows of `wide`, and between which two.
+    # Each row of the result lies between two rows of `wide`, `share` of the way from the upper to the lower one.
     centers = ((torch.arange(height, device=logits.device) + 0.5) * (h / height) - 0.5).clamp(0, h - 1)
     above = centers.floor().long()
     below = (above + 1).clamp(max=h - 1)
@@ -154,30 +158,44 @@ def enlarge_classes(logits: Tensor, height: int, width: int, most: int = 2**23) 
 
 
 def photo_size(height: int, width: int, scene_size: tuple[int, int], divisor: int = 16) -> tuple[int, int]:
-    """Height and width at which the network should see a photo of yours, pixels.
+    """Return the height and width of the network's input for a photo of another shape, pixels.
 
-    The scenes that it learned from are 2:1, and squeezed to squares in the pairs. Any other photo is squeezed as
-    much, whatever its aspect.
+    The scenes that it learned from are 2:1, squeezed to squares in the pairs. Other photos are squeezed by the same
+    factor. The width is at most 16 times the height, so that the cost of a very wide photo is bounded.
 
     Args:
         height, width: of the photo.
         scene_size: of the network, see `Trained.scene_size`.
         divisor: of the network; the width is rounded to a multiple of it.
     """
-    return scene_size[0], max(divisor, round(scene_size[1] * width / height / 2 / divisor) * divisor)
+    steps = round(scene_size[1] * width / height / 2 / divisor)
+    return scene_size[0], min(max(1, steps), 16 * scene_size[0] // divisor) * divisor
 
 
-def evaluate(
+def frames_per_batch(scene_size: tuple[int, int], frames: Frames) -> int:
+    """Return how many frames to score together: 16 pairs, fewer of larger frames."""
+    return max(1, 2**20 // max(math.prod(scene_size), math.prod(frames.label_ids.shape[1:])))
+
+
+def predict_frames(
     model: UNet,
     frames: Frames,
-    image_size: int | tuple[int, int],
-    batch_size: int = 16,
+    image_size: Size,
     flip: bool = False,
     progress: str = "",
-) -> list[ConfusionMatrix]:
-    """Scores a model: one confusion matrix a frame, at the labels' resolution (256x256).
+    batch_size: int | None = None,
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Predict all frames in batches. Every score in this package comes from this loop.
 
-    The score of the set is that of `ConfusionMatrix.total(...)` of them.
+    Args:
+        model, image_size, flip: as in `predict`.
+        frames: photos and labels; their scheme must be the model's.
+        progress: text of the progress bar; without it there is no bar.
+        batch_size: frames per batch; by default as many as fit well.
+
+    Yields:
+        `(where, predicted, truth)`: the slice of the frames, and class indices `uint8 [n, H, W]` on the model's device;
+        `IGNORE` in the truth for void.
 
     Raises:
         ValueError: the model's number of classes is not that of the frames' scheme.
@@ -189,18 +207,50 @@ def evaluate(
             "prepare the frames with the scheme of the checkpoint"
         )
     device = next(model.parameters()).device
-    matrices: list[ConfusionMatrix] = []
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    step = batch_size or frames_per_batch(size, frames)
     with progress_bar(total=len(frames), desc=progress, unit="frame", disable=not progress) as bar:
-        for start in range(0, len(frames), batch_size):
-            photos, labels = frames.batch(slice(start, start + batch_size), device)
-            matrices += compare(predict_classes(model, photos, image_size, flip), labels, num_classes)
+        for start in range(0, len(frames), step):
+            where = slice(start, min(start + step, len(frames)))
+            photos, truth = frames.batch(where, device)
+            yield where, predict_classes(model, photos, size, flip), truth
             bar.update(len(photos))
+
+
+def evaluate(
+    model: UNet,
+    frames: Frames,
+    image_size: Size,
+    batch_size: int | None = None,
+    flip: bool = False,
+    progress: str = "",
+) -> list[ConfusionMatrix]:
+    """Return one confusion matrix per frame, at the resolution of the labels (256x256 for pairs).
+
+    The score of the set is that of `ConfusionMatrix.total(...)` of them. Arguments and errors as in `predict_frames`.
+    """
+    matrices: list[ConfusionMatrix] = []
+    for _, predicted, truth in predict_frames(model, frames, image_size, flip, progress, batch_size):
+        matrices += frame_matrices(predicted, truth, frames.scheme.num_classes)
     return matrices
 
 
-def compare(predicted: Tensor | np.ndarray, truth: Tensor | np.ndarray, num_classes: int) -> list[ConfusionMatrix]:
-    """One confusion matrix a frame, of class indices `uint8 [N, H, W]` each."""
-    matrices = [ConfusionMatrix(num_classes) for _ in predicted]
+def frame_matrices(
+    predicted: Tensor | np.ndarray, truth: Tensor | np.ndarray, num_classes: int
+) -> list[ConfusionMatrix]:
+    """Return one confusion matrix per frame of class indices `uint8 [N, H, W]`."""
+    matrices = [ConfusionMatrix(num_classes) for _ in range(len(truth))]
     for matrix, found, true in zip(matrices, predicted, truth, strict=True):
         matrix.update(found, true)
     return matrices
+
+
+def collect_predictions(
+    model: UNet, frames: Frames, image_size: Size, flip: bool = False, progress: str = ""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return predicted and true classes of all frames, `uint8 [N, H, W]` each; arguments as in `predict_frames`."""
+    predicted = np.empty(tuple(frames.label_ids.shape), dtype=np.uint8)
+    truth = np.empty_like(predicted)
+    for where, found, true in predict_frames(model, frames, image_size, flip, progress):
+        predicted[where], truth[where] = found.cpu().numpy(), true.cpu().numpy()
+    return predicted, truth

@@ -1,10 +1,10 @@
-"""Segmentation metrics, all read from one confusion matrix over the whole set.
+"""Segmentation metrics, all computed from one confusion matrix over the whole set.
 
-Averaging mIoU over batches or frames drops classes that a batch does not show and inflates the score; one matrix
-for the set, as in the Cityscapes benchmark, does not.
+Averaging the mIoU of batches or frames skips the classes that a batch does not show, and inflates the score. One matrix
+over the whole set, as in the Cityscapes benchmark, does not.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -30,22 +30,25 @@ class ConfusionMatrix:
         self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
     def update(self, pred: Tensor | np.ndarray, target: Tensor | np.ndarray) -> None:
-        """Adds a batch of label maps.
+        """Add a batch of label maps.
 
         Args:
-            pred: predicted classes, integers of any shape, each in `[0, C)` wherever the target is not ignored.
+            pred: predicted classes, integers of any shape, each in `[0, C)` where the target is not ignored.
             target: true classes, same shape, each in `[0, C)` or `ignore_index`.
 
         Raises:
-            ValueError: shapes differ, or a class lies outside `[0, C)`.
+            ValueError: shapes differ, values are not integers, or a class lies outside `[0, C)`.
         """
         pred, target = torch.as_tensor(pred), torch.as_tensor(target)
         if pred.shape != target.shape:
             raise ValueError(f"pred {list(pred.shape)} and target {list(target.shape)} differ in shape")
-        # int32 holds C * C and is half the traffic of int64; everything below stays on the device of `pred`.
+        for name, values in (("pred", pred), ("target", target)):
+            if values.is_floating_point() or values.is_complex():
+                raise ValueError(f"{name} holds {values.dtype}, not class indices: use logits.argmax(1), or .long()")
+        # int32 holds C * C and needs half the memory traffic of int64; everything stays on the device of `pred`.
         pred, target = pred.flatten().int(), target.to(pred.device).flatten().int()
-        # What is out of range on either side lands in one extra row or column, and what is ignored in a row after
-        # them: all found by a single bincount, with no pixel picked out before.
+        # One bincount finds everything, without selecting pixels first: values out of range land in one extra row or
+        # column (number c), ignored pixels in one more row (number c + 1).
         c = self.num_classes
         rows = torch.where((target >= 0) & (target < c), target, c)
         rows.masked_fill_(target == self.ignore_index, c + 1)
@@ -60,20 +63,34 @@ class ConfusionMatrix:
 
     @classmethod
     def total(cls, matrices: Iterable["ConfusionMatrix"]) -> "ConfusionMatrix":
-        """The matrix of all their pixels together."""
+        """Return the matrix of all pixels of several matrices together."""
         matrices = list(matrices)
         result = cls(matrices[0].num_classes, matrices[0].ignore_index)
-        result.matrix = sum(matrix.matrix for matrix in matrices)
+        result.matrix = torch.stack([matrix.matrix for matrix in matrices]).sum(0)
+        return result
+
+    def merge(self, new_index: Sequence[int]) -> "ConfusionMatrix":
+        """Return the matrix after merging classes, as if truth and prediction had been relabelled.
+
+        Args:
+            new_index: for each class, the index of the class that it becomes a part of.
+        """
+        index = torch.as_tensor(new_index, device=self.matrix.device)
+        result = ConfusionMatrix(int(index.max()) + 1, self.ignore_index)
+        flat = (index[:, None] * result.num_classes + index).flatten()
+        merged = torch.zeros(result.num_classes**2, dtype=torch.int64, device=flat.device)
+        result.matrix = merged.index_add(0, flat, self.matrix.flatten()).view_as(result.matrix)
         return result
 
     @property
     def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        counts = self.matrix.double().cpu()
+        """Pixels of each class that are right, true and predicted, `float64 [C]` on the CPU."""
+        counts = self.matrix.cpu().double()  # in this order: Apple GPUs have no float64
         return counts.diagonal(), counts.sum(1), counts.sum(0)
 
     @property
     def pixel_accuracy(self) -> float:
-        """Share of the pixels, void left out, that are right."""
+        """Share of the pixels that are right, ignored pixels left out; NaN without any pixel."""
         hit, truth, _ = self._parts
         return (hit.sum() / truth.sum()).item()
 
@@ -93,9 +110,10 @@ class ConfusionMatrix:
     def iou(self) -> Tensor:
         """Intersection over union of each class, `float64 [C]`; NaN for a class absent from the truth.
 
-        The official Cityscapes evaluation and torchmetrics give 0 to an absent class that was predicted somewhere, and
-        take it into the mean. Here it stays out, so that the classes of the mean depend on the truth alone: two models
-        scored on the same frames are averaged over the same classes. With every class in the truth all three agree.
+        The official Cityscapes evaluation and torchmetrics give 0 to an absent class that is predicted somewhere, and
+        include it in the mean. Here it is left out, so that the classes in the mean depend on the truth alone: two
+        models scored on the same frames are averaged over the same classes. When every class is in the truth, all
+        three agree.
         """
         hit, truth, predicted = self._parts
         return torch.where(truth > 0, hit / (truth + predicted - hit), torch.nan)
@@ -117,22 +135,45 @@ class ConfusionMatrix:
         return ((self.iou * truth).nansum() / truth.sum()).item()
 
     def guessing(self, shares: Tensor) -> "ConfusionMatrix":
-        """What a guess that never looks at the photo is expected to get on the same truth.
+        """Return the expected matrix of a guess that ignores the photo, on the same truth.
 
         Args:
-            shares: probability of each class being guessed, `float [C]`, summing to 1: all alike for pure chance, the
-                class frequencies for the best-informed one.
+            shares: probability of guessing each class, `float [C]`, summing to 1: equal for pure chance, the class
+                frequencies for the best-informed guess.
         """
         _, truth, _ = self._parts
         guess = ConfusionMatrix(self.num_classes, self.ignore_index)
-        guess.matrix = torch.outer(truth, shares.double().cpu()).round().long()
+        guess.matrix = torch.outer(truth, shares.cpu().double()).round().long()
         return guess
 
     def summary(self) -> dict[str, float]:
-        """The set-level numbers, in the order of the pix2pix paper, as plain floats."""
+        """Return the scores of the set as plain floats, in the order of the pix2pix paper."""
         return {
             "pixel_accuracy": self.pixel_accuracy,
             "class_accuracy": self.class_accuracy,
             "mean_iou": self.mean_iou,
             "frequency_weighted_iou": self.frequency_weighted_iou,
         }
+
+
+def bootstrap_mean_iou(matrices: list[ConfusionMatrix], rounds: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % interval of the mIoU when the frames are drawn again with replacement.
+
+    This is Efron's percentile bootstrap (https://doi.org/10.1214/aos/1176344552). It measures how much the score
+    depends on which frames are in the set, nothing else.
+
+    Args:
+        matrices: one per frame.
+        rounds: number of draws.
+        seed: of the draws.
+    """
+    counts = torch.stack([matrix.matrix for matrix in matrices]).cpu().double()
+    rng = np.random.default_rng(seed)
+    total = ConfusionMatrix(matrices[0].num_classes)
+    scores = []
+    for _ in range(rounds):
+        drawn = np.bincount(rng.integers(len(counts), size=len(counts)), minlength=len(counts))
+        total.matrix = torch.tensordot(torch.from_numpy(drawn).double(), counts, dims=1).round().long()
+        scores.append(total.mean_iou)
+    low, high = np.quantile(scores, [0.025, 0.975])
+    return float(low), float(high)

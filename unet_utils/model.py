@@ -1,13 +1,16 @@
-"""The UNet of Ronneberger, Fischer and Brox (https://arxiv.org/abs/1505.04597), from scratch or on a known encoder.
+"""The U-Net of Ronneberger, Fischer and Brox (https://arxiv.org/abs/1505.04597).
 
-Three things differ from the paper, as in nearly every later implementation: convolutions are padded, so the output
-is as large as the input; batch normalisation follows each convolution; and the width is a knob.
+Three things differ from the paper, as in nearly all later implementations: convolutions are padded, so that the output
+has the size of the input; batch normalization follows each convolution; and the width is a parameter. The contracting
+path can also be a network of torchvision with ImageNet weights.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import max_pool2d
 from torchvision.models import get_model
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -15,12 +18,12 @@ ENCODERS = {
     "resnet34": ("relu", "layer1", "layer2", "layer3", "layer4"),
     "convnext_tiny": ("features.1", "features.3", "features.5", "features.7"),
 }
-"""torchvision's networks that can be the contracting path, and which of their layers the skip connections start from:
+"""torchvision networks that can be the contracting path, and the layers where the skip connections start:
 https://arxiv.org/abs/1512.03385 and https://arxiv.org/abs/2201.03545."""
 
 
 class DoubleConv(nn.Sequential):
-    """Twice: 3x3 convolution, batch normalisation, ReLU. `[N, in, H, W] -> [N, out, H, W]`."""
+    """Two times: 3x3 convolution, batch normalization, ReLU. `[N, in, H, W] -> [N, out, H, W]`."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(
@@ -33,56 +36,67 @@ class DoubleConv(nn.Sequential):
         )
 
 
-class Down(nn.Module):
-    """The contracting path: `[N, in, H, W]` to the features of five levels, each half as high and wide as the last."""
+class Down(DoubleConv):
+    """One level of the contracting path: halve height and width. `[N, in, H, W] -> [N, out, H/2, W/2]`."""
 
-    HALVINGS = 4
-
-    def __init__(self, in_channels: int, base_channels: int):
-        super().__init__()
-        self.widths = [base_channels * 2**level for level in range(self.HALVINGS + 1)]
-        self.levels = nn.ModuleList(DoubleConv(a, b) for a, b in pairwise([in_channels, *self.widths]))
-        self.pool = nn.MaxPool2d(2)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        features = [self.levels[0](x)]
-        for level in self.levels[1:]:
-            features.append(level(self.pool(features[-1])))
-        return features
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(max_pool2d(x, 2))
 
 
 class Up(nn.Module):
-    """Doubles height and width, joins the skip connection, convolves: `[N, deep, H, W] -> [N, skip, 2H, 2W]`."""
+    """One level of the expanding path: double the size, join the skip. `[N, in, H, W] -> [N, out, 2H, 2W]`."""
 
-    def __init__(self, deep: int, skip: int):
+    def __init__(self, in_channels: int, skip_channels: int, out_channels: int):
         super().__init__()
-        self.upsample = nn.ConvTranspose2d(deep, skip, 2, stride=2)
-        self.convolve = DoubleConv(2 * skip, skip)
+        self.upsample = nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)
+        self.convolve = DoubleConv(skip_channels + out_channels, out_channels)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         return self.convolve(torch.cat([skip, self.upsample(x)], dim=1))
 
 
+class ContractingPath(nn.Module):
+    """Five levels; each of the four halvings doubles the number of channels.
+
+    `[N, in, H, W]` to a list of features `[N, base, H, W], [N, 2 base, H/2, W/2], ..., [N, 16 base, H/16, W/16]`.
+    """
+
+    def __init__(self, in_channels: int, base_channels: int):
+        super().__init__()
+        self.widths = [base_channels * 2**level for level in range(5)]
+        levels = [Down(a, b) for a, b in pairwise(self.widths)]
+        self.levels = nn.ModuleList([DoubleConv(in_channels, base_channels), *levels])
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features = []
+        for level in self.levels:
+            x = level(x)
+            features.append(x)
+        return features
+
+
 class UNet(nn.Module):
-    """A contracting path, an expanding path back, and a skip connection at every level.
+    """A contracting path, an expanding path, and a skip connection at each level.
 
     Args:
-        in_channels: channels of the image; 3 with an encoder.
+        in_channels: channels of the image; must be 3 with an encoder.
         num_classes: channels of the output, one logit per class.
-        base_channels: channels of the first level; each of the four halvings doubles them, so 64 gives the paper's 64
-            to 1024. Parameters and time grow with its square. Means nothing with an encoder.
-        fold: folds each fold x fold block of pixels into channels first, and the logits back in the end
+        base_channels: channels of the first level; 64 gives the paper's 64 to 1024. Parameters and time grow with its
+            square. Ignored with an encoder.
+        fold: fold each fold x fold block of pixels into channels first, and the logits back at the end
             (https://arxiv.org/abs/1609.05158). 2 takes a quarter of the time of 1 at the same width.
         encoder: one of `ENCODERS` as the contracting path, or None for the paper's.
-        pretrained: start the encoder from torchvision's ImageNet weights, downloaded at first use; where they cannot
-            be had, it says so and starts from random ones.
+        pretrained: start the encoder from torchvision's ImageNet weights, downloaded at first use. Without a
+            connection a message says so, and the encoder starts from random weights.
+        expanding_channels: channels of each level of the expanding path, coarse to fine; by default those of the skip
+            connections.
 
     Attributes:
-        config: the arguments that make the same network again (its weights aside).
-        divisor: height and width of the image must divide by it.
+        config: the arguments that build the same network again, without its weights.
+        divisor: height and width of the image must be divisible by it.
 
     Raises:
-        ValueError: unknown encoder, or one with `in_channels` or `fold` that it cannot have.
+        ValueError: unknown encoder, or `in_channels`, `fold` or `expanding_channels` do not fit the encoder.
     """
 
     def __init__(
@@ -93,6 +107,7 @@ class UNet(nn.Module):
         fold: int = 1,
         encoder: str | None = None,
         pretrained: bool = False,
+        expanding_channels: Sequence[int] | None = None,
     ):
         super().__init__()
         self.config = {
@@ -109,52 +124,68 @@ class UNet(nn.Module):
                 raise ValueError(f"{encoder} takes 3 channels and no fold, got in_channels {in_channels}, fold {fold}")
             self.encoder, widths, scale = _torchvision_encoder(encoder, pretrained)
         else:
-            self.encoder, scale = Down(in_channels * fold**2, base_channels), fold
+            self.encoder, scale = ContractingPath(in_channels * fold**2, base_channels), fold
             widths = self.encoder.widths
-        self.divisor = scale * 2 ** (len(widths) - 1)
-        self.fold = nn.PixelUnshuffle(fold) if fold > 1 else nn.Identity()  # a shuffle by 1 would copy
-        self.up = nn.ModuleList(Up(deep, skip) for skip, deep in reversed(list(pairwise(widths))))
-        # Where the first features are `scale` times smaller than the image, each gives the logits of a block of pixels.
-        self.head = nn.Conv2d(widths[0], num_classes * scale**2, 1)
+        skips = widths[-2::-1]  # coarse to fine, the bottom left out
+        if expanding_channels is not None:
+            if len(expanding_channels) != len(skips):
+                raise ValueError(f"expanding_channels has {len(expanding_channels)} entries, needed are {len(skips)}")
+            self.config["expanding_channels"] = list(expanding_channels)
+        out = list(expanding_channels or skips)
+        self.divisor = scale * 2 ** len(skips)
+        self.fold = nn.PixelUnshuffle(fold) if fold > 1 else nn.Identity()  # PixelUnshuffle(1) would copy
+        self.up = nn.ModuleList(Up(*channels) for channels in zip([widths[-1], *out], skips, out, strict=False))
+        # When the finest features are `scale` times smaller than the image, each gives the logits of a block of pixels.
+        self.head = nn.Conv2d(out[-1], num_classes * scale**2, 1)
         self.unfold = nn.PixelShuffle(scale) if scale > 1 else nn.Identity()
         for module in (*self.up.modules(), *(() if encoder else self.encoder.modules())):
-            if isinstance(module, nn.Conv2d):  # He initialisation, as the paper asks for in section 3
+            if isinstance(module, nn.Conv2d):  # He initialization, as in section 3 of the paper
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        # ... but a last layer that starts near zero gives every class the same chance, not a random verdict.
+        # A last layer near zero gives all classes the same probability at the start, not a random prediction.
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Class logits of a batch of images.
-
-        Args:
-            x: `float [N, in_channels, H, W]`.
-
-        Returns:
-            `float [N, num_classes, H, W]`.
+        """Return the class logits `float [N, num_classes, H, W]` of a batch of images `float [N, in_channels, H, W]`.
 
         Raises:
-            ValueError: H or W is not divisible by `divisor`, or the number of channels is another.
+            ValueError: H or W is not divisible by `divisor`, or the number of channels is wrong.
         """
+        _, expanding = self.features(x)
+        return self.unfold(self.head(expanding[-1]))
+
+    def features(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the feature maps of the contracting path (fine to coarse) and the expanding path (coarse to fine)."""
         step, channels = self.divisor, self.config["in_channels"]
         if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % step or x.shape[3] % step:
             raise ValueError(
                 f"UNet takes [N, {channels}, H, W] with H and W divisible by {step}, got {list(x.shape)}: "
                 f"resize or pad the image to a multiple of {step}"
             )
-        features = self.encoder(self.fold(x))
-        *skips, x = features.values() if isinstance(features, dict) else features
+        contracting = self.encoder(self.fold(x))
+        if isinstance(contracting, dict):  # torchvision's feature extractors return their layers by name
+            contracting = list(contracting.values())
+        *skips, x = contracting
+        expanding = []
         for up in self.up:
             x = up(x, skips.pop())
-        return self.unfold(self.head(x))
+            expanding.append(x)
+        return contracting, expanding
+
+    def shift_logits(self, shift: Tensor) -> None:
+        """Add a constant to the logit of each class, `float [num_classes]`, by changing the bias of the last layer."""
+        # PixelShuffle takes the channels of one class from consecutive channels.
+        block = self.head.out_channels // len(shift)
+        with torch.no_grad():
+            self.head.bias += shift.to(self.head.bias).repeat_interleave(block)
 
 
 def _torchvision_encoder(name: str, pretrained: bool) -> tuple[nn.Module, list[int], int]:
-    """A torchvision network that returns the features of its stages, their widths, and how much the first shrinks."""
+    """Return a torchvision network that gives the features of its stages, their widths, and the scale of the first."""
     try:
         network = get_model(name, weights="DEFAULT" if pretrained else None)
-    except (OSError, RuntimeError) as error:  # no way there, or what came was not the file
-        print(f"Could not download the ImageNet weights of {name} ({error}): it starts from random ones.")
+    except (OSError, RuntimeError) as error:  # offline, or a corrupt download
+        print(f"Could not download the ImageNet weights of {name} ({error}): it starts from random weights.")
         network = get_model(name, weights=None)
     encoder = create_feature_extractor(network, list(ENCODERS[name]))
     with torch.no_grad():
@@ -163,41 +194,34 @@ def _torchvision_encoder(name: str, pretrained: bool) -> tuple[nn.Module, list[i
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of trainable weights."""
+    """Return the number of trainable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def model_summary(model: UNet, image_size: int = 256) -> str:
-    """A table of the levels: output shape and number of parameters, measured by one forward pass."""
-    if isinstance(model.encoder, Down):
-        parts = [(f"level {i}", m) for i, m in enumerate(model.encoder.levels)]
-    else:
-        parts = [(model.config["encoder"], model.encoder)]
-    parts += [(f"up {i}", m) for i, m in enumerate(model.up, 1)] + [("head", model.head)]
-    shapes: dict[str, list[int]] = {}
-
-    def note(name: str, out: Tensor | dict[str, Tensor]) -> None:
-        shapes[name] = list((list(out.values())[-1] if isinstance(out, dict) else out).shape[1:])
-
-    hooks = [module.register_forward_hook(lambda _m, _i, out, name=name: note(name, out)) for name, module in parts]
-    was_training = model.training
+    """Return a table of the levels: output shape and number of parameters."""
+    device = next(model.parameters()).device
+    training = model.training
     with torch.no_grad():
-        parameter = next(model.parameters())
-        size = (1, model.config["in_channels"], image_size, image_size)
-        model.eval()(torch.zeros(size, device=parameter.device, dtype=parameter.dtype))
-    model.train(was_training)
-    for hook in hooks:
-        hook.remove()
+        image = torch.zeros(1, model.config["in_channels"], image_size, image_size, device=device)
+        contracting, expanding = model.eval().features(image)
+    model.train(training)
+    if isinstance(model.encoder, ContractingPath):
+        parts = [(f"down {i}", m, x) for i, (m, x) in enumerate(zip(model.encoder.levels, contracting, strict=True))]
+    else:
+        parts = [(model.config["encoder"], model.encoder, contracting[-1])]
+    parts += [(f"up {i}", m, x) for i, (m, x) in enumerate(zip(model.up, expanding, strict=True), 1)]
+    logits = image.new_empty(1, model.config["num_classes"], image_size, image_size)
     lines = [f"{'part':13} {'channels x height x width':>26} {'parameters':>12}"]
-    for name, module in parts:
-        shape = " x ".join(map(str, shapes[name]))
+    for name, module, x in [*parts, ("head", model.head, logits)]:
+        shape = " x ".join(map(str, x.shape[1:]))
         lines.append(f"{name:13} {shape:>26} {count_parameters(module):12,}")
     lines.append(f"{'total':13} {'':26} {count_parameters(model):12,}")
     return "\n".join(lines)
 
 
 def compute_dtype(device: torch.device | str) -> torch.dtype:
-    """The precision that the device computes fastest in and that networks tolerate.
+    """Return the data type in which the device computes fastest and networks still train.
 
     bfloat16 where the hardware has it (Ampere GPUs and later, CPUs with AVX512-BF16 or AMX), float16 on older GPUs
     such as Colab's T4, float32 elsewhere.
@@ -213,6 +237,15 @@ def compute_dtype(device: torch.device | str) -> torch.dtype:
 
 
 def autocast(device: torch.device | str) -> torch.autocast:
-    """The context to run a network in on that device: mixed precision where it pays."""
+    """Return the context to run a network in on that device: mixed precision where it is faster."""
     dtype = compute_dtype(device)
     return torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def memory_format(device: torch.device | str) -> torch.memory_format:
+    """Return the memory layout in which the device convolves fastest, and correctly.
+
+    Apple GPUs are reported to compute wrong gradients of batch normalization with channels last:
+    https://github.com/pytorch/pytorch/issues/175189.
+    """
+    return torch.contiguous_format if torch.device(device).type == "mps" else torch.channels_last

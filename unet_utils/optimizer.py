@@ -1,59 +1,72 @@
-"""The optimizer: Muon for the kernels, Adam for the rest."""
+"""The optimizer: Muon for the kernels, Adam for everything else."""
+
+from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 
 from unet_utils.model import compute_dtype
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose step is made orthogonal (https://kellerjordan.github.io/posts/muon), for networks of convolutions.
+    """Momentum with orthogonalized steps (https://kellerjordan.github.io/posts/muon), for convolutional networks.
 
-    A kernel `[out, in, h, w]` is taken as a matrix of `out` rows. Its step has about the size of an AdamW step
-    (https://arxiv.org/abs/2502.16982), so one learning rate serves kernels and all else: parameters of fewer
-    dimensions (biases, normalisation) are moved by Adam. Decay is decoupled and for kernels only.
+    A kernel `[out, in, h, w]` is treated as a matrix with `out` rows. The root mean square of its step is that of an
+    AdamW step (https://arxiv.org/abs/2502.16982), so one learning rate serves kernels and everything else: parameters
+    with one dimension (biases, normalization) are updated by Adam. Weight decay is decoupled, for kernels only.
 
-    Works with a GradScaler that has unscaled the gradients: a step with a gradient that is not finite is left out,
-    without asking the device whether it is.
+    Works with a GradScaler that has unscaled the gradients: a step with an overflow changes nothing, and no value is
+    copied to the CPU to find out.
 
     Args:
-        params: all parameters of a network.
+        params: parameters, or parameter groups. Kernels of a group with `"muon": False` are updated by AdamW, and
+            `"rate"` is a factor of the group's learning rate.
         lr: learning rate.
-        weight_decay: share of `lr` that kernels shrink by in a step.
+        weight_decay: kernels shrink by this share of `lr` per step.
     """
 
-    _step_supports_amp_scaling = True  # GradScaler then leaves `found_inf` here and does not wait for the device
+    _step_supports_amp_scaling = True  # GradScaler then sets `found_inf` here, instead of waiting for the GPU
 
-    def __init__(self, params, lr: float = 1e-3, weight_decay: float = 0.0):
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+    def __init__(self, params: Iterable, lr: float = 1e-3, weight_decay: float = 0.0):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "muon": True, "rate": 1.0})
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # checkpoints before version 0.2 have groups without these
+            group.setdefault("muon", True)
+            group.setdefault("rate", 1.0)
 
     @torch.no_grad()
-    def step(self) -> None:
-        """One step along the gradients; parameters without one stay."""
+    def step(self) -> None:  # type: ignore[override]
+        """Update the parameters that have a gradient."""
         for group in self.param_groups:
             params = [param for param in group["params"] if param.grad is not None]
             grads = [param.grad for param in params]
-            lr = group["lr"]
+            lr = group["lr"] * group["rate"]
             if getattr(self, "found_inf", None) is not None:
-                # Nothing learned, nothing moved: zeros instead of what overflowed, and a step of length zero.
+                # After an overflow: zeros in the place of the gradients, and a step of length zero.
                 grads = [torch.where(self.found_inf > 0, 0.0, grad) for grad in grads]
                 lr = lr * (1 - self.found_inf)
             for param, grad in zip(params, grads, strict=True):
+                is_kernel = param.ndim >= 2
                 state = self.state[param]
                 if not state:
                     state["momentum"] = torch.zeros_like(param)
-                    if param.ndim < 2:
+                    if not (is_kernel and group["muon"]):
                         state["square"] = torch.zeros_like(param)
                         state["step"] = torch.zeros((), device=param.device)
-                if param.ndim < 2:
-                    param.sub_(_adam_step(grad, state) * lr)
-                else:
+                if is_kernel and group["muon"]:
                     state["momentum"].lerp_(grad, 0.05)
-                    step = _orthogonal(grad.lerp(state["momentum"], 0.95).flatten(1))
-                    size = 0.2 * max(step.shape) ** 0.5
-                    param.sub_((step.view_as(param) * size + param * group["weight_decay"]) * lr)
+                    matrix = _orthogonal(grad.lerp(state["momentum"], 0.95).flatten(1))
+                    step = matrix.view_as(param) * (0.2 * max(matrix.shape) ** 0.5)
+                else:
+                    step = _adam_step(grad, state)
+                if is_kernel:
+                    step = step + param * group["weight_decay"]
+                param.sub_(step * lr)
 
 
-def _adam_step(grad: torch.Tensor, state: dict) -> torch.Tensor:
+def _adam_step(grad: Tensor, state: dict) -> Tensor:
     state["step"] += 1
     state["momentum"].lerp_(grad, 0.1)
     state["square"].lerp_(grad.square(), 0.01)
@@ -61,8 +74,8 @@ def _adam_step(grad: torch.Tensor, state: dict) -> torch.Tensor:
     return mean / (square.sqrt() + 1e-8)
 
 
-def _orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """The nearest matrix with all singular values near 1, by five steps of a Newton-Schulz iteration."""
+def _orthogonal(matrix: Tensor) -> Tensor:
+    """Bring all singular values near 1, by five steps of a Newton-Schulz iteration with Muon's coefficients."""
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix  # the smaller product
     x = (x / (x.norm() + 1e-7)).to(compute_dtype(x.device))
     for _ in range(5):
