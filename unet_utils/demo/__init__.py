@@ -1,4 +1,4 @@
-"""Street scenes drawn by this package, in the format of the Kaggle pairs."""
+"""The demo set: drawn street scenes in the format of the Kaggle pairs, for use without a download."""
 
 from unet_utils.demo.pairs import demo_truth, make_demo
 

@@ -1,7 +1,7 @@
-"""A canvas on which 3-D streets are drawn: every shape lands on a photo and, in the same call, on a map of label ids.
+"""A canvas for 3-D streets: each shape is drawn on a photo and, in the same call, on a map of label ids.
 
-The pinhole camera of a car looks along the street: x points right, y up, z ahead, in metres. Shapes are given in
-coordinates of their own and an `at` that maps them to the street: `place` makes one.
+A pinhole camera in a car looks along the street: x points right, y up, z ahead, in metres. Shapes have their own local
+coordinates, and a function `at` that maps these to the street; `place` returns one.
 """
 
 import math
@@ -14,21 +14,21 @@ from PIL import Image, ImageDraw, ImageFilter
 from unet_utils.classes import LABELS
 
 HEIGHT, WIDTH = 512, 1024
-NEAR, FAR = 2.2, 400.0  # metres: nothing is drawn outside
+NEAR, FAR = 2.2, 400.0  # metres: nothing nearer or farther is drawn
 ID = {label.name: label.id for label in LABELS}
 ROUGH = {"vegetation": 12, "terrain": 9, "building": 4, "wall": 7, "road": 5, "sidewalk": 7, "sky": 1}
 ROUGHNESS = np.array([ROUGH.get(label.name, 2) for label in LABELS], dtype=np.float32)  # texture, in grey levels
-COLORS = np.array([label.color for label in LABELS], dtype=np.uint8)  # both are indexed by label id
+COLORS = np.array([label.color for label in LABELS], dtype=np.uint8)  # both indexed by label id
 
 Color = tuple[float, ...]
 At = Callable[..., tuple[float, float, float]]
 
-LIGHTS = {  # colours of the haze and of the sky at the top and the bottom, brightness of clouds, tint of everything
+LIGHTS = {  # colours of the haze and of the sky (top, bottom), brightness of clouds, tint of the whole photo
     "sun": ((186, 204, 222), (104, 148, 206), (200, 216, 232), 36, (1.05, 1.0, 0.94)),
     "overcast": ((196, 199, 202), (180, 184, 190), (216, 216, 214), 14, (0.9, 0.92, 0.95)),
     "dusk": ((206, 170, 150), (110, 116, 156), (246, 190, 150), 24, (0.84, 0.72, 0.72)),
 }
-# Classes share colours on purpose: a network has to look at shape and place, not only at the colour of a pixel.
+# Classes share colours on purpose: a network has to use shape and position, not only the colour of a pixel.
 PAINTS = {
     "car": "1c1e22 2a2c32 3c3e44 787c80 9a9ea2 b0b2b4 dededc ececea 961818 1e346e 466086 3a543c aa9676 c49628",
     "wall": "c4baa4 a8a096 8c8480 cebe96 965c4a b68064 787068 d6d2ca b0a878 6e767e caa48c e0dacc 9aa0a4",
@@ -46,28 +46,28 @@ PAINTS = {
 
 
 def place(x: float, z: float, heading: float = 0.0) -> At:
-    """Maps a thing's own coordinates (right, up, ahead) to the street's; heading 0 looks away from the camera."""
+    """Return the map from local coordinates (right, up, ahead) to the street; heading 0 points away from the camera."""
     cos, sin = math.cos(heading), math.sin(heading)
     return lambda u, y, w=0.0: (x + u * cos + w * sin, y, z - u * sin + w * cos)
 
 
 def shade(color: Color, factor: float) -> Color:
-    """The colour, darker or lighter."""
+    """Return a darker or lighter colour."""
     return color[0] * factor, color[1] * factor, color[2] * factor
 
 
 class Canvas:
-    """A photo and its label map, drawn together through one camera, in one light."""
+    """A photo and its label map, drawn together with one camera and one light."""
 
     def __init__(self, rng: np.random.Generator):
         self.rng = rng
         self.focal, self.eye = rng.uniform(850, 1050), rng.uniform(1.25, 1.6)
         self.center, self.horizon = WIDTH / 2 + rng.normal(0, 40), HEIGHT * rng.uniform(0.38, 0.46)
-        self.bend = rng.normal(0, 0.0009)  # the street bends: x grows by bend * z^2
+        self.bend = rng.normal(0, 0.0009)  # curvature of the street: x grows by bend * z^2
         self.weather = str(rng.choice(list(LIGHTS), p=[0.5, 0.35, 0.15]))
         self.haze, *sky, self.tint = LIGHTS[self.weather]
-        self.cast = int(rng.choice([-1, 1]))  # where shadows fall: left or right
-        self.reach = rng.uniform(120, 350)  # metres after which haze has taken 63 % of a colour
+        self.cast = int(rng.choice([-1, 1]))  # shadows fall to the left or to the right
+        self.reach = rng.uniform(120, 350)  # metres after which haze replaces 63 % of a colour
         self.waiting: list[tuple] = []
         self.shadows = Image.new("L", (WIDTH, HEIGHT), 0)
         self.labels = Image.new("L", (WIDTH, HEIGHT), ID["sky"])
@@ -75,29 +75,29 @@ class Canvas:
         self.pens = [ImageDraw.Draw(image) for image in (self.photo, self.labels, self.shadows)]
 
     def choose(self, options: Sequence):
-        """One of the options, all equally likely; several times quicker than `Generator.choice`."""
+        """Return one of the options, all equally likely; several times faster than `Generator.choice`."""
         return options[self.rng.integers(len(options))]
 
     def pick(self, paint: str, spread: float = 10) -> Color:
-        """One of the colours of that name, varied a little."""
+        """Return one of the colours of that name, slightly varied."""
         base = bytes.fromhex(self.choose(PAINTS[paint].split()))
         lighter, *tint = self.rng.normal(0, spread, 4).tolist()
         return tuple([min(255, max(8, value + lighter + change / 2)) for value, change in zip(base, tint, strict=True)])
 
     def lit(self, normal: float) -> float:
-        """How bright a wall is that looks left (-1) or right (1)."""
+        """Return the brightness of a wall that faces left (-1) or right (1)."""
         return 0.9 - (0.17 * normal * self.cast if self.weather == "sun" else 0)
 
     def project(self, x: float, y: float, z: float) -> tuple[float, float]:
-        """Column and row of a point."""
+        """Return column and row of a point, pixels."""
         z = max(z, NEAR)
         scale = self.focal / z
         return self.center + scale * (x + self.bend * z * z), self.horizon + scale * (self.eye - y)
 
     def face(self, at: At, points: Sequence, color: Color | None = None, label: str | None = None, cull=False) -> bool:
-        """Draws a polygon; without a colour or without a label only on the other picture.
+        """Draw a polygon on the photo (unless `color` is None) and on the label map (unless `label` is None).
 
-        With `cull`, a polygon that turns its back to the camera is not drawn, and the answer is False.
+        With `cull`, a polygon that faces away from the camera is not drawn. Return whether it was drawn.
         """
         points = [at(*point) for point in points]
         flat = [self.project(*point) for point in points]
@@ -110,16 +110,16 @@ class Canvas:
         return True
 
     def patch(self, at: At, u0, u1, v0, v1, color: Color | None = None, label: str | None = None, w=0.0) -> None:
-        """A rectangle that faces the way its thing looks."""
+        """Draw a rectangle in the plane at depth `w` of the local coordinates."""
         self.face(at, ((u0, v0, w), (u0, v1, w), (u1, v1, w), (u1, v0, w)), color, label)
 
     def regular(self, at: At, u, v, radius, color: Color, label: str, corners: int = 14, turn=0.0) -> None:
-        """A regular polygon around (u, v), turned by that part of a full turn."""
+        """Draw a regular polygon around (u, v), rotated by `turn` full turns."""
         angles = [2 * math.pi * (turn + i / corners) for i in range(corners)]
         self.face(at, [(u + radius * math.cos(a), v + radius * math.sin(a)) for a in angles], color, label)
 
     def disc(self, at: At, u, v, ru, rv, color: Color, label: str | None = None, ring=0.0) -> None:
-        """An ellipse that faces the camera; with `ring` the photo gets only an outline of that thickness."""
+        """Draw an ellipse that faces the camera; with `ring`, only an outline of that thickness on the photo."""
         x, y, z = at(u, v)
         (column, row), scale = self.project(x, y, z), self.focal / max(z, NEAR)
         box = (column - ru * scale, row - rv * scale, column + ru * scale, row + rv * scale)
@@ -131,7 +131,7 @@ class Canvas:
             self.pens[1].ellipse(box, ID[label])
 
     def leaves(self, x: float, y: float, z: float, radius: float, color: Color) -> None:
-        """The crown of a tree: dark leaves first, then lighter ones, lightest towards the sun."""
+        """Draw the crown of a tree: dark leaves first, then lighter ones, lightest towards the sun."""
         at, count = place(x, z), int(min(45, 16 + 400 / z))
         for i, (turn, far, size, hue) in enumerate(self.rng.random((count, 4)).tolist()):
             t, far = i / count, math.sqrt(far) * 0.85
@@ -142,30 +142,30 @@ class Canvas:
             self.disc(at, u * radius, max(y + v * radius, size), size, size * 0.9, tint, "vegetation")
 
     def ground(self, x0, x1, color: Color, label: str | None = None, z0=NEAR, z1=FAR) -> None:
-        """A piece of the ground that follows the bend of the street."""
+        """Draw a strip of the ground that follows the curve of the street."""
         strip = self._strip(x0, x1, z0, z1)
-        self.pens[0].polygon(strip, fill=tuple(map(int, color)))  # haze comes with light_ground
+        self.pens[0].polygon(strip, fill=tuple(map(int, color)))  # _light_ground adds the haze
         if label is not None:
             self.pens[1].polygon(strip, fill=ID[label])
 
     def shadow(self, x: float, z: float, half: float, depth: float, height: float) -> None:
-        """Darkens the ground under a thing, and beside it when the sun shines."""
+        """Darken the ground under an object, and next to it in sunshine."""
         shift = self.cast * height * 0.7 if self.weather == "sun" else 0
         strip = self._strip(x - half + min(shift, 0), x + half + max(shift, 0), z, z + depth)
         self.pens[2].polygon(strip, fill=150)
 
     def put(self, z: float, draw: Callable, *args) -> None:
-        """Remembers a thing; `finish` draws them all, the farthest first."""
+        """Store an object at distance `z`; `finish` draws all of them, the farthest first."""
         self.waiting.append((z, draw, args))
 
     def finish(self) -> None:
-        """Lights the ground and draws all that stands on it."""
+        """Light the ground and draw everything that stands on it."""
         self._light_ground()
         for _, draw, args in sorted(self.waiting, key=lambda thing: -thing[0]):
             draw(self, *args)
 
     def hood(self) -> None:
-        """Draws the hood of the camera's own car, which Cityscapes labels void."""
+        """Draw the hood of the car that carries the camera, which Cityscapes labels as void."""
         top, half, color = HEIGHT * self.rng.uniform(0.88, 0.95), WIDTH * self.rng.uniform(0.45, 0.7), self.pick("car")
         for inset in range(0, 60, 4):
             box = (WIDTH / 2 - half + 2 * inset, top + inset, WIDTH / 2 + half - 2 * inset, 1.3 * HEIGHT)
@@ -173,7 +173,7 @@ class Canvas:
             self.pens[1].ellipse(box, ID["ego vehicle"])
 
     def develop(self) -> tuple[np.ndarray, np.ndarray]:
-        """The photo, with the texture of surfaces, exposure and the colour of the light; and the label map."""
+        """Return the photo, with surface texture, exposure and colour of the light added, and the label map."""
         labels, exposure = np.asarray(self.labels), self.rng.uniform(0.88, 1.15)
         photo = self.photo.point([min(255, int(v * exposure * gain)) for gain in self.tint for v in range(256)])
         row, column = self.rng.integers(256, size=2)
@@ -183,27 +183,27 @@ class Canvas:
         return bright.clip(0, 255, out=bright).astype(np.uint8), labels
 
     def _hazed(self, color: Color, z: float) -> tuple[int, ...]:
-        """The colour as seen through `z` metres of air."""
+        """Return the colour as seen through `z` metres of air."""
         (r, g, b), (hr, hg, hb), keep = color, self.haze, math.exp(-z / self.reach)
         r, g, b = hr + (r - hr) * keep, hg + (g - hg) * keep, hb + (b - hb) * keep
         return min(255, int(r)), min(255, int(g)), min(255, int(b))
 
     def _strip(self, x0: float, x1: float, z0: float, z1: float) -> list[tuple[float, float]]:
-        """The outline of a piece of the ground, in pixels; long ones in steps, for the bend."""
+        """Return the outline of a strip of the ground in pixels, with enough points to follow the curve."""
         z0, z1 = max(z0, NEAR), max(z1, NEAR)
         steps = 1 + int(7 * math.log(z1 / z0))
         depths = [z0 * (z1 / z0) ** (i / steps) for i in range(steps + 1)]
         return [self.project(x0, 0, z) for z in depths] + [self.project(x1, 0, z) for z in reversed(depths)]
 
     def _sky(self, top: Color, bottom: Color, clouds: float) -> Image.Image:
-        """A gradient with clouds, made small and enlarged."""
+        """Return a colour gradient with clouds, computed at low resolution and enlarged."""
         t = np.clip(np.arange(64) / (self.horizon / 8), 0, 1)[:, None, None] ** 1.3
         puffs = np.clip(_noise(self.rng, 64, 128, 14) + 0.5 * _noise(self.rng, 64, 128, 5), 0, 2)[..., None]
         sky = np.array(top) * (1 - t) + np.array(bottom) * t + clouds * puffs
         return Image.fromarray(sky.clip(0, 255).astype(np.uint8)).resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR)
 
     def _light_ground(self) -> None:
-        """Texture in perspective, shadows and haze for the ground, where the row of a pixel tells its distance."""
+        """Add texture, shadows and haze to the ground, where the row of a pixel determines its distance."""
         top = int(self.horizon) + 1
         box = (0, top, WIDTH, HEIGHT)
         ground = np.array(self.photo.crop(box), dtype=np.float32)
@@ -221,13 +221,13 @@ class Canvas:
 
 
 def _noise(rng: np.random.Generator, height: int, width: int, cell: float) -> np.ndarray:
-    """Smooth noise of standard deviation about 1 with bumps of `cell` pixels, float32 [height, width]."""
+    """Return smooth noise, standard deviation about 1, features of `cell` pixels, `float32 [height, width]`."""
     small = rng.standard_normal((int(height / cell) + 2, int(width / cell) + 2), dtype=np.float32)
     return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
 
 
 @lru_cache
 def _texture() -> np.ndarray:
-    """Fine and coarse noise, the same for all scenes, which take a random piece of it: float32 [768, 1280]."""
+    """Return fine and coarse noise, `float32 [768, 1280]`. All scenes use random crops of it."""
     rng = np.random.default_rng(0)
     return _noise(rng, 768, 1280, 2.5) + 0.6 * _noise(rng, 768, 1280, 40)

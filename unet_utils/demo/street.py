@@ -1,4 +1,4 @@
-"""Street scenes drawn by us: houses, trees, people and traffic, put on a canvas that knows the class of every pixel."""
+"""Random street scenes: houses, trees, people and traffic, drawn on a `Canvas` that records the class of each pixel."""
 
 import math
 from collections.abc import Iterator
@@ -6,17 +6,15 @@ from itertools import pairwise
 
 import numpy as np
 
-from unet_utils.demo.canvas import COLORS, FAR, HEIGHT, NEAR, WIDTH, At, Canvas, Color, place, shade
+from unet_utils.demo.canvas import FAR, NEAR, At, Canvas, Color, place, shade
 
-__all__ = ["COLORS", "HEIGHT", "WIDTH", "draw_scene"]
-
-Span = tuple[float, float]  # metres along the street, from and to
-ALONG = -math.pi / 2  # heading of a thing whose right side points up the street, as the front of a house
+Span = tuple[float, float]  # start and end along the street, metres
+ALONG = -math.pi / 2  # heading of an object whose local x axis points along the street, such as the front of a house
 DARK, WHITE, RED, BLUE = (28, 28, 30), (222, 222, 216), (196, 30, 34), (30, 70, 160)
 SIGNS = ((24, 0, RED), (24, 0, BLUE), (4, 0.125, BLUE), (3, 0.25, RED))  # corners, turn, rim
 POLES = ("lamp", "lamp", "sign", "sign", "sign", "traffic light", "bare")
-# Label, length and half the width in metres; then, in % of the length from the rear and cm above the road, the windows
-# of a side (one polygon), the pillars that divide them, and the outline of the side.
+# Label, length and half the width in metres; then the side view, in % of the length from the rear and cm above ground:
+# the windows (one polygon), the pillars between them, and the outline.
 BUS = ((0, 30), (0, 135), (0, 270), (1, 300), (99, 300), (100, 270), (100, 135), (100, 30))
 VEHICLES = {
     "hatchback": ("car", 4.1, 0.87, ((10, 98), (17, 132), (34, 138), (55, 134), (71, 100)), (39,), (
@@ -35,7 +33,7 @@ TRAFFIC = (*CARS, *CARS, "truck", "bus", "motorcycle", "motorcycle", "motorcycle
 
 
 def _house(c: Canvas, x: float, z: float, side: int, length: float, height: float) -> None:
-    """A house beside the street; `side` is -1 (left) or 1."""
+    """Draw a house next to the street; `side` is -1 (left) or 1 (right)."""
     rng, wall, glass, trim = c.rng, c.pick("wall", 14), c.pick("glass", 6), c.choose((0.75, 1.25))
     floor, step, wide, tall = rng.uniform((2.9, 2, 0.4, 0.45), (3.6, 3.4, 0.6, 0.62)).tolist()
     shop, top = c.pick("wall", 20) if rng.random() < 0.5 else None, height + max(0, rng.uniform(-2, 3.5))
@@ -48,7 +46,7 @@ def _house(c: Canvas, x: float, z: float, side: int, length: float, height: floa
         c.patch(at, 0, sign * span, 0, height, paint, "building")
         if shop:
             c.patch(at, 0, sign * span, 0, floor, shade(shop, light))
-        for level in range(int(height / floor) if z < 70 else 0):  # far windows cannot be seen
+        for level in range(int(height / floor) if z < 70 else 0):  # windows farther away are too small to see
             y, half = ((level + 0.27) * floor, step * wide / 2) if level or not shop else (0.35, step * 0.42)
             c.patch(at, 0, sign * span, level * floor, level * floor + 0.15, edging)
             for u in (sign * np.arange(step / 2, span - step / 2, step)).tolist():
@@ -59,7 +57,7 @@ def _house(c: Canvas, x: float, z: float, side: int, length: float, height: floa
 
 
 def _barrier(c: Canvas, x: float, z: float, length: float) -> None:
-    """A wall, or a fence of bars; as in Cityscapes the gaps of a fence are labelled fence too."""
+    """Draw a wall or a fence of bars. As in Cityscapes, the gaps of a fence are labelled as fence."""
     kind = c.choose(("wall", "fence"))
     at, height, color = place(x, z, ALONG), c.rng.uniform(1, 2.4), c.pick("wall" if kind == "wall" else "metal")
     c.patch(at, 0, length, 0, height, shade(color, 0.85) if kind == "wall" else None, kind)
@@ -79,7 +77,7 @@ def _tree(c: Canvas, x: float, z: float) -> None:
 
 
 def _pole(c: Canvas, x: float, z: float, top: str | None = None) -> None:
-    """A pole with a lamp, a sign, a traffic light or nothing on it."""
+    """Draw a pole with a lamp, a sign, a traffic light or nothing on it."""
     top, at, color = top or c.choose(POLES), place(x, z), c.pick("metal")
     height = (6.5 if top == "lamp" else 2.7) * c.rng.uniform(0.9, 1.2)
     c.patch(at, -0.07, 0.07, 0, height, color, "pole")
@@ -99,7 +97,7 @@ def _pole(c: Canvas, x: float, z: float, top: str | None = None) -> None:
 
 
 def _person(c: Canvas, x: float, z: float, label: str = "person") -> None:
-    """Somebody who walks, or a rider, who sits."""
+    """Draw a walking person or a sitting rider."""
     (size, wide), lift = c.rng.uniform((0.8, 0.65), (1.08, 1)), 0.3 if label == "rider" else 0
     at: At = lambda u, v: (x + u * wide, lift + v * size, z)  # noqa: E731
     coat, trousers, step = c.pick("cloth"), c.pick("cloth"), c.rng.uniform(0.03, 0.24)
@@ -115,7 +113,7 @@ def _person(c: Canvas, x: float, z: float, label: str = "person") -> None:
 
 
 def _cycle(c: Canvas, x: float, z: float, kind: str | None = None, heading: float = 0.8) -> None:
-    """A bicycle or a motorcycle, parked across the pavement or (heading near pi / 2) seen from behind."""
+    """Draw a bicycle or a motorcycle, parked across the pavement or (heading near pi / 2) seen from behind."""
     kind = kind or c.choose(("bicycle", "bicycle", "motorcycle"))
     motor, turn, color, at = kind == "motorcycle", math.cos(heading), c.pick("car"), place(x, z, heading)
     for end in (-0.58, 0.58):
@@ -129,11 +127,11 @@ def _cycle(c: Canvas, x: float, z: float, kind: str | None = None, heading: floa
 
 
 def _vehicle(c: Canvas, x: float, z: float, heading: float, kind: str) -> None:
-    """The profile of its side, drawn out across its width; z is the near end."""
+    """Draw a vehicle: its side view, extruded over its width; `z` is the near end."""
     label, length, half, windows, pillars, profile = VEHICLES[kind]
     paint, glass, away = c.pick("car", 14), c.pick("glass", 5), math.cos(heading) > 0
     at, axles = place(x, z + length / 2, heading), (-0.31 * length, 0.31 * length)
-    taper, wheel = (0.2, 0.34) if label == "car" else (0, 0.5)  # cars are narrower from the sill of the windows on
+    taper, wheel = (0.2, 0.34) if label == "car" else (0, 0.5)  # cars get narrower above the lower edge of the windows
 
     def point(percent: float, height: float, side: int = 1) -> tuple[float, float, float]:
         u = half - taper * min(1, max(0, (height - 90) / 50))
@@ -142,10 +140,10 @@ def _vehicle(c: Canvas, x: float, z: float, heading: float, kind: str) -> None:
     for w in axles:  # wheels from the front and the back
         for u in (0.14 - half, half - 0.14):
             c.patch(at, u - 0.1, u + 0.1, 0, 0.7, DARK, label, w)
-    for a, b in list(pairwise(profile))[:: -1 if away else 1]:  # the far ones first
+    for a, b in list(pairwise(profile))[:: -1 if away else 1]:  # the farthest faces first
         (u0, y0, w0), (u1, y1, w1) = point(*a), point(*b)
         light = (0.8 if y0 + y1 > 1.1 else 0.6) + 0.35 * abs(w1 - w0) / math.hypot(w1 - w0, y1 - y0)
-        window = min(y0, y1) > 0.9 and abs(y1 - y0) > 0.35  # a steep face above the sill
+        window = min(y0, y1) > 0.9 and abs(y1 - y0) > 0.35  # a steep face above the lower edge of the windows
         for inset, color in ((0, shade(paint, light)), (0.08, glass))[: 1 + window]:
             corners = ((inset - u0, y0, w0), (inset - u1, y1, w1), (u1 - inset, y1, w1), (u0 - inset, y0, w0))
             c.face(at, corners, color, label, cull=True)
@@ -160,14 +158,15 @@ def _vehicle(c: Canvas, x: float, z: float, heading: float, kind: str) -> None:
                 x, _, z = at(side * half, 0, w)
                 for radius, color in ((wheel, DARK), (wheel * 0.6, (140, 142, 144))):
                     c.regular(place(x, z, heading + ALONG), 0, wheel, radius, color, label)
-    back = math.copysign(length / 2 + 0.01, -math.cos(heading))  # the end that we see: lights and number plate
+    back = math.copysign(length / 2 + 0.01, -math.cos(heading))  # the visible end: lights and number plate
     for u in (0.2 - half, half - 0.2):
         c.patch(at, u - 0.14, u + 0.14, 0.65, 0.81, RED if away else (250, 250, 236), w=back)
     c.patch(at, -0.25, 0.25, 0.48, 0.6, WHITE, w=back)
 
 
-# What stands on the pavement: chance that a side has such things, metres between two of them (at least, and more on
-# average), where (0 is the kerb, 1 the houses), and their shadow: half its width, depth, height of the thing.
+# Objects on the pavement: probability that a side of the street has them, distance between two of them in metres
+# (minimum, and mean of what is added to it), position from 0 (kerb) to 1 (houses); of the shadow: half the width, the
+# depth, and the height of the object.
 ROADSIDE = (
     (_tree, 0.7, 8, 4, (0.1, 0.1), (1.5, 1, 3)),
     (_pole, 1.0, 9, 3, (0.0, 0.0), (0.1, 0.2, 2)),
@@ -177,10 +176,10 @@ ROADSIDE = (
 
 
 def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draws one street.
+    """Draw one street scene.
 
     Args:
-        rng: the only source of chance: the same state gives the same scene.
+        rng: random generator; the same state gives the same scene.
 
     Returns:
         The photo `uint8 [512, 1024, 3]` and its official label ids `uint8 [512, 1024]`.
@@ -199,7 +198,7 @@ def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
             _send(c, kerbs[side] - side * 1.1, z, math.pi * (rng.random() < (0.3 if side > 0 else 0.7)), CARS)
     _traffic(c, middle, end, crossing)
     _crossing(c, kerbs, asphalt, *crossing)
-    for x in range(-80, 81, 9):  # houses and trees close the street
+    for x in range(-80, 81, 9):  # houses and trees at the end of the street
         c.put(end + 20, _house, x, end + 15, 1, 1, max(0.1, rng.uniform(-8, 18)))
         c.put(end + 8, Canvas.leaves, x + rng.uniform(0, 9), rng.uniform(2, 5), end + 6, 6, c.pick("leaf"))
     c.finish()
@@ -209,7 +208,7 @@ def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _spots(c: Canvas, first: float, last: float, least: float, more: float, crossing: Span) -> Iterator[float]:
-    """Where things stand along the street: at least `least` metres apart, on average `more`; not on the crossing."""
+    """Yield random positions along the street, except on the crossing: `least` metres apart plus `more` on average."""
     z = first + c.rng.exponential(more)
     while z < last:
         if not crossing[0] - least < z < crossing[1] + 3:
@@ -218,7 +217,7 @@ def _spots(c: Canvas, first: float, last: float, least: float, more: float, cros
 
 
 def _roadside(c: Canvas, side: int, kerb: float, end: float, crossing: Span) -> None:
-    """Pavement, the houses and gardens behind it, and everything that stands on it."""
+    """Draw the pavement of one side, the houses and gardens behind it, and the objects on it."""
     rng, width, pave = c.rng, c.rng.uniform(3, 7.5), c.pick("paving", 8)
     edge, urban, height = kerb + side * width, rng.uniform(0.3, 1), rng.uniform(10, 21)
     c.ground(kerb, edge, pave, "sidewalk")
@@ -243,7 +242,7 @@ def _roadside(c: Canvas, side: int, kerb: float, end: float, crossing: Span) -> 
 
 
 def _traffic(c: Canvas, middle: float, end: float, crossing: Span) -> None:
-    """Markings or tram rails, and what drives: our lane is the right one."""
+    """Draw road markings or tram rails, and moving vehicles; the camera drives in the right lane."""
     tram, z = c.rng.random() < 0.12, c.rng.uniform(2, 8)
     for rail in (-0.72, 0.72, middle * 2 - 0.72, middle * 2 + 0.72) if tram else ():
         c.ground(rail - 0.06, rail + 0.06, (44, 44, 46))
@@ -255,7 +254,7 @@ def _traffic(c: Canvas, middle: float, end: float, crossing: Span) -> None:
 
 
 def _crossing(c: Canvas, kerbs: dict[int, float], asphalt: Color, z0: float, z1: float) -> None:
-    """A street from left to right, zebra stripes before it, and who waits or crosses there."""
+    """Draw a crossing street, zebra stripes in front of it, and the people and cars there."""
     c.ground(-60, 60, c.pick("paving"), "sidewalk", z0 - 2, z1 + 2)
     c.ground(-60, 60, asphalt, "road", z0, z1)
     c.ground(kerbs[-1], kerbs[1], asphalt, "road", z0 - 4, z1 + 4)
@@ -270,13 +269,13 @@ def _crossing(c: Canvas, kerbs: dict[int, float], asphalt: Color, z0: float, z1:
 
 
 def _send(c: Canvas, x: float, z: float, heading: float, kinds: tuple[str, ...]) -> None:
-    """Puts one of these kinds of vehicles on the road, its near end at z."""
+    """Put a vehicle of one of these kinds on the road, its near end at `z`."""
     kind = c.choose(kinds)
     if kind in VEHICLES:
         c.shadow(x, z, 0.9, VEHICLES[kind][1], 1)
         c.put(z, _vehicle, x, z, heading, kind)
     else:
-        x += 0.8 * math.cos(heading)  # at the side of the lane
+        x += 0.8 * math.cos(heading)  # at the edge of the lane
         c.shadow(x, z, 0.25, 1, 1)
         c.put(z, _cycle, x, z, kind, c.rng.uniform(1.3, 1.5))
         c.put(z - 0.01, _person, x, z, "rider")
