@@ -1,1 +1,1 @@
-"""All figures."""
+"""Figures: of the data (`data`), while training (`training`) and of the results (`results`)."""

@@ -1,4 +1,4 @@
-"""Figures of the data and the labels, for notebooks 1 and 2."""
+"""Figures of the photos, the masks and the labels (notebooks 1 and 2)."""
 
 from collections.abc import Sequence
 
@@ -13,19 +13,19 @@ from unet_utils.plots.style import (
     INK,
     ORANGE,
     PALE,
+    class_legend,
     class_map,
     color_legend,
-    legend,
+    line_legend,
     new_figure,
     number_classes,
     one_panel,
-    overlay,
     picture,
 )
 
 
 def plot_pairs(photos: np.ndarray, masks: np.ndarray, titles: Sequence[str]) -> Figure:
-    """Photo and colour mask side by side as in the file, a row a file: `uint8 [N, H, W, 3]` each."""
+    """Plot photo and colour mask as they are in the file, one row per file: `uint8 [N, H, W, 3]` each."""
     figure, axes = new_figure(len(photos), 2, 8, 2.3 * len(photos) + 0.4, "Each file holds a photo and its colour mask")
     for row, photo, mask, title in zip(axes, photos, masks, titles, strict=True):
         picture(row[0], photo, f"{title}: photo")
@@ -34,35 +34,42 @@ def plot_pairs(photos: np.ndarray, masks: np.ndarray, titles: Sequence[str]) -> 
 
 
 def plot_labels(
-    photos: np.ndarray, classes: np.ndarray, scheme: ClassScheme, title: str = "What each pixel is"
+    photos: np.ndarray, classes: np.ndarray, scheme: ClassScheme, title: str = "The class of each pixel"
 ) -> Figure:
-    """Photo, class map and both together, a row a frame: `uint8 [N, H, W, 3]` and `uint8 [N, H, W]`."""
+    """Plot photo, classes and both blended, one row per frame.
+
+    Args:
+        photos: `uint8 [N, H, W, 3]`.
+        classes: class indices, `uint8 [N, H, W]`.
+        scheme: names and colours of the classes.
+        title: of the figure.
+    """
     figure, axes = new_figure(len(photos), 3, 10, 2 * len(photos) + 1.2, title)
     for row, photo, labels in zip(axes, photos, classes, strict=True):
         picture(row[0], photo, "photo")
         class_map(row[1], labels, scheme, "classes")
-        picture(row[2], overlay(photo, labels, scheme), "classes over the photo")
+        picture(row[2], scheme.overlay(photo, labels), "both blended")
         number_classes(row[2], labels)
-    legend(figure, classes, scheme)
+    class_legend(figure, [classes], scheme)
     return figure
 
 
 def plot_color_space(colors: np.ndarray, counts: np.ndarray, clusters: Clusters, most: int = 20_000) -> Figure:
-    """The masks' colours as points in RGB space and the cluster centres among them.
+    """Plot the colours of the masks as points in RGB space, with the cluster centres.
 
     Args:
         colors: distinct colours, `uint8 [M, 3]`.
-        counts: pixels of each.
-        clusters: the centres to show.
-        most: so many of the most frequent colours are drawn.
+        counts: number of pixels of each colour, `int [M]`.
+        clusters: the clusters to show.
+        most: plot at most this many colours, the most frequent ones.
     """
     top = np.argsort(counts)[::-1][:most]
     covered = 100 * counts[top].sum() / counts.sum()
-    title = f"{len(colors):,} distinct colours where 29 were drawn"
+    title = f"{len(colors):,} distinct colours, where the official table has {len(PALETTE)}"
     figure, axes = new_figure(1, 1, 8, 6.8, title, subplot_kw={"projection": "3d"})
     ax = axes[0, 0]
     points = colors[top].astype(float)
-    ax.computed_zorder = False  # centres and names in front of the points, wherever they are
+    ax.computed_zorder = False  # draw by zorder: centres and names in front of all points
     ax.scatter(*points.T, c=points / 255, s=2 + 4 * np.log10(counts[top]), linewidths=0, alpha=0.6)
     fill = clusters.centers.clip(0, 255) / 255
     ax.scatter(*clusters.centers.T, c=fill, s=40, edgecolors="white", linewidths=1.5, depthshade=False, zorder=3)
@@ -70,35 +77,37 @@ def plot_color_space(colors: np.ndarray, counts: np.ndarray, clusters: Clusters,
         box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5}
         ax.text(*clusters.centers[index], "   " + clusters.names[index], bbox=box, zorder=4)
     ax.set(xlabel="red (0 to 255)", ylabel="green (0 to 255)", zlabel="blue (0 to 255)")
-    ax.set_title(f"dots: the {len(top):,} most frequent ({covered:.0f} % of the pixels); circles: clusters", loc="left")
+    text = f"dots: the {len(top):,} most frequent ({covered:.0f} % of the pixels); circles: cluster centres"
+    ax.set_title(text, loc="left")
     return figure
 
 
 def plot_clusters(clusters: Clusters, ax: Axes | None = None) -> Figure:
-    """One bar a cluster, in its own colour: its share of all pixels, on a log scale."""
+    """Plot the share of all pixels that each cluster has, in the colour of its centre, on a log scale."""
     order = np.argsort(clusters.shares)
     ax = one_panel(ax, 8, 0.28 * len(order) + 1.3, "Share of each colour cluster")
     shares = 100 * clusters.shares[order]
     ax.barh(range(len(order)), shares, color=clusters.centers[order].clip(0, 255) / 255, edgecolor=INK, linewidth=0.5)
     ax.set_yticks(range(len(order)), [clusters.names[index] for index in order])
     ax.set(xscale="log", xlabel="share of all mask pixels (%, log scale)", ylim=(-0.7, len(order) - 0.3))
-    ax.set_xlim(left=shares[shares > 0].min() / 2)  # else the smallest bar has no length
+    ax.set_xlim(left=shares[shares > 0].min() / 2)  # otherwise the smallest bar has no length
     return ax.figure
 
 
 def plot_class_shares(shares: dict[str, np.ndarray], names: Sequence[str], ax: Axes | None = None) -> Figure:
-    """Share of the pixels that each class has, one mark for each way of labelling.
+    """Plot the share of the pixels that each class has, with one marker per labelling method.
 
     Args:
-        shares: for each way, by name, the shares `float [C]`, from 0 to 1.
-        names: the names of the C classes; those that lose most of their pixels from the first way to the last are
-            marked as phantoms.
+        shares: method name -> share of each class, `float [C]`, 0 to 1. A class whose share falls below a quarter from
+            the first method to the last is marked as a phantom.
+        names: names of the C classes.
+        ax: axes to draw on.
     """
     first = next(iter(shares.values()))
     order = np.argsort(first)
-    ax = one_panel(ax, 8, 0.3 * len(order) + 1.4, "How much of the street each class covers")
+    ax = one_panel(ax, 8, 0.3 * len(order) + 1.4, "Share of the pixels of each class")
     for (name, share), color, marker in zip(shares.items(), [BLUE, ORANGE, INK], ["o", "D", "s"], strict=False):
-        percent = 100 * np.where(share[order] > 0, share[order], np.nan)
+        percent = 100 * np.where(share[order] > 0, share[order], np.nan)  # zero has no place on a log scale
         ax.plot(percent, range(len(order)), marker, color=color, label=name, markersize=7, alpha=0.85)
     last = list(shares.values())[-1]
     phantom = [bool(last[index] < first[index] / 4) for index in order]
@@ -106,15 +115,17 @@ def plot_class_shares(shares: dict[str, np.ndarray], names: Sequence[str], ax: A
     ax.set_yticks(range(len(order)), marked)
     for text, is_phantom in zip(ax.get_yticklabels(), phantom, strict=True):
         text.set_color(ORANGE if is_phantom else INK)
-    ax.set(xscale="log", xlabel="share of all pixels (%, log scale)")
+    if any(share.any() for share in shares.values()):
+        ax.set_xscale("log")
+    ax.set_xlabel("share of all pixels (%, log scale)")
     ax.grid(axis="both", color=PALE)
     ax.set_axisbelow(True)
-    ax.legend(frameon=False)
+    line_legend(ax.figure, ax)
     return ax.figure
 
 
 def plot_pixels(pictures: dict[str, np.ndarray]) -> Figure:
-    """Small pictures `uint8 [H, W, 3]` above each other, so large that single pixels show."""
+    """Plot small pictures `uint8 [H, W, 3]`, one below the other, enlarged so that single pixels can be seen."""
     figure, axes = new_figure(len(pictures), 1, 6, 1.8 * len(pictures) + 0.3, "Each square is one pixel of the mask")
     for ax, (title, pixels) in zip(axes[:, 0], pictures.items(), strict=True):
         height, width = pixels.shape[:2]
@@ -130,31 +141,31 @@ def plot_pixels(pictures: dict[str, np.ndarray]) -> Figure:
 def plot_label_methods(
     photo: np.ndarray, mask: np.ndarray, nearest: np.ndarray, decoded: np.ndarray, where: tuple[slice, slice], name: str
 ) -> Figure:
-    """A detail of one frame: photo, mask, both ways of labelling it, and where they differ.
+    """Plot a detail of one frame: photo, mask, its labels by both methods, and where these differ.
 
     Args:
         photo, mask: `uint8 [H, W, 3]`.
         nearest, decoded: official label ids, `uint8 [H, W]`.
-        where: rows and columns to zoom on.
-        name: the frame's, for the title.
+        where: rows and columns of the detail.
+        name: name of the frame, for the title.
     """
     palette = np.zeros((256, 3), dtype=np.uint8)
     for label in PALETTE:
         palette[label.id] = label.color
     differs = np.where((nearest != decoded)[..., None], palette[nearest], 235).astype(np.uint8)
     share = 100 * (nearest[where] != decoded[where]).mean()
-    everything = get_scheme("cityscapes30")
+    scheme = get_scheme("cityscapes30")
     pictures = {
         "photo": photo,
         "nearest colour": palette[nearest],
-        f"differ: {share:.0f} % (nearest's)": differs,
-        "mask, as published": mask,
-        "decoded": palette[decoded],
-        "decoded, over the photo": overlay(photo, everything.encode(decoded), everything),
+        f"{share:.0f} % differ (colour: nearest)": differs,
+        "mask": mask,
+        "decoder": palette[decoded],
+        "decoder, over the photo": scheme.overlay(photo, scheme.encode(decoded)),
     }
     seen = np.union1d(nearest[where], decoded[where])
     names = {f"{label.id} {label.name}": label.color for label in PALETTE if label.id in seen}
-    title = f"{name}, zoomed: what each method makes of it"
+    title = f"A detail of {name}, labelled by both methods"
     figure, axes = new_figure(2, 3, 10, 4.3 + 0.06 * len(names), title)
     for ax, (text, pixels) in zip(axes.flat, pictures.items(), strict=True):
         picture(ax, pixels[where], text)
@@ -164,13 +175,18 @@ def plot_label_methods(
     return figure
 
 
-def telling_places(
+def most_different(
     first: np.ndarray, second: np.ndarray, size: int = 64, count: int = 3
 ) -> list[tuple[int, slice, slice]]:
-    """The windows in which two labellings differ most, one a frame: `(frame, rows, columns)`, most telling first.
+    """Find where two labellings differ most.
 
     Args:
         first, second: label maps `uint8 [N, H, W]`, H and W divisible by `size`.
+        size: height and width of a window, pixels.
+        count: return at most this many windows.
+
+    Returns:
+        `(frame, rows, columns)` of the window with the most differences in each frame, most differences first.
     """
     n, height, width = first.shape
     blocks = (first != second).reshape(n, height // size, size, width // size, size).sum((2, 4)).reshape(n, -1)
