@@ -1,11 +1,14 @@
 """The demo set: the same pairs every time, in the format of the real ones, with known classes."""
 
+import multiprocessing
+
 import numpy as np
 import pytest
 from PIL import Image, JpegImagePlugin
 
 from unet_utils.classes import LABELS, PALETTE_COLORS, PALETTE_IDS
 from unet_utils.decoding import damage, nearest_color
+from unet_utils.demo import canvas
 from unet_utils.demo import pairs as demo
 
 EVALUATED = {label.id: label.name for label in LABELS if label.train_id != 255}
@@ -16,13 +19,13 @@ def small_set(tmp_path_factory):
     return demo.make_demo(tmp_path_factory.mktemp("demo"), train=3, val=2, seed=5, progress=False)
 
 
-def test_scenes_follow_from_the_seed():
+def test_a_scene_is_determined_by_its_seed():
     photo, labels = demo.draw_scene(np.random.default_rng(3))
     again, same_labels = demo.draw_scene(np.random.default_rng(3))
     other, _ = demo.draw_scene(np.random.default_rng(4))
-    assert photo.shape == (demo.HEIGHT, demo.WIDTH, 3)
+    assert photo.shape == (canvas.HEIGHT, canvas.WIDTH, 3)
     assert photo.dtype == labels.dtype == np.uint8
-    assert labels.shape == (demo.HEIGHT, demo.WIDTH)
+    assert labels.shape == (canvas.HEIGHT, canvas.WIDTH)
     assert np.array_equal(photo, again)
     assert np.array_equal(labels, same_labels)
     assert not np.array_equal(photo, other)
@@ -43,10 +46,10 @@ def test_layout_and_format_are_those_of_the_real_set(small_set):
 
 def test_mask_half_is_the_damaged_truth(small_set):
     rng = np.random.default_rng([5, demo.SPLITS.index("val"), 2])
-    expected = damage(demo.COLORS[demo.draw_scene(rng)[1]]).astype(int)
+    expected = damage(canvas.COLORS[demo.draw_scene(rng)[1]]).astype(int)
     with Image.open(small_set / "val" / "2.jpg") as image:
         mask = np.asarray(image)[:, 256:].astype(int)
-    # Only the columns beside the photo may differ: decoders smooth the colour across the joint.
+    # Only the columns next to the photo may differ: JPEG decoders smooth the colour across the border.
     assert np.array_equal(mask[:, 16:], expected[:, 16:])
     assert np.abs(mask - expected).mean() < 0.5
 
@@ -75,7 +78,7 @@ def test_every_evaluated_class_occurs_in_validation():
     assert share[largest[0]] < 0.5
 
 
-def test_a_complete_set_is_kept_and_another_is_drawn_anew(tmp_path):
+def test_a_complete_set_is_kept_and_other_settings_draw_anew(tmp_path):
     folder = demo.make_demo(tmp_path, train=1, val=1, progress=False)
     file = folder / "train" / "1.jpg"
     before, first = file.stat().st_mtime_ns, file.read_bytes()
@@ -87,7 +90,7 @@ def test_a_complete_set_is_kept_and_another_is_drawn_anew(tmp_path):
     assert file.read_bytes() == first
 
 
-def test_half_a_set_is_never_taken_for_complete(tmp_path, monkeypatch):
+def test_an_interrupted_set_leaves_nothing_behind_and_a_damaged_one_is_drawn_anew(tmp_path, monkeypatch):
     draw, calls = demo.draw_scene, []
 
     def fails_late(rng):
@@ -109,6 +112,34 @@ def test_half_a_set_is_never_taken_for_complete(tmp_path, monkeypatch):
 def test_other_pictures_are_left_alone(tmp_path):
     (tmp_path / "cityscapes_data" / "train").mkdir(parents=True)
     (tmp_path / "cityscapes_data" / "train" / "1.jpg").write_bytes(b"mine")
-    with pytest.raises(FileExistsError, match="other pictures"):
+    with pytest.raises(FileExistsError, match="not a demo set"):
         demo.make_demo(tmp_path, train=1, val=1, progress=False)
     assert (tmp_path / "cityscapes_data" / "train" / "1.jpg").read_bytes() == b"mine"
+
+
+def test_two_processes_that_draw_together_leave_one_whole_set(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    both = [context.Process(target=demo.make_demo, args=(tmp_path, 3, 1, 0, False)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["cityscapes_data"]
+    assert len(list((tmp_path / "cityscapes_data").rglob("*.jpg"))) == 4
+
+
+def test_a_set_that_appears_while_drawing_is_used(tmp_path, monkeypatch):
+    draw, first = demo.draw_scene, []
+
+    def other_process_is_faster(rng):
+        if not first:
+            first.append(True)
+            demo.make_demo(tmp_path, train=1, val=1, progress=False)
+            first.append((tmp_path / "cityscapes_data" / "train" / "1.jpg").stat().st_ino)
+        return draw(rng)
+
+    monkeypatch.setattr(demo, "draw_scene", other_process_is_faster)
+    folder = demo.make_demo(tmp_path, train=1, val=1, progress=False)
+    assert (folder / "train" / "1.jpg").stat().st_ino == first[1]
+    assert list(tmp_path.iterdir()) == [folder]

@@ -1,15 +1,23 @@
+"""All figures: they say what they show, fit a phone, leave nothing open, and survive data without a known pixel."""
+
+import subprocess
+import sys
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.text import Text
 
-from unet_utils import IGNORE, ConfusionMatrix, find_clusters, get_scheme
+from unet_utils import IGNORE, ConfusionMatrix, UNet, find_clusters, get_scheme
 from unet_utils.classes import PALETTE, PALETTE_COLORS
-from unet_utils.extras.error_analysis import Confusion, error_map, most_confused, region_recall
+from unet_utils.frames import Frames
 from unet_utils.plots import data as data_plots
 from unet_utils.plots import results as result_plots
-from unet_utils.plots import style as plotting
+from unet_utils.plots import style
+from unet_utils.plots import training as training_plots
 
 SCHEME = get_scheme("cityscapes19")
 NAMES = [label.name for label in PALETTE]
@@ -27,21 +35,28 @@ def data():
     return photos, classes, predicted, matrix
 
 
-def history(scored):
+def history(scored, epochs=3):
     scores = {"pixel_accuracy": 0.8, "class_accuracy": 0.5, "mean_iou": 0.4} if scored else {}
-    return [{"epoch": e, "learning_rate": 1e-3 / e, "loss": 1 / e} | scores for e in (1, 2, 3)]
+    return [
+        {"epoch": e, "learning_rate": 1e-3 / e, "loss": 1 / e, "seconds": 12.3} | scores for e in range(1, epochs + 1)
+    ]
+
+
+CONFUSED = [(3, 2, 41_000, 0.375), (17, 13, 12, 0.25)]  # truth, predicted, pixels, share
+REGIONS = (np.array([5, 5, 0], dtype=np.uint8), np.array([3, 4, 1600]), np.array([1.0, 0.5, 1.0]))
+NO_REGIONS = (np.empty(0, dtype=np.uint8), np.empty(0, dtype=np.int64), np.empty(0))
 
 
 def single_panels(data, axes=(None,) * 7):
-    _, classes, predicted, matrix = data
+    matrix = data[3]
     counts = np.arange(1, 30)
     yield data_plots.plot_clusters(find_clusters(PALETTE_COLORS, counts), axes[0])
     yield data_plots.plot_class_shares({"a": counts / 100, "b": counts[::-1] / 100}, NAMES, axes[1])
     yield result_plots.plot_class_iou(matrix, SCHEME, axes[2])
     yield result_plots.plot_confusion(matrix, SCHEME, axes[3])
-    yield result_plots.plot_confused(most_confused(matrix), SCHEME, axes[4])
-    yield result_plots.plot_error_map(error_map(predicted, classes), 64, axes[5])
-    yield result_plots.plot_region_recall(region_recall(predicted, classes), SCHEME, ax=axes[6])
+    yield result_plots.plot_confused(CONFUSED, SCHEME, axes[4])
+    yield result_plots.plot_error_map(np.random.default_rng(0).random((8, 8)), 64, axes[5])
+    yield result_plots.plot_region_recall(REGIONS, SCHEME, 1, axes[6])
 
 
 def figures(data):
@@ -54,9 +69,17 @@ def figures(data):
     yield data_plots.plot_labels(photos, classes, SCHEME)
     yield data_plots.plot_color_space(PALETTE_COLORS, np.arange(1, 30), clusters)
     yield data_plots.plot_label_methods(photos[0], photos[0], ids[0], np.roll(ids[0], 2), half, "train/1.jpg")
-    yield result_plots.plot_history(history(True))
-    yield result_plots.plot_history(history(False))
+    yield training_plots.plot_history(history(True))
+    yield training_plots.plot_history(history(False, 1))
+    yield training_plots.plot_runs({"unet": ([1, 2, 3], [0.1, 0.2, 0.3]), "unscored": ([1, 2], [np.nan, np.nan])})
+    yield training_plots.plot_feature_maps({"level 1": torch.rand(16, 32, 32), "bottom": np.ones((3, 4, 4))})
     yield result_plots.plot_predictions(photos, classes, predicted, SCHEME)
+    yield result_plots.plot_predictions(photos[:1], classes[:1], predicted[:1], SCHEME, all_classes=True)
+    yield result_plots.plot_before_after(photos, classes, predicted, classes, SCHEME)
+    yield result_plots.plot_photo(photos[0], classes[0], SCHEME)
+    yield result_plots.plot_photo(photos[0, :, :9], classes[0, :, :9], SCHEME)
+    grid = np.array([[0, 1, 2, IGNORE]] * 4)
+    yield result_plots.plot_label_grids({"truth": grid, "prediction": grid}, {"counts": np.eye(3, dtype=int) * 4})
     yield result_plots.plot_confidence(photos, classes, predicted, np.ones(classes.shape), 19)
     yield from single_panels(data)
 
@@ -68,11 +91,11 @@ def test_every_figure_has_a_title_draws_and_leaves_nothing_open(data, tmp_path):
         assert figure.get_suptitle()
         figure.savefig(tmp_path / f"{number}.png", dpi=50)
         assert (tmp_path / f"{number}.png").stat().st_size > 1000
-    assert number == 16
+    assert number == 23
     assert plt.get_fignums() == []
 
 
-def test_nothing_is_cut_off_and_text_is_legible_on_a_phone(data):
+def test_figures_fit_a_phone_and_legends_stay_off_the_curves(data):
     for figure in figures(data):
         figure.draw_without_rendering()
         width, height = figure.get_size_inches()
@@ -83,9 +106,12 @@ def test_nothing_is_cut_off_and_text_is_legible_on_a_phone(data):
         assert box.y1 < height + 0.02, figure.get_suptitle()
         for text in figure.findobj(Text):  # in pixels of a screen that is 390 wide
             assert text.get_fontsize() / 72 * 390 / width > 5.5 or not text.get_text(), text
+        for key in figure.findobj(Legend):
+            box = key.get_window_extent()
+            assert not any(box.overlaps(ax.get_window_extent()) for ax in figure.axes), figure.get_suptitle()
 
 
-def test_a_single_panel_is_drawn_where_it_is_wanted(data):
+def test_a_single_panel_is_drawn_on_the_given_axes(data):
     whole = Figure(figsize=(8, 40), layout="constrained")
     axes = whole.subplots(7)
     assert list(single_panels(data, axes)) == [whole] * 7
@@ -106,8 +132,8 @@ def test_a_class_is_numbered_inside_its_thickest_part():
     classes[:, :20] = IGNORE
     classes[100:140, 50:90] = 7
     classes[200:203] = 13  # too thin to hold a number
-    _, axes = plotting.new_figure(1, 1, 4, 4, "numbers")
-    plotting.class_map(axes[0, 0], classes, SCHEME, "map")
+    _, axes = style.new_figure(1, 1, 4, 4, "numbers")
+    style.class_map(axes[0, 0], classes, SCHEME, "map")
     numbers = {int(text.get_text()): text.xy for text in axes[0, 0].texts}
     assert set(numbers) == {0, 7}
     assert numbers[7][0] == pytest.approx(70, abs=1.5)
@@ -129,24 +155,17 @@ def test_iou_bars_tell_share_and_number_of_pixels_and_what_is_absent():
     assert shown.count("absent from the truth") == 17
 
 
-def test_confused_pairs_say_what_was_called_what_and_how_many():
-    pairs = [Confusion(3, 2, 41_000, 0.375), Confusion(17, 13, 12, 0.25)]
-    figure = result_plots.plot_confused(pairs, SCHEME)
+def test_confused_pairs_show_both_classes_the_share_and_the_pixels():
+    figure = result_plots.plot_confused(CONFUSED, SCHEME)
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert labels == ["motorcycle called car", "wall called building"]  # from the bottom up
+    assert labels == ["motorcycle predicted as car", "wall predicted as building"]  # from the bottom up
     assert [bar.get_width() for bar in figure.axes[0].patches] == [25, 37.5]
     assert texts(figure) == ["25 %, 12", "38 %, 41.0 k"]
 
 
 def test_regions_are_grouped_by_powers_of_four_and_few_are_not_shown():
-    truth = np.full((1, 64, 64), IGNORE, dtype=np.uint8)
-    for i in range(5):
-        truth[0, 2 * i, :3] = 5  # five regions of 3 pixels
-        truth[0, 2 * i, 10:14] = 5  # five of 4
-    truth[0, 20:60, :40] = 0  # a single one of 1600
-    predicted = np.where(truth == 0, 0, 5).astype(np.uint8)
-    predicted[0, :, 12:14] = 9  # half of the regions of 4
-    figure = result_plots.plot_region_recall(region_recall(predicted, truth), SCHEME)
+    classes, areas = np.repeat([5, 5, 0], [5, 5, 1]), np.repeat([3, 4, 1600], [5, 5, 1])
+    figure = result_plots.plot_region_recall((classes, areas, np.repeat([1, 0.5, 1], [5, 5, 1])), SCHEME)
     ax = figure.axes[0]
     columns = [label.get_text() for label in ax.get_xticklabels()]
     assert columns[:2] == ["1\nto 3\n(5)", "4\nto 15\n(5)"]
@@ -157,32 +176,152 @@ def test_regions_are_grouped_by_powers_of_four_and_few_are_not_shown():
 
 
 @pytest.mark.filterwarnings("error::UserWarning", "error::RuntimeWarning")
-def test_a_model_without_errors_has_figures_too(data, tmp_path):
-    _, classes, _, _ = data
-    matrix = ConfusionMatrix(19)
-    matrix.update(classes, classes)
-    assert texts(result_plots.plot_confused(most_confused(matrix), SCHEME)) == []
-    errors = result_plots.plot_error_map(error_map(classes, classes), 64)
-    errors.savefig(tmp_path / "errors.png")
-    assert errors.axes[0].images[0].get_clim() == (0, 1)
+def test_void_frames_and_perfect_models_have_figures(data, tmp_path):
+    photos, classes, predicted, _ = data
+    void, none = np.full_like(classes, IGNORE), np.zeros(29)
+    perfect = ConfusionMatrix(19)
+    perfect.update(classes, classes)
+    drawn = [
+        data_plots.plot_labels(photos, void, SCHEME),
+        data_plots.plot_class_shares({"a": none, "b": none}, NAMES),
+        result_plots.plot_predictions(photos, void, predicted, SCHEME),
+        result_plots.plot_before_after(photos, void, predicted, void, SCHEME),
+        result_plots.plot_photo(photos[0], void[0], SCHEME),
+        result_plots.plot_class_iou(ConfusionMatrix(19), SCHEME),
+        result_plots.plot_confusion(ConfusionMatrix(19), SCHEME),
+        result_plots.plot_confusion(perfect, SCHEME),
+        result_plots.plot_confused([], SCHEME),
+        result_plots.plot_error_map(np.full((8, 8), np.nan)),
+        result_plots.plot_error_map(np.zeros((8, 8))),
+        result_plots.plot_region_recall(NO_REGIONS, SCHEME),
+        result_plots.plot_confidence(photos, void, predicted, np.zeros(void.shape), 19),
+        training_plots.plot_runs({}),
+        training_plots.plot_history([row | {"mean_iou": None} for row in history(True, 1)]),
+    ]
+    for figure in drawn:
+        figure.savefig(tmp_path / "figure.png", dpi=50)
+    assert [ax.get_title(loc="left") for ax in drawn[2].axes[3::4]] == ["no known pixel"] * 2
+    assert drawn[10].axes[0].images[0].get_clim() == (0, 1)
 
 
-def test_overlay_keeps_void_and_marks_borders(data):
-    photos, classes, _, _ = data
-    blended = plotting.overlay(photos[0], classes[0], SCHEME)
-    edge = plotting.borders(classes[0])
-    void = (classes[0] == IGNORE) & ~edge
-    assert (blended[void] == photos[0][void]).all()
-    assert (blended[edge] == 255).all()
-    inside = ~edge & ~void
-    mixed = 0.5 * photos[0][inside] + 0.5 * SCHEME.colorize(classes[0])[inside]
-    assert np.abs(blended[inside] - mixed).max() <= 0.5
+def test_import_changes_no_setting_and_loads_no_extras():
+    code = """
+import sys, matplotlib
+before = dict(matplotlib.rcParams)
+import unet_utils.plots.data, unet_utils.plots.results, unet_utils.plots.training
+print([name for name in sys.modules if name.startswith(("IPython", "matplotlib_inline", "unet_utils.extras"))])
+print({name for name, value in matplotlib.rcParams.items() if before[name] != value})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\nset()\n"
 
 
-def test_telling_places_are_where_the_labels_differ():
+def test_the_windows_with_the_most_differences_are_found():
     first = np.zeros((3, 128, 128), dtype=np.uint8)
     second = first.copy()
     second[1, 70:100, 10:40] = 1
     second[2, 10:20, 70:80] = 1
-    places = data_plots.telling_places(first, second, count=2)
+    places = data_plots.most_different(first, second, count=2)
     assert places == [(1, slice(64, 128), slice(0, 64)), (2, slice(0, 64), slice(64, 128))]
+
+
+class Page:
+    """Stands in for the notebook: each display has a place, and an update replaces what is there."""
+
+    def __init__(self, monkeypatch):
+        display = pytest.importorskip("IPython.display")
+        self.places, self.updates = [], 0
+        monkeypatch.setattr(display, "display", self.display)
+
+    def display(self, content, display_id, raw=False):
+        assert display_id is True
+        self.places.append(content)
+        return Handle(self, len(self.places) - 1)
+
+    @property
+    def html(self):
+        return self.places[0]["text/html"]
+
+
+class Handle:
+    def __init__(self, page, place):
+        self.page, self.place = page, place
+
+    def update(self, content, raw=False):
+        self.page.places[self.place] = content
+        self.page.updates += 1
+
+
+@pytest.fixture
+def page(monkeypatch):
+    return Page(monkeypatch)
+
+
+def frames(count):
+    label_ids = torch.full((count, 64, 64), 7, dtype=torch.uint8)
+    label_ids[-1:] = 0  # a frame without a known pixel
+    return Frames(torch.zeros(count, 64, 64, 3, dtype=torch.uint8), label_ids, SCHEME, tuple(range(1, count + 1)))
+
+
+@pytest.fixture
+def model():
+    return UNet(3, 19, base_channels=4).eval()
+
+
+def test_a_training_is_shown_in_three_places_that_keep_their_size(page, model):
+    live = training_plots.LiveTraining(frames(5), 64, epochs=2)
+    sizes, rows = [], []
+    for epoch in (1, 2):
+        live.step(epoch, 8, 16)
+        live.epoch(history(True, epoch), model)
+        sizes.append([(image.width, image.height, image.data[16:24]) for image in page.places[1:]])
+        rows.append(page.html.count("<tr>"))
+    assert len(page.places) == 3  # status and table, curves, predictions
+    assert sizes[0] == sizes[1]
+    assert rows == [3, 3]
+    assert "2 epochs finished, 25 s of training" in page.html
+    assert "value='1.0000'" in page.html
+
+
+def test_the_status_has_a_bar_the_time_left_and_plain_text(page, monkeypatch):
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr(training_plots.time, "monotonic", lambda: next(clock))
+    live = training_plots.LiveTraining(frames(5), 64, epochs=4)
+    live.step(1, 10, 100)
+    live.step(2, 10, 100)
+    assert "epoch 2 of 4, 10 of 100 images, about" in page.html
+    assert " left" in page.html
+    assert "value='0.2750'" in page.html
+    text = page.places[0]["text/plain"]
+    assert text.startswith("epoch 2 of 4, 10 of 100 images, about")
+    assert "<" not in text
+    assert "nbsp" not in text
+
+
+def test_the_status_is_updated_at_most_twice_per_second(page, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(training_plots.time, "monotonic", lambda: now[0])
+    live = training_plots.LiveTraining(frames(5), 64, epochs=1)
+    for step in range(1, 101):
+        now[0] = step / 100
+        live.step(1, step, 100)
+    assert len(page.places) + page.updates == 2
+
+
+def test_a_long_training_shows_its_last_epochs_and_the_best_one(page, model):
+    rows = history(True, 30)
+    rows[3]["mean_iou"] = 0.9
+    live = training_plots.LiveTraining(frames(2), 64, epochs=40)
+    live.epoch(rows, model)
+    lines = page.places[0]["text/plain"].splitlines()[2:]
+    assert [line.split()[:2] for line in lines[:2]] == [["best:", "4"], ["21", "0.048"]]
+    assert lines[-1].split()[0] == "30"
+    assert len(lines) == 11
+
+
+@pytest.mark.filterwarnings("error::UserWarning", "error::RuntimeWarning")
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_few_frames_or_none_and_no_scores_can_be_shown(page, model, count):
+    live = training_plots.LiveTraining(frames(count), 64, epochs=1)
+    live.epoch(history(False, 1), model)
+    assert len(page.places) == 2 + (count > 0)

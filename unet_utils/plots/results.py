@@ -113,7 +113,7 @@ def plot_label_grids(grids: dict[str, np.ndarray], counts: dict[str, np.ndarray]
         counts: title -> confusion matrix, `int [C, C]`, shaded by count.
     """
     counts = counts or {}
-    figure, axes = new_figure(1, len(grids) + len(counts), 10, 4.1, "Counted by hand")
+    figure, axes = new_figure(1, len(grids) + len(counts), 10, 4.4, "Counted by hand")
     colors = np.array([[157, 195, 230], [250, 217, 176], [204, 232, 196], [222, 204, 230]], dtype=np.uint8)
     for ax, (title, values) in zip(axes[0], (grids | counts).items(), strict=True):
         if title in counts:
