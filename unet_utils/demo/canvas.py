@@ -23,7 +23,8 @@ COLORS = np.array([label.color for label in LABELS], dtype=np.uint8)  # both ind
 Color = tuple[float, ...]
 At = Callable[..., tuple[float, float, float]]
 
-LIGHTS = {  # colours of the haze and of the sky (top, bottom), brightness of clouds, tint of the whole photo
+# Colours of the haze and of the sky (top, bottom), brightness of clouds, tint of the whole photo.
+LIGHTS: dict[str, tuple] = {
     "sun": ((186, 204, 222), (104, 148, 206), (200, 216, 232), 36, (1.05, 1.0, 0.94)),
     "overcast": ((196, 199, 202), (180, 184, 190), (216, 216, 214), 14, (0.9, 0.92, 0.95)),
     "dusk": ((206, 170, 150), (110, 116, 156), (246, 190, 150), 24, (0.84, 0.72, 0.72)),
@@ -76,7 +77,7 @@ class Canvas:
 
     def choose(self, options: Sequence):
         """Return one of the options, all equally likely; several times faster than `Generator.choice`."""
-        return options[self.rng.integers(len(options))]
+        return options[int(self.rng.integers(len(options)))]
 
     def pick(self, paint: str, spread: float = 10) -> Color:
         """Return one of the colours of that name, slightly varied."""

@@ -85,13 +85,13 @@ def plot_color_space(colors: np.ndarray, counts: np.ndarray, clusters: Clusters,
 def plot_clusters(clusters: Clusters, ax: Axes | None = None) -> Figure:
     """Plot the share of all pixels that each cluster has, in the colour of its centre, on a log scale."""
     order = np.argsort(clusters.shares)
-    ax = one_panel(ax, 8, 0.28 * len(order) + 1.3, "Share of each colour cluster")
+    figure, ax = one_panel(ax, 8, 0.28 * len(order) + 1.3, "Share of each colour cluster")
     shares = 100 * clusters.shares[order]
     ax.barh(range(len(order)), shares, color=clusters.centers[order].clip(0, 255) / 255, edgecolor=INK, linewidth=0.5)
     ax.set_yticks(range(len(order)), [clusters.names[index] for index in order])
     ax.set(xscale="log", xlabel="share of all mask pixels (%, log scale)", ylim=(-0.7, len(order) - 0.3))
     ax.set_xlim(left=shares[shares > 0].min() / 2)  # otherwise the smallest bar has no length
-    return ax.figure
+    return figure
 
 
 def plot_class_shares(shares: dict[str, np.ndarray], names: Sequence[str], ax: Axes | None = None) -> Figure:
@@ -105,7 +105,7 @@ def plot_class_shares(shares: dict[str, np.ndarray], names: Sequence[str], ax: A
     """
     first = next(iter(shares.values()))
     order = np.argsort(first)
-    ax = one_panel(ax, 8, 0.3 * len(order) + 1.4, "Share of the pixels of each class")
+    figure, ax = one_panel(ax, 8, 0.3 * len(order) + 1.4, "Share of the pixels of each class")
     for (name, share), color, marker in zip(shares.items(), [BLUE, ORANGE, INK], ["o", "D", "s"], strict=False):
         percent = 100 * np.where(share[order] > 0, share[order], np.nan)  # zero has no place on a log scale
         ax.plot(percent, range(len(order)), marker, color=color, label=name, markersize=7, alpha=0.85)
@@ -120,8 +120,8 @@ def plot_class_shares(shares: dict[str, np.ndarray], names: Sequence[str], ax: A
     ax.set_xlabel("share of all pixels (%, log scale)")
     ax.grid(axis="both", color=PALE)
     ax.set_axisbelow(True)
-    line_legend(ax.figure, ax)
-    return ax.figure
+    line_legend(figure, ax)
+    return figure
 
 
 def plot_pixels(pictures: dict[str, np.ndarray]) -> Figure:
@@ -194,5 +194,6 @@ def most_different(
     places = []
     for frame in frames:
         row, column = divmod(int(blocks[frame].argmax()), width // size)
-        places.append((int(frame), *(slice(i * size, (i + 1) * size) for i in (row, column))))
+        rows, columns = (slice(i * size, (i + 1) * size) for i in (row, column))
+        places.append((int(frame), rows, columns))
     return places

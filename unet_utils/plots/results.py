@@ -135,7 +135,7 @@ def plot_class_iou(matrix: ConfusionMatrix, scheme: ClassScheme, ax: Axes | None
     """Plot the IoU of each class, best first, with share and number of its true pixels. The dashed line is the mean."""
     iou, pixels = matrix.iou.numpy(), matrix.matrix.sum(1).cpu().numpy()
     order = np.argsort(np.nan_to_num(iou, nan=-1))
-    ax = one_panel(ax, 8, 0.3 * len(order) + 1.5, f"IoU of each class, mean {matrix.mean_iou:.3f}")
+    figure, ax = one_panel(ax, 8, 0.3 * len(order) + 1.5, f"IoU of each class, mean {matrix.mean_iou:.3f}")
     colors = np.array(scheme.colors[: scheme.num_classes])[order] / 255
     ax.barh(range(len(order)), np.nan_to_num(iou[order]), color=colors, edgecolor=INK, linewidth=0.5)
     for y, index in enumerate(order):
@@ -150,7 +150,7 @@ def plot_class_iou(matrix: ConfusionMatrix, scheme: ClassScheme, ax: Axes | None
     ax.axvline(matrix.mean_iou, color=GREY, linewidth=1, linestyle="--", zorder=0)
     ax.set_yticks(range(len(order)), [scheme.names[index] for index in order])
     ax.set(xlabel="intersection over union", xlim=(0, 1.45), ylim=(-0.7, len(order) + 0.5), xticks=np.linspace(0, 1, 6))
-    return ax.figure
+    return figure
 
 
 def _short(count: int) -> str:
@@ -187,11 +187,11 @@ def plot_confusion(matrix: ConfusionMatrix, scheme: ClassScheme, ax: Axes | None
     counts = matrix.matrix.cpu().double()
     share = (counts / counts.sum(1, keepdim=True)).numpy()  # NaN for classes that do not occur
     side = 0.36 * len(share) + 2.4
-    ax = one_panel(ax, 10, side, "Pixels of each true class (row) predicted as each class (column), %")
+    figure, ax = one_panel(ax, 10, side, "Pixels of each true class (row) predicted as each class (column), %")
     _shaded_table(ax, share, scheme.names, scheme.names, 0.02)
     ax.tick_params(axis="x", rotation=90)
     ax.set(xlabel="predicted class", ylabel="true class")
-    return ax.figure
+    return figure
 
 
 def plot_confused(pairs: Sequence[tuple[int, int, int, float]], scheme: ClassScheme, ax: Axes | None = None) -> Figure:
@@ -203,7 +203,7 @@ def plot_confused(pairs: Sequence[tuple[int, int, int, float]], scheme: ClassSch
         scheme: names and colours of the classes.
         ax: axes to draw on.
     """
-    ax = one_panel(ax, 8, 0.34 * len(pairs) + 1.5, "The most confused pairs of classes")
+    figure, ax = one_panel(ax, 8, 0.34 * len(pairs) + 1.5, "The most confused pairs of classes")
     names = []
     for y, (truth, predicted, pixels, share) in enumerate(reversed(pairs)):
         color = np.array(scheme.colors[predicted]) / 255
@@ -212,7 +212,7 @@ def plot_confused(pairs: Sequence[tuple[int, int, int, float]], scheme: ClassSch
         names.append(f"{scheme.names[truth]} predicted as {scheme.names[predicted]}")
     ax.set_yticks(range(len(pairs)), names)
     ax.set(xlabel="share of the true class (%), and pixels", xlim=(0, 125), xticks=range(0, 101, 20))
-    return ax.figure
+    return figure
 
 
 def plot_error_map(errors: np.ndarray, side: int = 256, ax: Axes | None = None) -> Figure:
@@ -223,7 +223,7 @@ def plot_error_map(errors: np.ndarray, side: int = 256, ax: Axes | None = None) 
         side: height and width of the frames, pixels.
         ax: axes to draw on.
     """
-    ax = one_panel(ax, 8, 4.3, "Share of wrong pixels by place in the frame")
+    figure, ax = one_panel(ax, 8, 4.3, "Share of wrong pixels by place in the frame")
     ax.patch.set(facecolor="white", edgecolor=GREY, hatch="///")  # shows through where the map is NaN
     percent, half = 100 * errors, side / len(errors) / 2
     most = np.max(percent, initial=0, where=~np.isnan(percent))
@@ -233,11 +233,11 @@ def plot_error_map(errors: np.ndarray, side: int = 256, ax: Axes | None = None) 
         places = np.linspace(half, side - half, len(errors))
         inks = ["white" if level > most / 2 else INK for level in levels]
         lines = ax.contour(places, places, percent, levels=levels, colors=inks, linewidths=1)
-        ax.clabel(lines, fmt="%g %%", fontsize=0.9 * text_size(ax.figure))
+        ax.clabel(lines, fmt="%g %%", fontsize=0.9 * text_size(figure))
     ticks = range(0, side + 1, side // 4)
     ax.set(xlabel="pixels from the left", ylabel="pixels from the top", xticks=ticks, yticks=ticks)
     _scale(image, [ax], "wrong pixels (%); hatched: always void")
-    return ax.figure
+    return figure
 
 
 def _scale(image: AxesImage, axes: Sequence[Axes], label: str) -> None:
@@ -268,11 +268,11 @@ def plot_region_recall(
     count = np.bincount(cells, minlength=(scheme.num_classes + 1) * steps).reshape(-1, steps)
     found = np.bincount(cells, np.tile(recall, 2), count.size).reshape(-1, steps)
     share = np.where(count >= least, found / count.clip(1), np.nan)
-    ax = one_panel(ax, 8, 0.3 * len(share) + 2, "Share of an object's pixels that are found (%), by its size")
+    figure, ax = one_panel(ax, 8, 0.3 * len(share) + 2, "Share of an object's pixels that are found (%), by its size")
     columns = [f"{4**i:,}\nto {4 ** (i + 1) - 1:,}\n({n:,})" for i, n in enumerate(count[0])]
     _shaded_table(ax, share, ["all classes", *scheme.names], columns, 0)
     ax.set(xlabel="area of the region (pixels, log scale); in brackets: number of regions", ylabel="true class")
-    return ax.figure
+    return figure
 
 
 def plot_confidence(

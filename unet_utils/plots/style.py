@@ -9,12 +9,13 @@ be saved. Figures with a single panel also accept the `Axes` to draw on.
 """
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
@@ -23,7 +24,7 @@ from unet_utils.classes import IGNORE, ClassScheme
 INK, BLUE, ORANGE, GREY, PALE = "#222222", "#1f5fa8", "#d9730d", "#9a9a9a", "#e6e6e6"
 SHADES = LinearSegmentedColormap.from_list("shades", ["white", "#9dc3e6", BLUE, "#0b2447"])
 """From low to high values: darker is more, also when printed in grey."""
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.facecolor": "white",
     "axes.edgecolor": GREY,
     "axes.labelcolor": INK,
@@ -35,9 +36,9 @@ STYLE = {
 }
 
 
-def text_size(figure: Figure) -> float:
+def text_size(figure: Figure | SubFigure) -> float:
     """Return the font size in points: 7 pixels when the figure is shrunk to the 390 pixels of a phone."""
-    return max(10.0, 1.3 * figure.get_figwidth())
+    return max(10.0, 1.3 * figure.bbox.width / figure.dpi)
 
 
 def new_figure(
@@ -58,12 +59,13 @@ def new_figure(
     return figure, axes
 
 
-def one_panel(ax: Axes | None, width: float, height: float, title: str) -> Axes:
-    """Return `ax` with the title above it, or, for None, the axes of a new figure."""
+def one_panel(ax: Axes | None, width: float, height: float, title: str) -> tuple[Figure, Axes]:
+    """Return `ax` and its figure, with the title above it, or, for None, a new figure with one panel."""
     if ax is None:
-        return new_figure(1, 1, width, height, title)[1][0, 0]
+        figure, axes = new_figure(1, 1, width, height, title)
+        return figure, axes[0, 0]
     ax.set_title(title, loc="left", fontweight="bold")
-    return ax
+    return cast(Figure, ax.figure), ax
 
 
 def picture(ax: Axes, pixels: np.ndarray, title: str = "", **options) -> None:
@@ -116,7 +118,7 @@ def class_legend(figure: Figure, classes: Sequence[np.ndarray], scheme: ClassSch
 
 def color_legend(figure: Figure, colors: dict[str, tuple[int, int, int]]) -> None:
     """Add a legend below the figure with these names and colours (RGB, 0 to 255)."""
-    handles = [Patch(facecolor=np.array(color) / 255, edgecolor=GREY, label=name) for name, color in colors.items()]
+    handles = [Patch(facecolor="#" + bytes(c).hex(), edgecolor=GREY, label=name) for name, c in colors.items()]
     size = text_size(figure)
     columns = max(1, min(len(handles), int(72 * figure.get_figwidth() / (10.5 * size))))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=size)
