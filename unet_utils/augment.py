@@ -12,10 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unet_utils.classes import IGNORE
-
-# Mean and standard deviation of ImageNet, RGB: required by torchvision's pretrained encoders, and fine for the others.
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
+from unet_utils.encoders import MEAN, STD
 
 
 def to_input(photos: Tensor, size: int | tuple[int, int]) -> Tensor:

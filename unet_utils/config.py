@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
-from unet_utils.model import ENCODERS
+from unet_utils.encoders import ENCODERS, expanding_levels
 
 
 @dataclass(frozen=True)
@@ -11,13 +11,15 @@ class TrainConfig:
     """The settings of a training run. `recipe` gives good values; the defaults here are neutral.
 
     Attributes:
-        base_channels: width of the first level of the UNet.
+        base_channels: width of the first level of the UNet; with an encoder, of the last level of the expanding path.
         fold: fold each fold x fold block of pixels into channels inside the network, see `UNet`.
-        encoder: a torchvision network with ImageNet weights as the contracting path, or "none" for the UNet's own.
+        encoder: a network with ImageNet weights as the contracting path, see `encoders`, or "none" for the UNet's own.
         image_size: height and width of the network's input, pixels. Scores are always at 256.
         batch_size: photos per step.
         epochs: number of times that every photo is used.
         learning_rate: maximum of the one-cycle schedule.
+        encoder_rate: learning rate of the encoder relative to `learning_rate`; it is then updated by AdamW. 0 trains it
+            like the other parameters, by Muon.
         weight_decay: kernels shrink by this share of the learning rate per step.
         augmentation: strength of random zoom, rotation and colour, see `draw_changes`; 0 for the flip alone.
         class_weighting: power of the inverse class frequency that weights the loss; 0 weights all pixels equally, 1 all
@@ -44,6 +46,7 @@ class TrainConfig:
     batch_size: int = 16
     epochs: int = 60
     learning_rate: float = 6e-3
+    encoder_rate: float = 0.0
     weight_decay: float = 0.02
     augmentation: float = 1.0
     class_weighting: float = 0.5
@@ -59,7 +62,7 @@ class TrainConfig:
         for name in ("base_channels", "fold", "batch_size", "epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        for name in ("weight_decay", "augmentation", "prior_correction", "auxiliary", "averaging"):
+        for name in ("encoder_rate", "weight_decay", "augmentation", "prior_correction", "auxiliary", "averaging"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must not be negative")
         if not self.learning_rate > 0:
@@ -87,6 +90,15 @@ class TrainConfig:
         """Return the settings of a checkpoint. Settings that it does not have get their neutral defaults."""
         return cls(**{setting.name: settings[setting.name] for setting in SETTINGS if setting.name in settings})
 
+    def network(self, num_classes: int) -> dict:
+        """Return the arguments of the `UNet`."""
+        network = {"num_classes": num_classes, "base_channels": self.base_channels, "fold": self.fold}
+        if self.encoder == "none":
+            return network
+        # Coarse to fine; ConvNeXt has three levels, the others four.
+        widths = [int(self.base_channels * factor) for factor in (4, 2, 1.5, 1)]
+        return network | {"encoder": self.encoder, "expanding_channels": widths[-expanding_levels(self.encoder) :]}
+
     def scene_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the height and width at which the trained network sees a whole frame of this size, pixels."""
         return (self.image_size, self.image_size) if height == width else (height, width)
@@ -103,6 +115,10 @@ RECIPES = {
 """Settings for a GPU, for two CPU cores, and for the 240 pairs of the demo set; docs/training.md has the evidence."""
 
 
+ENCODER_SETTINGS = {"fold": 1, "base_channels": 32, "encoder_rate": 0.15, "auxiliary": 0.0}
+"""What a pretrained encoder changes in each recipe."""
+
+
 def recipe(name: str, **knobs) -> TrainConfig:
     """Return the settings of a recipe, with those knobs changed that are not None.
 
@@ -114,9 +130,7 @@ def recipe(name: str, **knobs) -> TrainConfig:
         ValueError: an impossible value.
     """
     chosen = {knob: value for knob, value in knobs.items() if value is not None and knob != "chosen"}
-    settings = dict(chosen)
-    if settings.get("encoder", "none") != "none":
-        settings.setdefault("fold", 1)  # encoders take photos as they are
+    settings = ENCODER_SETTINGS | chosen if chosen.get("encoder", "none") != "none" else chosen
     return replace(RECIPES.get(name, RECIPES["gpu"]), **settings, chosen=frozenset(chosen))
 
 

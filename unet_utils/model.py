@@ -2,7 +2,7 @@
 
 Three things differ from the paper, as in nearly all later implementations: convolutions are padded, so that the output
 has the size of the input; batch normalization follows each convolution; and the width is a parameter. The contracting
-path can also be a network of torchvision with ImageNet weights.
+path can also be a known network with ImageNet weights, see `encoders`.
 """
 
 from collections.abc import Sequence
@@ -11,15 +11,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
-from torchvision.models import get_model
-from torchvision.models.feature_extraction import create_feature_extractor
 
-ENCODERS = {
-    "resnet34": ("relu", "layer1", "layer2", "layer3", "layer4"),
-    "convnext_tiny": ("features.1", "features.3", "features.5", "features.7"),
-}
-"""torchvision networks that can be the contracting path, and the layers where the skip connections start:
-https://arxiv.org/abs/1512.03385 and https://arxiv.org/abs/2201.03545."""
+from unet_utils.encoders import ENCODERS, build_encoder
 
 
 class DoubleConv(nn.Sequential):
@@ -86,8 +79,8 @@ class UNet(nn.Module):
         fold: fold each fold x fold block of pixels into channels first, and the logits back at the end
             (https://arxiv.org/abs/1609.05158). 2 takes a quarter of the time of 1 at the same width.
         encoder: one of `ENCODERS` as the contracting path, or None for the paper's.
-        pretrained: start the encoder from torchvision's ImageNet weights, downloaded at first use. Without a
-            connection a message says so, and the encoder starts from random weights.
+        pretrained: start the encoder from its ImageNet weights. Where they cannot be had, a message says so, and the
+            encoder starts from random weights.
         expanding_channels: channels of each level of the expanding path, coarse to fine; by default those of the skip
             connections.
 
@@ -122,7 +115,7 @@ class UNet(nn.Module):
                 raise ValueError(f"unknown encoder {encoder!r}: choose one of {', '.join(ENCODERS)}, or none")
             if in_channels != 3 or fold != 1:
                 raise ValueError(f"{encoder} takes 3 channels and no fold, got in_channels {in_channels}, fold {fold}")
-            self.encoder, widths, scale = _torchvision_encoder(encoder, pretrained)
+            self.encoder, widths, scale = build_encoder(encoder, pretrained)
         else:
             self.encoder, scale = ContractingPath(in_channels * fold**2, base_channels), fold
             widths = self.encoder.widths
@@ -163,7 +156,7 @@ class UNet(nn.Module):
                 f"resize or pad the image to a multiple of {step}"
             )
         contracting = self.encoder(self.fold(x))
-        if isinstance(contracting, dict):  # torchvision's feature extractors return their layers by name
+        if isinstance(contracting, dict):  # torchvision's feature extractors return a dict
             contracting = list(contracting.values())
         *skips, x = contracting
         expanding = []
@@ -178,19 +171,6 @@ class UNet(nn.Module):
         block = self.head.out_channels // len(shift)
         with torch.no_grad():
             self.head.bias += shift.to(self.head.bias).repeat_interleave(block)
-
-
-def _torchvision_encoder(name: str, pretrained: bool) -> tuple[nn.Module, list[int], int]:
-    """Return a torchvision network that gives the features of its stages, their widths, and the scale of the first."""
-    try:
-        network = get_model(name, weights="DEFAULT" if pretrained else None)
-    except (OSError, RuntimeError) as error:  # offline, or a corrupt download
-        print(f"Could not download the ImageNet weights of {name} ({error}): it starts from random weights.")
-        network = get_model(name, weights=None)
-    encoder = create_feature_extractor(network, list(ENCODERS[name]))
-    with torch.no_grad():
-        shapes = [level.shape for level in encoder.eval()(torch.zeros(1, 3, 64, 64)).values()]
-    return encoder.train(), [shape[1] for shape in shapes], 64 // shapes[0][2]
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -223,15 +203,15 @@ def model_summary(model: UNet, image_size: int = 256) -> str:
 def compute_dtype(device: torch.device | str) -> torch.dtype:
     """Return the data type in which the device computes fastest and networks still train.
 
-    bfloat16 where the hardware has it (Ampere GPUs and later, CPUs with AVX512-BF16 or AMX), float16 on older GPUs
-    such as Colab's T4, float32 elsewhere.
+    bfloat16 on Ampere GPUs and later and on CPUs with AMX, float16 on older GPUs such as Colab's T4, float32 elsewhere.
     """
     device = torch.device(device)
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
     if device.type == "cpu":
-        checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-        if any(check() for check in checks if check):
+        # AVX512-BF16 without AMX is not enough: there convolutions take 1.5 times as long as in float32.
+        has_amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
+        if has_amx and has_amx():
             return torch.bfloat16
     return torch.float32
 

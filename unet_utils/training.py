@@ -160,10 +160,11 @@ class _Run:
                     f"no pixel of the {name} frames has a class of the scheme {frames.scheme.name!r}: look at the masks"
                 )
         self.class_weights = class_weights(counts, config.class_weighting).to(device)
-        encoder = None if config.encoder == "none" else config.encoder
-        pretrained = not (checkpoint or start_from)  # or the weights come from a checkpoint
-        arguments = (3, frames.scheme.num_classes, config.base_channels, config.fold, encoder, pretrained)
-        self.model = processes.in_turn(lambda: UNet(*arguments))  # the first process may download weights
+        network = checkpoint["model_config"] if checkpoint else config.network(frames.scheme.num_classes)
+        pretrained = not (checkpoint or start_from)  # else the weights come from a checkpoint
+        self.model = processes.in_turn(
+            lambda: UNet(**network, pretrained=pretrained)
+        )  # the first one may download them
         if start_from and not checkpoint:
             load_matching(self.model, user_path(start_from))
         training_model = AuxiliaryHeads(self.model, config.auxiliary > 0)
@@ -171,7 +172,7 @@ class _Run:
         self.heads, self.forward = training_model.heads, processes.wrap(training_model)
         if config.compile:
             self.forward = torch.compile(self.forward)
-        self.optimizer = Muon(training_model.parameters(), weight_decay=config.weight_decay)
+        self.optimizer = Muon(_parameter_groups(training_model, config), weight_decay=config.weight_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=compute_dtype(device) == torch.float16)
         self.epoch, self.schedule_start, self.history = 0, 0, []
         if checkpoint:
@@ -236,6 +237,16 @@ class _Run:
         self.epoch, self.history = checkpoint["epoch"], checkpoint["history"]
         ended = self.epoch >= checkpoint["config"]["epochs"]
         self.schedule_start = self.epoch if ended else checkpoint.get("schedule_start", 0)
+
+
+def _parameter_groups(training_model: AuxiliaryHeads, config: TrainConfig) -> list[dict]:
+    """Return one group; with `encoder_rate`, the encoder in a second one, updated by AdamW at its own rate."""
+    if config.encoder == "none" or not config.encoder_rate:
+        return [{"params": list(training_model.parameters())}]
+    encoder = list(training_model.model.encoder.parameters())
+    in_encoder = {id(parameter) for parameter in encoder}
+    others = [parameter for parameter in training_model.parameters() if id(parameter) not in in_encoder]
+    return [{"params": others}, {"params": encoder, "muon": False, "rate": config.encoder_rate}]
 
 
 def _train_epoch(run: _Run, progress: bool, on_step: Callable[[int, int, int], None] | None) -> dict:

