@@ -1,4 +1,4 @@
-"""Arrays larger than memory: mapped, streamed, and never held as a whole."""
+"""Arrays larger than memory: memory-mapped, read ahead, and never held as a whole."""
 
 import os
 import subprocess
@@ -9,18 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from unet_utils.arrays import mapped, streamed, write_missing
+from unet_utils.dataset import build_arrays, map_array
+from unet_utils.frames import read_ahead
 
 
-def test_streamed_rows_are_the_rows(tmp_path):
+def test_rows_read_ahead_are_the_rows(tmp_path):
     arrays = tuple(torch.randint(0, 256, (20, *shape)).byte() for shape in ((3, 4), (5,)))
     order = list(torch.randperm(20).split(3))
-    batches = list(streamed(arrays, iter(order), "cpu"))
+    batches = list(read_ahead(arrays, iter(order), "cpu"))
     assert len(batches) == len(order) == 7
     for indices, rows in zip(order, batches, strict=True):
         for row, array in zip(rows, arrays, strict=True):
             assert torch.equal(row, array[indices])
-    assert list(streamed(arrays, [], "cpu")) == []
+    assert list(read_ahead(arrays, [], "cpu")) == []
 
 
 def test_no_more_than_two_batches_are_read_ahead():
@@ -31,14 +32,14 @@ def test_no_more_than_two_batches_are_read_ahead():
             asked.append(index)
             yield torch.tensor([index])
 
-    rows = streamed((torch.zeros(10, 1, dtype=torch.uint8),), order(), "cpu")
+    rows = read_ahead((torch.zeros(10, 1, dtype=torch.uint8),), order(), "cpu")
     next(rows)
     assert len(asked) == 3
 
 
 def test_an_error_while_reading_is_not_lost():
     with pytest.raises(IndexError):
-        list(streamed((torch.zeros(3, 1, dtype=torch.uint8),), [torch.tensor([7])], "cpu"))
+        list(read_ahead((torch.zeros(3, 1, dtype=torch.uint8),), [torch.tensor([7])], "cpu"))
 
 
 def test_arrays_get_their_names_when_they_are_complete(tmp_path):
@@ -51,11 +52,19 @@ def test_arrays_get_their_names_when_they_are_complete(tmp_path):
         yield slice(2, 4), {file: np.full(shapes[file], 2, np.uint8)[:2] for file in missing}
 
     with pytest.raises(KeyboardInterrupt):
-        write_missing(shapes, lambda missing: blocks(missing, True))
+        build_arrays(shapes, lambda missing: blocks(missing, True))
     assert not any(file.exists() for file in shapes)
-    write_missing(shapes, lambda missing: blocks(missing, False))
-    write_missing(shapes, lambda missing: pytest.fail("they are there"))
-    assert mapped(tmp_path / "b.npy").tolist() == [1, 1, 2, 2]
+    build_arrays(shapes, lambda missing: blocks(missing, False))
+    build_arrays(shapes, lambda missing: pytest.fail("they exist"))
+    assert map_array(tmp_path / "b.npy").tolist() == [1, 1, 2, 2]
+
+
+def test_a_file_that_was_cut_short_is_written_again(tmp_path):
+    file = tmp_path / "a.npy"
+    np.save(file, np.zeros((4, 200), np.uint8))
+    file.write_bytes(file.read_bytes()[:500])
+    build_arrays({file: (4, 200)}, lambda missing: [(slice(0, 4), dict.fromkeys(missing, np.ones((4, 200), np.uint8)))])
+    assert map_array(file).sum() == 800
 
 
 SCRIPT = """
@@ -63,12 +72,12 @@ import resource, sys
 from pathlib import Path
 import numpy as np, torch
 from unet_utils import Frames, fit, get_scheme, recipe
-from unet_utils.arrays import mapped
+from unet_utils.dataset import map_array
 
 LIMIT, SIDE = 160 * 2**20, 512
 folder = Path(sys.argv[1])
 n = 10 * LIMIT // (SIDE * SIDE * 4) + 1
-for name, shape in {"photos": (n, SIDE, SIDE, 3), "codes": (n, SIDE, SIDE)}.items():
+for name, shape in {"photos": (n, SIDE, SIDE, 3), "label_ids": (n, SIDE, SIDE)}.items():
     np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.uint8, shape)[::7, 0] = 7  # the rest stays a hole
 
 def memory(name):
@@ -80,11 +89,11 @@ scheme = get_scheme("categories7")
 small = Frames(torch.zeros(8, 64, 64, 3).byte(), torch.full((8, 64, 64), 7).byte(), scheme, tuple(range(8)))
 fit(small, config, folder / "small", "cpu", progress=False)  # what every training needs, whatever the set
 resource.setrlimit(resource.RLIMIT_DATA, (memory("VmData:") + LIMIT,) * 2)
-frames = Frames(mapped(folder / "photos.npy"), mapped(folder / "codes.npy"), scheme, tuple(range(n)))
-assert frames.photos.nbytes + frames.codes.nbytes > 10 * LIMIT
+frames = Frames(map_array(folder / "photos.npy"), map_array(folder / "label_ids.npy"), scheme, tuple(range(n)))
+assert frames.photos.nbytes + frames.label_ids.nbytes > 10 * LIMIT
 before = memory("RssAnon:")
 history = fit(frames, config, folder / "run", "cpu", progress=False)
-print(len(history), (memory("RssAnon:") - before) / LIMIT, frames.class_counts()[0].item() / frames.codes.numel())
+print(len(history), (memory("RssAnon:") - before) / LIMIT, frames.class_counts()[0].item() / frames.label_ids.numel())
 try:
     torch.ones(LIMIT + 1, dtype=torch.uint8)
 except RuntimeError:

@@ -73,7 +73,14 @@ def test_void_clusters_are_ignored_by_the_scheme(demo, histogram):
     assert scheme == clusters.scheme()
     void = sum(name in ("unlabeled", "dynamic", "ground") for name in clusters.names)
     assert scheme.num_classes == 12 - void
-    assert scheme.encode(np.arange(12, dtype=np.uint8)).tolist() == [*range(12 - void)] + [IGNORE] * void
+    ids = np.array([label.id for name in clusters.names for label in PALETTE if label.name == name], dtype=np.uint8)
+    assert scheme.encode(ids).tolist() == [*range(12 - void)] + [IGNORE] * void
+    assert scheme.cluster_ids == tuple(ids.tolist())
+
+
+def test_a_single_colour_cannot_be_clustered():
+    with pytest.raises(ValueError, match="single colour"):
+        find_clusters(PALETTE_COLORS[:1], np.array([5]), 2)
 
 
 @pytest.mark.parametrize("num_clusters", [1, 30])

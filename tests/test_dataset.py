@@ -7,7 +7,7 @@ from PIL import Image
 
 from unet_utils import IGNORE, CityscapesPairs, Frames, decode_masks, get_scheme, prepare
 from unet_utils.clustering import choose_scheme
-from unet_utils.dataset import HELD_OUT_CITIES
+from unet_utils.frames import HELD_OUT_CITIES
 
 
 def test_the_halves_are_pillows_pixels(demo):
@@ -86,29 +86,32 @@ def test_prepared_arrays_hold_the_same_as_the_files(demo, tmp_path, scheme):
 def test_prepared_arrays_are_made_once_and_kept(demo, tmp_path, monkeypatch):
     cache, keep = tmp_path / "cache", tmp_path / "drive"
     first = prepare(demo, "val", cache, method="nearest", keep=keep, progress=False)
-    monkeypatch.setattr("unet_utils.decoding.label_codes", lambda *_: pytest.fail("decoded a second time"))
+    monkeypatch.setattr("unet_utils.decoding.decode_label_ids", lambda *_, **__: pytest.fail("decoded a second time"))
     again = prepare(demo, "val", cache, method="nearest", keep=keep, progress=False)
     elsewhere = prepare(demo, "val", tmp_path / "other machine", method="nearest", keep=keep, progress=False)
     for frames in (again, elsewhere):
-        assert (frames.codes == first.codes).all()
+        assert (frames.label_ids == first.label_ids).all()
         assert (frames.photos == first.photos).all()
     first.photos[0] = 0  # copy on write: nothing that a notebook does reaches the files
     assert (prepare(demo, "val", cache, method="nearest", progress=False).photos[0] != 0).any()
 
 
 def test_an_interrupted_preparation_is_not_taken_for_complete(demo, tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
-        patch.setattr("unet_utils.decoding.label_codes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("unet_utils.decoding.decode_label_ids", interrupt)
         with pytest.raises(KeyboardInterrupt):
             prepare(demo, "val", tmp_path, method="nearest", progress=False)
     frames = prepare(demo, "val", tmp_path, method="nearest", progress=False)
     assert frames.photos.float().mean() > 10
-    assert not list(tmp_path.rglob("unfinished-*"))
+    assert not list(tmp_path.rglob("*unfinished*"))
 
 
 def test_a_full_disk_is_said_before_it_is_met(demo, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr("unet_utils.platform.environment.shutil.disk_usage", lambda _: usage._replace(free=2**20))
+    monkeypatch.setattr("unet_utils.platform.files.shutil.disk_usage", lambda _: usage._replace(free=2**20))
     with pytest.raises(OSError, match="Not enough space in .*UNET_UTILS_DATA"):
         prepare(demo, "val", tmp_path, method="nearest", progress=False)
 
@@ -122,8 +125,8 @@ def test_changed_files_are_noticed(tiny_pairs, tmp_path):
 
 def frames_numbered(numbers) -> Frames:
     n = len(numbers)
-    photos, codes = torch.zeros(n, 1, 1, 3, dtype=torch.uint8), torch.zeros(n, 1, 1, dtype=torch.uint8)
-    return Frames(photos, codes, get_scheme("cityscapes19"), tuple(numbers))
+    photos, label_ids = torch.zeros(n, 1, 1, 3, dtype=torch.uint8), torch.zeros(n, 1, 1, dtype=torch.uint8)
+    return Frames(photos, label_ids, get_scheme("cityscapes19"), tuple(numbers))
 
 
 def test_held_out_frames_are_whole_cities():
@@ -135,3 +138,47 @@ def test_held_out_frames_are_whole_cities():
     assert (len(learn), len(held_out)) == (18, 2)
     with pytest.raises(ValueError, match="too few"):
         frames_numbered([1]).split_cities()
+
+
+@pytest.mark.parametrize("numbers", [range(2800, 2820), range(1, 4001)])
+def test_other_sets_hold_out_their_last_tenth(numbers):
+    """A few frames of the held-out cities alone, and a set of one's own in which these numbers mean nothing."""
+    learn, held_out = frames_numbered(numbers).split_cities()
+    assert held_out.numbers == tuple(numbers)[-len(numbers) // 10 :]
+    assert len(learn) + len(held_out) == len(numbers)
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", "cut", "another shape"])
+def test_a_kept_copy_that_is_damaged_is_decoded_again_and_replaced(demo, tmp_path, capsys, content):
+    keep = tmp_path / "drive"
+    first = prepare(demo, "val", tmp_path / "cache", method="nearest", keep=keep, progress=False)
+    (kept,) = keep.iterdir()
+    whole = kept.read_bytes()
+    if content == "another shape":
+        np.savez_compressed(kept, label_ids=np.zeros((2, 3), np.uint8))
+    else:
+        kept.write_bytes(whole[: len(whole) // 2] if content == "cut" else content)
+    again = prepare(demo, "val", tmp_path / "other machine", method="nearest", keep=keep, progress=False)
+    assert (again.label_ids == first.label_ids).all()
+    assert f"{kept} cannot be used" in capsys.readouterr().out
+    with np.load(kept) as archive:
+        assert (archive["label_ids"] == first.label_ids.numpy()).all()
+
+
+def test_labels_that_cannot_be_kept_are_a_warning(demo, tmp_path, capsys, monkeypatch):
+    def full(*_, **__):
+        raise OSError(122, "Disk quota exceeded")
+
+    monkeypatch.setattr("unet_utils.dataset.np.savez_compressed", full)
+    assert len(prepare(demo, "val", tmp_path / "a", method="nearest", keep=tmp_path, progress=False)) == 6
+    assert "no copy of the labels" in capsys.readouterr().out
+    prepare(demo, "val", tmp_path / "b", method="nearest", keep=tmp_path / "MyDrive" / "x", progress=False)
+    assert not (tmp_path / "MyDrive").exists()
+
+
+def test_labels_kept_by_an_earlier_version_are_used(demo, tmp_path, monkeypatch):
+    first = prepare(demo, "val", tmp_path / "cache", method="nearest", keep=tmp_path / "drive", progress=False)
+    (kept,) = (tmp_path / "drive").iterdir()
+    np.savez_compressed(kept, codes=first.label_ids.numpy())
+    monkeypatch.setattr("unet_utils.decoding.decode_label_ids", lambda *_, **__: pytest.fail("decoded a second time"))
+    prepare(demo, "val", tmp_path / "new", method="nearest", keep=tmp_path / "drive", progress=False)

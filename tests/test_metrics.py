@@ -142,8 +142,21 @@ def test_guessing_knows_the_truth_and_nothing_else(maps):
         ([0, 1], [0, 1, 1], "differ in shape"),
         ([0, 1], [0, 7], "target has classes outside 0 to 1"),
         ([0, 7], [0, 1], "pred has classes outside 0 to 1"),
+        ([0.9, 1.0], [0, 1], "pred holds torch.float32, not class indices"),
+        ([0, 1], [0.0, 1.0], "target holds torch.float32"),
     ],
 )
 def test_bad_label_maps_are_refused(pred, target, message):
     with pytest.raises(ValueError, match=message):
         ConfusionMatrix(2).update(torch.tensor(pred), torch.tensor(target))
+
+
+def test_merged_classes_score_like_merged_labels(maps):
+    seven, nineteen = get_scheme("categories7"), get_scheme("cityscapes19")
+    new_index = [seven.lookup[nineteen.lookup.index(c)] for c in range(19)]
+    pred, target = (np.asarray(part).copy() for part in maps)
+    matrix, merged = ConfusionMatrix(19), ConfusionMatrix(7)
+    matrix.update(pred, target)
+    table = np.array([*new_index, *[IGNORE] * (256 - 19)])
+    merged.update(table[pred], table[target])
+    assert torch.equal(matrix.merge(new_index).matrix, merged.matrix)

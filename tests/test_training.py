@@ -1,7 +1,10 @@
 import csv
+import dataclasses
+import json
 import math
 import os
 import random
+import re
 import signal
 import time
 from multiprocessing import get_context
@@ -12,15 +15,16 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.nn.functional import cross_entropy
 
-from unet_utils import ConfusionMatrix, evaluate, fit, get_scheme, load_trained, prepare, recipe
+from unet_utils import ConfusionMatrix, evaluate, fit, get_scheme, load_trained, prepare, recipe, training
 from unet_utils.augment import augment, draw_changes
 from unet_utils.checkpoints import NAMES, RunFiles, read_checkpoint
 from unet_utils.config import RECIPES
-from unet_utils.dataset import Frames
 from unet_utils.evaluation import predict_classes
+from unet_utils.frames import Frames
+from unet_utils.losses import AuxiliaryHeads, class_weights, prior_correction, segmentation_loss
 from unet_utils.model import UNet
 from unet_utils.optimizer import Muon
-from unet_utils.training import class_weights
+from unet_utils.platform.files import LockedError
 
 TINY = recipe("demo", base_channels=2, fold=1, image_size=32, batch_size=4, epochs=3, learning_rate=1e-2)
 
@@ -139,7 +143,7 @@ def test_stopped_at_random_moments_it_still_ends_the_same(demo, tmp_path):
 
 def test_resume_refuses_other_settings_by_name(frames, tmp_path):
     run(frames, tmp_path)
-    for knob, value in {"base_channels": 3, "learning_rate": 1e-3, "epochs": 9}.items():
+    for knob, value in {"base_channels": 3, "seed": 9, "augmentation": 1.0}.items():
         with pytest.raises(ValueError, match=f"{knob} = .* switch resume off"):
             run(frames, tmp_path, recipe("demo", **{**vars(TINY), knob: value}))
 
@@ -147,13 +151,105 @@ def test_resume_refuses_other_settings_by_name(frames, tmp_path):
 def test_resume_refuses_another_class_scheme(demo, frames, tmp_path):
     run(frames, tmp_path / "run")
     seven = prepare(demo, "train", tmp_path, "categories7", "nearest", progress=False)
-    with pytest.raises(ValueError, match="name = 'cityscapes19', now it is 'categories7'"):
+    with pytest.raises(ValueError, match="class scheme cityscapes19, now it is categories7"):
         run(seven, tmp_path / "run")
     with pytest.raises(ValueError, match="has learned the class scheme 'cityscapes19', not 'categories7'"):
         load_trained(tmp_path / "run" / "best.pt", "cpu", "categories7")
     trained = load_trained(tmp_path / "run" / "best.pt", "cpu")
     with pytest.raises(ValueError, match="the model has 19 classes, the scheme 'categories7' has 7"):
         evaluate(trained.model, seven, 32)
+
+
+def stop_after(epochs):
+    def stop(history, model):
+        if len(history) == epochs:
+            raise Interrupted
+
+    return stop
+
+
+def test_a_resumed_run_keeps_its_settings_and_compares_only_chosen_ones(frames, tmp_path, capsys):
+    """Another machine has another recipe: only what the person chose counts as a change."""
+    begun = recipe("demo", **{**vars(TINY), "epochs": 2})
+    with pytest.raises(Interrupted):
+        run(frames, tmp_path / "cut", begun, on_epoch=stop_after(1))
+    elsewhere = dataclasses.replace(TINY, augmentation=1.0, seed=7, epochs=9, chosen=frozenset({"base_channels"}))
+    history = run(frames, tmp_path / "cut", elsewhere)
+    assert without_times(history) == without_times(run(frames, tmp_path / "whole", begun))
+    with pytest.raises(ValueError, match="augmentation = 0.5, now it is 1.0"):
+        run(frames, tmp_path / "cut", dataclasses.replace(elsewhere, chosen=frozenset({"augmentation"})))
+
+
+def test_more_epochs_after_the_end_train_on_with_a_new_schedule(frames, tmp_path, capsys):
+    first = run(frames, tmp_path)
+    history = run(frames, tmp_path, recipe("demo", **{**vars(TINY), "epochs": 5}))
+    assert "It goes on with epochs = 5 (before: 3)" in capsys.readouterr().out
+    assert [row["epoch"] for row in history] == [1, 2, 3, 4, 5]
+    assert history[:3] == first
+    rates = [row["learning_rate"] for row in history]
+    assert rates[2] < 1e-3 < rates[3]  # at the end of the first schedule, and within the second
+    assert run(frames, tmp_path) == history  # and it has ended again
+
+
+def test_a_lower_learning_rate_heals_a_run_that_diverged(frames, tmp_path, monkeypatch):
+    """The advice of the error message works: the run goes on after its last good epoch."""
+    step, calls = training._step, []
+
+    def diverging(run, x, y, rate):
+        calls.append(rate)
+        return step(run, x, y, rate) * (math.nan if len(calls) > 5 and run.config.learning_rate == 0.01 else 1)
+
+    monkeypatch.setattr(training, "_step", diverging)
+    with pytest.raises(FloatingPointError, match=r"loss of epoch 2 is nan.*goes on after epoch 1"):
+        run(frames, tmp_path)
+    history = run(frames, tmp_path, recipe("demo", **{**vars(TINY), "learning_rate": 1e-3}))
+    assert len(history) == TINY.epochs
+    assert all(math.isfinite(row["loss"]) for row in history)
+    assert max(row["learning_rate"] for row in history[1:]) <= 1e-3
+
+
+def test_a_new_run_starts_from_the_weights_of_another(frames, tmp_path, capsys):
+    run(frames, tmp_path / "first")
+    longer = recipe("demo", **{**vars(TINY), "epochs": 1, "learning_rate": 1e-9})
+    run(frames, tmp_path / "second", longer, start_from=tmp_path / "first" / "best.pt")
+    assert re.search(r"Starting from .*best.pt: (\d+) of \1 tensors fit", capsys.readouterr().out)
+    a, b = (read_checkpoint(tmp_path / name / "best.pt")["model"] for name in ("first", "second"))
+    assert all(torch.allclose(a[key], b[key], atol=1e-4) for key in a if key.endswith("weight"))
+    other = recipe("demo", **{**vars(TINY), "encoder": "resnet34", "fold": 1})
+    with pytest.raises(ValueError, match="no weight of .* fits this network"):
+        run(frames, tmp_path / "third", other, start_from=tmp_path / "first" / "best.pt")
+
+
+def test_a_run_has_one_owner(frames, tmp_path):
+    def second(history, model):
+        context = get_context("forkserver")
+        answers = context.SimpleQueue()
+        child = context.Process(target=train_and_answer, args=(frames, tmp_path, answers))
+        child.start()
+        child.join(PATIENCE)
+        asked.append(answers.get())
+
+    asked = []
+    run(frames, tmp_path, recipe("demo", **{**vars(TINY), "epochs": 1}), on_epoch=second)
+    assert asked[0].startswith(f"LockedError: The run in {tmp_path} is trained by process {os.getpid()}")
+    assert len(run(frames, tmp_path, recipe("demo", **{**vars(TINY), "epochs": 2}))) == 2  # free again
+
+
+def train_and_answer(frames, folder, answers):
+    try:
+        answers.put(f"trained {len(run(frames, folder))} epochs")
+    except LockedError as error:
+        answers.put(f"LockedError: {error}")
+
+
+def test_a_run_that_was_taken_over_stops_before_it_overwrites(frames, tmp_path):
+    def other(history, model):
+        lock = json.loads((tmp_path / "run.lock").read_text())
+        (tmp_path / "run.lock").write_text(json.dumps(lock | {"host": "another machine"}))
+
+    with pytest.raises(LockedError, match="another machine"):
+        run(frames, tmp_path, on_epoch=other)
+    assert read_checkpoint(tmp_path / "last.pt")["epoch"] == 1
 
 
 def test_starting_afresh_sets_the_old_run_aside(frames, tmp_path):
@@ -184,7 +280,20 @@ def test_a_full_disk_does_not_end_the_training(frames, tmp_path, capsys, monkeyp
 
     monkeypatch.setattr("unet_utils.checkpoints.torch.save", full)
     assert len(run(frames, tmp_path)) == TINY.epochs
-    assert "No space left on device" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "No space left on device" in printed
+    assert "free some space" in printed
+
+
+def test_other_errors_while_saving_do_not_blame_the_disk(frames, tmp_path, capsys, monkeypatch):
+    def broken(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("unet_utils.checkpoints.torch.save", broken)
+    assert len(run(frames, tmp_path)) == TINY.epochs
+    printed = capsys.readouterr().out
+    assert "Input/output error" in printed
+    assert "free some space" not in printed
 
 
 def test_damaged_checkpoints_are_named(tmp_path):
@@ -201,7 +310,7 @@ def test_damaged_checkpoints_are_named(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run(frames, tmp_path):
     config = recipe("demo", **{**vars(TINY), "learning_rate": 1e30})
-    with pytest.raises(FloatingPointError, match="Lower learning_rate"):
+    with pytest.raises(FloatingPointError, match=r"lower learning_rate \(LEARNING_RATE\)"):
         run(frames, tmp_path, config)
 
 
@@ -252,9 +361,203 @@ def test_recipes_are_complete_and_knobs_override_them():
 
 def test_unfinished_files_are_never_read(frames, tmp_path):
     run(frames, tmp_path)
-    (tmp_path / "unfinished-last.pt").write_bytes(b"half a checkpoint")
+    (tmp_path / ".unfinished-1-last.pt").write_bytes(b"half a checkpoint")
     assert len(run(frames, tmp_path)) == TINY.epochs
     assert math.isfinite(read_checkpoint(RunFiles(tmp_path).last)["history"][-1]["loss"])
+
+
+def fp16(monkeypatch, dtype):
+    for module in ("unet_utils.model", "unet_utils.training", "unet_utils.optimizer"):
+        monkeypatch.setattr(f"{module}.compute_dtype", lambda device: dtype)
+
+
+@pytest.mark.parametrize(
+    "dtypes",
+    [
+        (torch.float32, torch.bfloat16, torch.float16),
+        (torch.float16, torch.float32, torch.float16),
+        (torch.bfloat16, torch.float16, torch.bfloat16),
+    ],
+)
+def test_a_checkpoint_moves_between_machines(frames, tmp_path, monkeypatch, dtypes):
+    """A CPU, an A100 and a T4 differ in precision, and only float16 scales the loss."""
+    for epoch, dtype in enumerate(dtypes, 1):
+        fp16(monkeypatch, dtype)
+        history = run(frames, tmp_path, recipe("demo", **{**vars(TINY), "epochs": epoch}))
+    assert [row["epoch"] for row in history] == [1, 2, 3]
+    assert all(math.isfinite(row["loss"]) for row in history)
+
+
+def test_the_prior_correction_is_folded_into_the_loaded_model(frames, tmp_path):
+    plain, corrected = (
+        recipe("demo", **{**vars(TINY), "epochs": 1, "prior_correction": value}) for value in (0.0, 0.5)
+    )
+    run(frames, tmp_path / "a", plain)
+    run(frames, tmp_path / "b", corrected)
+    raw = read_checkpoint(tmp_path / "b" / "best.pt")
+    assert torch.equal(raw["model"]["head.bias"], read_checkpoint(tmp_path / "a" / "best.pt")["model"]["head.bias"])
+    a, b = (load_trained(tmp_path / name / "best.pt", "cpu").model for name in "ab")
+    learn, _ = frames.split_cities()
+    expected = -0.5 * class_weights(learn.class_counts(), TINY.class_weighting).log()
+    x = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(b(x) - a(x), expected[:, None, None].expand(1, -1, 32, 32), atol=1e-5)
+
+
+def test_logits_are_shifted_class_by_class_when_pixels_are_folded():
+    torch.manual_seed(0)
+    model, x = UNet(3, 4, 2, fold=2).eval(), torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        before = model(x)
+        model.shift_logits(torch.tensor([0.0, 1.0, -2.0, 3.0]))
+        moved = (model(x) - before).mean((0, 2, 3))
+    assert moved.tolist() == pytest.approx([0, 1, -2, 3], abs=1e-5)
+
+
+def test_a_full_correction_undoes_the_class_weights():
+    """With weights w, the best constant prediction is w p / sum(w p); the corrected logits give p back."""
+    counts = torch.tensor([700, 200, 100])
+    weights, p = class_weights(counts, 0.5), counts / counts.sum()
+    logits = (weights * p / (weights * p).sum()).log()
+    assert torch.allclose((logits + prior_correction(weights, 1.0)).softmax(0), p)
+
+
+def test_auxiliary_heads_train_and_leave_no_trace_in_the_model(frames, tmp_path):
+    config = recipe("demo", **{**vars(TINY), "auxiliary": 0.4})
+    with pytest.raises(Interrupted):
+        run(frames, tmp_path / "cut", config, on_epoch=stop_after(1))
+    history = run(frames, tmp_path / "cut", config)
+    assert without_times(history) == without_times(run(frames, tmp_path / "whole", config))
+    assert same_weights(tmp_path / "cut" / "last.pt", tmp_path / "whole" / "last.pt")
+    run(frames, tmp_path / "plain")
+    with_heads, plain = (read_checkpoint(tmp_path / name / "best.pt")["model"] for name in ("whole", "plain"))
+    assert with_heads.keys() == plain.keys()
+    assert any(not torch.equal(with_heads[key], plain[key]) for key in plain)
+
+
+def test_each_auxiliary_head_has_its_own_size():
+    model = AuxiliaryHeads(UNet(3, 5, 4), use=True)
+    outputs = model(torch.randn(1, 3, 64, 64))
+    assert [tuple(out.shape[1:]) for out in outputs] == [(5, s, s) for s in (64, 8, 16, 32, 64)]
+    labels = torch.full((1, 64, 64), 255)
+    labels[:, :8, :8] = 2
+    weights = torch.ones(5)
+    loss, total = (value.item() for value in segmentation_loss(outputs, labels, weights, 0.5, lambda tensor: tensor))
+    own = [
+        cross_entropy(
+            out[:, :, : out.shape[2] // 8, : out.shape[2] // 8].flatten(2), torch.full((1, (out.shape[2] // 8) ** 2), 2)
+        )
+        for out in outputs
+    ]
+    assert loss == pytest.approx(own[0].item(), rel=1e-5)
+    assert total == pytest.approx(own[0].item() + 0.5 * sum(o.item() for o in own[1:]) / 4, rel=1e-5)
+
+
+def test_on_step_counts_the_photos_of_each_epoch(frames, tmp_path):
+    steps = []
+    run(frames, tmp_path, on_step=lambda *step: steps.append(step))
+    assert steps[:5] == [(1, 4, 20), (1, 8, 20), (1, 12, 20), (1, 16, 20), (1, 20, 20)]
+    assert steps[-1] == (3, 20, 20)
+
+
+def test_one_pair_can_be_learned_by_heart(frames, tmp_path):
+    config = recipe("demo", base_channels=8, fold=1, image_size=64, batch_size=1, epochs=150, hold_out=False,
+                    learning_rate=0.01, augmentation=0.0)  # fmt: skip
+    history = run(frames.part(slice(0, 1)), tmp_path, config)
+    assert history[-1]["loss"] < 0.4 * history[0]["loss"]
+
+
+def test_a_set_without_a_labelled_pixel_is_refused(frames, tmp_path):
+    void = dataclasses.replace(frames, label_ids=torch.zeros_like(frames.label_ids))
+    with pytest.raises(ValueError, match="no pixel of the training frames has a class"):
+        run(void, tmp_path)
+    half = torch.cat([frames.label_ids[:-2], torch.zeros_like(frames.label_ids[-2:])])
+    with pytest.raises(ValueError, match="no pixel of the held-out frames"):
+        run(dataclasses.replace(frames, label_ids=half), tmp_path)
+
+
+def test_a_drive_that_drops_is_reported_once_and_used_again_when_it_returns(frames, tmp_path, capsys):
+    drive = tmp_path / "drive" / "MyDrive"
+
+    def drop_and_return(history, model):
+        if len(history) == 1:
+            drive.rename(tmp_path / "gone")
+        if len(history) == 4:
+            (tmp_path / "gone").rename(drive)
+
+    drive.mkdir(parents=True)
+    config = recipe("demo", **{**vars(TINY), "epochs": 5})
+    run(frames, tmp_path / "machine", config, backup=drive / "runs" / "x", on_epoch=drop_and_return)
+    printed = capsys.readouterr().out
+    assert printed.count("Could not copy the checkpoint") == 1
+    assert printed.count("work again") == 1
+    assert read_checkpoint(drive / "runs" / "x" / "last.pt")["epoch"] == 5
+
+
+def test_an_unmounted_drive_is_never_made_as_a_plain_folder(frames, tmp_path):
+    def unmount(history, model):
+        if (tmp_path / "drive" / "MyDrive").exists():
+            (tmp_path / "drive" / "MyDrive").rename(tmp_path / "gone")
+
+    (tmp_path / "drive" / "MyDrive").mkdir(parents=True)
+    run(frames, tmp_path / "machine", backup=tmp_path / "drive" / "MyDrive" / "runs", on_epoch=unmount)
+    assert not (tmp_path / "drive" / "MyDrive").exists()
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "foreign"])
+def test_last_pt_is_enough_to_go_on(frames, tmp_path, damage, capsys):
+    run(frames, tmp_path / "machine", backup=tmp_path / "drive", config=recipe("demo", **{**vars(TINY), "epochs": 2}))
+    (tmp_path / "drive" / "history.csv").unlink()
+    best = tmp_path / "drive" / "best.pt"
+    best.unlink()
+    if damage != "missing":
+        best.write_bytes(b"" if damage == "empty" else b"something else")
+    history = run(frames, tmp_path / "new", TINY, backup=tmp_path / "drive")
+    assert [row["epoch"] for row in history] == [1, 2, 3]
+    assert "best.pt" in capsys.readouterr().out
+    load_trained(tmp_path / "new" / "best.pt", "cpu")
+    assert len((tmp_path / "new" / "history.csv").read_text().splitlines()) == 4
+
+
+def test_a_damaged_last_pt_is_named(frames, tmp_path):
+    (tmp_path / "drive").mkdir()
+    (tmp_path / "drive" / "last.pt").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"drive/last\.pt is not a usable checkpoint .*it is empty"):
+        run(frames, tmp_path / "machine", backup=tmp_path / "drive")
+
+
+def test_a_compiler_that_is_missing_is_said_by_the_knobs_name(frames, tmp_path, monkeypatch):
+    def no_compiler(module):
+        def fail(x):
+            raise torch._dynamo.exc.TorchDynamoException("no C++ compiler")
+
+        fail.train, fail.parameters = module.train, module.parameters
+        return fail
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    with pytest.raises(RuntimeError, match=r"set compile to False \(COMPILE\)"):
+        run(frames, tmp_path, recipe("demo", **{**vars(TINY), "compile": True}))
+
+
+def test_checkpoints_of_the_first_version_load_and_go_on(frames, tmp_path):
+    """They have no auxiliary heads, no prior correction, no group options, and settings that are gone."""
+    with pytest.raises(Interrupted):
+        run(frames, tmp_path / "cut", on_epoch=stop_after(1))
+    checkpoint = read_checkpoint(tmp_path / "cut" / "last.pt")
+    for key in ("heads", "logit_shift", "schedule_start"):
+        del checkpoint[key]
+    for key in ("prior_correction", "auxiliary"):
+        del checkpoint["config"][key]
+    checkpoint["config"] |= {"sync_batchnorm": True, "scene_size": (32, 32)}
+    for key in ("cluster_colors", "cluster_ids"):
+        del checkpoint["scheme"][key]
+    for group in checkpoint["optimizer"]["param_groups"]:
+        del group["muon"], group["rate"]
+    torch.save(checkpoint, tmp_path / "cut" / "last.pt")
+    load_trained(tmp_path / "cut" / "last.pt", "cpu")
+    history = run(frames, tmp_path / "cut")
+    assert without_times(history) == without_times(run(frames, tmp_path / "whole"))
+    assert same_weights(tmp_path / "cut" / "last.pt", tmp_path / "whole" / "last.pt")
 
 
 @pytest.mark.skipif(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11), reason="this torch asks the driver")
