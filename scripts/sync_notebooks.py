@@ -1,6 +1,7 @@
-"""Writes the setup cell, and the repository's address, into all notebooks.
+"""Write the setup cell, the badges and the repository's address into all notebooks and the README.
 
-The text of the setup cell stands here, the address in pyproject.toml ([project.urls], Repository). After a fork:
+The text of the setup cell stands here, the address in pyproject.toml ([project.urls], Repository). After a fork, the
+workflow .github/workflows/address.yml runs this on GitHub. By hand:
 
     python scripts/sync_notebooks.py                                    # the address of the git remote "origin"
     python scripts/sync_notebooks.py --url https://github.com/me/mine   # or another one
@@ -16,48 +17,65 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SETUP_CELL = """\
 # @title Setup
-import os, subprocess, sys  # noqa: E401, I001
+import contextlib, glob, os, re, sys, urllib.parse, urllib.request  # noqa: E401, I001
 
-REPO_URL = "{url}"
-USE_DRIVE = True  # @param {{type:"boolean"}}
-if USE_DRIVE and "google.colab" in sys.modules:
-    sys.modules["google.colab"].drive.mount("/content/drive")
-find = "timeout 60 find /content/drive/MyDrive/ -maxdepth 9 -path '*/unet_utils/demo.py' -printf %h/.. -quit 2>&-"
-root = next((d for d in (".", "..", "repo") if os.path.isdir(f"{{d}}/unet_utils")), "") or subprocess.getoutput(find)
-if not os.path.isdir(root or "repo"):
-    subprocess.run(["git", "clone", "--depth", "1", REPO_URL, "repo"], check=True)
+REPO_URL = "REPOSITORY"
+USE_DRIVE = True  # @param {type:"boolean"}
+with contextlib.suppress(Exception):  # everything works without Drive; nobody is asked twice, because mkdir fails then
+    if USE_DRIVE and "google.colab" in sys.modules and not os.mkdir("/content/drive"):
+        sys.modules["google.colab"].drive.mount("/content/drive")
+places = [".", "..", "repo", *(f"/content/drive/MyDrive{end}" for end in ("", "/*", "/unet*/*", "/Colab Notebooks/*"))]
+with contextlib.suppress(Exception):  # a notebook that Colab opened from GitHub takes the code from there
+    api = "http://{COLAB_JUPYTER_IP}:{KMP_TARGET_PORT}/api/sessions".format(**os.environ)
+    opened = urllib.parse.unquote(urllib.request.urlopen(api, timeout=3).read().decode())
+    REPO_URL, places = re.search("https://github.com/[^/]+/[^/]+", opened)[0], places[:3]
+root = next((path for place in places for path in glob.iglob(place) if os.path.isdir(f"{path}/unet_utils")), "")
+if not root and os.system(f"git -c core.askPass=true clone -q --depth 1 {REPO_URL} repo && cd repo/unet_utils"):
+    sys.exit(f"Cannot fetch {REPO_URL}: correct REPO_URL if it says OWNER; on Kaggle, switch on Settings > Internet.")
 sys.path.insert(0, os.path.abspath(root or "repo"))
 from unet_utils.platform import environment
 
 env = environment.setup(use_drive=USE_DRIVE)"""
-BADGE = re.compile(r"https://colab\.research\.google\.com/github/[^\s()\"']+/([\w-]+\.ipynb)")
+FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}  # in Colab; in JupyterLab, VS Code and Kaggle
+BADGES = re.compile(
+    r"\[!\[Open in Colab\]\([^()]*\)\]\(https://colab\.research\.google\.com/github/[^\s()]+/([\w-]+\.ipynb)\)"
+    r"( *\[!\[Open in Kaggle\]\([^()]*\)\]\([^()]*\))?"
+)
 PYPROJECT_LINE = re.compile(r'^Repository = "(.*)"$', re.MULTILINE)
 
 
 def repository_url(root: Path = ROOT) -> str:
-    """The repository's address as pyproject.toml has it."""
+    """Return the repository's address in pyproject.toml."""
     return tomllib.loads((root / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
 
 
 def setup_cell(url: str) -> str:
-    """The source of the setup cell."""
-    return SETUP_CELL.format(url=url)
+    """Return the source of the setup cell."""
+    return SETUP_CELL.replace("REPOSITORY", url)
 
 
 def github_url(address: str) -> str | None:
-    """`https://github.com/owner/name` for any way to write a GitHub address, None for other places."""
+    """Return `https://github.com/owner/name` for any form of a GitHub address, None for other addresses."""
     match = re.fullmatch(r"(?:https://|ssh://)?(?:[\w-]+@)?github\.com[/:]([\w.-]+)/([\w.-]+?)(?:\.git)?/?", address)
     return f"https://github.com/{match[1]}/{match[2]}" if match else None
 
 
 def with_badges(text: str, url: str) -> str:
-    """`text` with every "Open in Colab" address pointing at the notebook of the same name in `url`."""
-    colab = url.replace("https://github.com/", "https://colab.research.google.com/github/")
-    return BADGE.sub(lambda match: f"{colab}/blob/main/notebooks/{match[1]}", text)
+    """Return `text` with each "Open in Colab" badge pointing at its notebook in `url`, followed by one for Kaggle."""
+
+    def badges(match: re.Match) -> str:
+        page = f"{url}/blob/main/notebooks/{match[1]}"
+        colab = page.replace("https://github.com/", "https://colab.research.google.com/github/")
+        return (
+            f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab}) [![Open in Kaggle]"
+            f"(https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src={page})"
+        )
+
+    return BADGES.sub(badges, text)
 
 
 def synced_notebook(text: str, url: str) -> str:
-    """The text of a notebook file with its badge and the cells tagged "setup" brought up to date."""
+    """Return the text of a notebook file with its badges and the cells tagged "setup" brought up to date."""
     notebook = json.loads(text)
     for cell in notebook["cells"]:
         source = "".join(cell["source"])
@@ -65,12 +83,13 @@ def synced_notebook(text: str, url: str) -> str:
             source = with_badges(source, url)
         elif "setup" in cell["metadata"].get("tags", []):
             source = setup_cell(url)
+            cell["metadata"] |= FOLDED
         cell["source"] = source.splitlines(keepends=True)
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
 
 
 def sync(url: str, root: Path = ROOT) -> list[Path]:
-    """Write `url` into pyproject.toml, the README's badges and all notebooks; return the files that changed."""
+    """Write `url` into pyproject.toml, the README and all notebooks; return the files that changed."""
     notebooks = sorted((root / "notebooks").glob("*.ipynb"))
     texts = {path: synced_notebook(path.read_text("utf-8"), url) for path in notebooks}
     pyproject, readme = root / "pyproject.toml", root / "README.md"
@@ -88,7 +107,7 @@ def main() -> None:
     parser.add_argument("--url", help="address on GitHub (default: that of the git remote, else the present one)")
     address = parser.parse_args().url
     if address and not github_url(address):
-        parser.error(f"{address} is not on GitHub: Colab's badges open notebooks from there only")
+        parser.error(f"{address} is not on GitHub: Colab and Kaggle open notebooks from there only")
     if not address:
         command = ["git", "remote", "get-url", "origin"]
         address = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()

@@ -2,14 +2,35 @@
 
 import os
 
-from google.colab import errors
+from google.colab._message import MessageError
 
 
-class MessageError(errors.Error):
-    pass
+class TIMEOUT(Exception):
+    """Stands for `pexpect.TIMEOUT`, whose text goes on for pages."""
+
+    def __str__(self):
+        return "Timeout exceeded.\n<pexpect.popen_spawn.PopenSpawn object at 0x7f0000000000>\nsearcher: searcher_re:"
+
+
+FAILURES = {
+    "refused": lambda: MessageError("Error: credential propagation was unsuccessful"),
+    "root folder": lambda: ValueError("mount failed: timeout during initial read of root folder"),
+    "policy": lambda: ValueError("The domain policy has disabled Drive File Stream"),
+    "timeout": TIMEOUT,
+    "not here": lambda: NotImplementedError("Mounting drive is unsupported in this environment. Use PyDrive instead."),
+    "nameless": NotImplementedError,
+    "assertion": AssertionError,
+}
 
 
 def mount(mountpoint, force_remount=False, timeout_ms=120000, readonly=False):
+    failure = os.environ.get("FAKE_COLAB_NO_DRIVE") or ("" if os.environ.get("FAKE_COLAB_DRIVE") else "refused")
+    # As the real one does: the person is asked first, on every call, whether Drive is mounted or not.
+    if failure != "not here" and os.environ.get("FAKE_COLAB_ASKED"):
+        with open(os.environ["FAKE_COLAB_ASKED"], "a") as file:
+            file.write("asked\n")
+    if failure:
+        raise FAILURES[failure]()
     if " " in mountpoint:
         raise ValueError("Mountpoint must not contain a space.")
     my_drive = os.path.join(mountpoint, "MyDrive")
@@ -19,8 +40,8 @@ def mount(mountpoint, force_remount=False, timeout_ms=120000, readonly=False):
             f'call drive.mount("{mountpoint}", force_remount=True).'
         )
         return
-    if not os.environ.get("FAKE_COLAB_DRIVE"):
-        raise MessageError("Error: credential propagation was unsuccessful")
+    if os.path.islink(mountpoint):
+        raise ValueError("Mountpoint must not be a symlink")
     if os.path.isdir(mountpoint) and os.listdir(mountpoint):
         raise ValueError("Mountpoint must not already contain files")
     if not os.path.isdir(os.path.dirname(mountpoint)):
@@ -31,4 +52,8 @@ def mount(mountpoint, force_remount=False, timeout_ms=120000, readonly=False):
 
 
 def flush_and_unmount(timeout_ms=24 * 60 * 60 * 1000):
-    print("Drive not mounted, so nothing to flush and unmount.")
+    my_drive = "/content/drive/MyDrive"
+    if not os.path.islink(my_drive):
+        print("Drive not mounted, so nothing to flush and unmount.")
+        return
+    os.unlink(my_drive)

@@ -2,12 +2,16 @@
 
 import os
 
+from google.colab._message import check_page
+
 
 def upload(target_dir=""):
+    check_page()
     return {}
 
 
 def upload_file(filename):
+    check_page()
     raise ValueError("File has not been uploaded")
 
 

@@ -1,9 +1,10 @@
-"""Secrets, with the three kinds of failure that Colab has."""
+"""Secrets, with the kinds of failure that Colab has."""
 
 import json
 import os
 
 from google.colab import errors
+from google.colab._message import check_page
 
 
 class NotebookAccessError(Exception):
@@ -32,6 +33,7 @@ class TimeoutException(errors.Error):
 def get(key):
     if " " in key:
         raise ValueError("Secret names cannot contain spaces.")
+    check_page()
     if os.environ.get("FAKE_COLAB_NO_ANSWER"):
         raise TimeoutException(key)
     secrets = json.loads(os.environ.get("FAKE_COLAB_SECRETS") or "{}")
