@@ -1,30 +1,39 @@
-"""The pairs: found, fetched, verified, unpacked. One call, `get_pairs`, that costs nothing the second time."""
+"""The pairs: find, fetch, verify and unpack them. One call, `get_pairs`, that costs nothing the second time."""
 
 import contextlib
-import errno
 import json
 import os
-import shutil
 import stat
-import tempfile
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from unet_utils.platform.environment import explain_full_disk, progress_bar, require_space, writable_folder
+from unet_utils.platform.environment import KAGGLE_INPUT, progress_bar
+from unet_utils.platform.files import (
+    copy_verified,
+    discard,
+    explain_full_disk,
+    is_disk_full,
+    make_backup_folder,
+    publishing,
+    require_space,
+    unfinished_path,
+    user_path,
+    writable_folder,
+)
 from unet_utils.platform.kaggle import ARCHIVE, DATASET, PAGE, DownloadError, download
 
 FULL_SET = {"train": 2975, "val": 500}
-KAGGLE_INPUT = Path("/kaggle/input")
-COUNTS_FILE = ".counts.json"  # the last thing written into a folder that we unpack: what a complete one holds
+SUFFIXES = (".jpg", ".jpeg")  # in any case
+COUNTS_FILE = ".counts.json"  # in each folder that we unpack: how many pairs a complete one holds
 
 
 def get_pairs(source: str | Path, data_dir: str | Path, drive: str | Path | None = None) -> Path:
-    """Return the folder that holds train/ and val/, after getting hold of it if need be.
+    """Return the folder that holds train/ and val/, after fetching and unpacking it if necessary.
 
     Args:
-        source: "kaggle" (downloaded when needed), "demo" (street scenes drawn by us), or the path of a .zip or a
-            folder of yours. Yours is only read.
+        source: "kaggle" (downloaded when needed), "demo" (drawn street scenes), or the path of a .zip or a folder of
+            your own, which is only read.
         data_dir: folder on the local disk for everything that is unpacked or drawn here.
         drive: our folder on Google Drive, which keeps a copy of the Kaggle archive for the next machine.
 
@@ -32,7 +41,7 @@ def get_pairs(source: str | Path, data_dir: str | Path, drive: str | Path | None
         FileNotFoundError: no such file or folder, or no train/ and val/ in it.
         ValueError: a damaged archive, or files that are not numbered pairs.
         OSError: a folder cannot be written to, or the disk is full.
-        DownloadError: Kaggle did not deliver.
+        DownloadError: Kaggle did not deliver the archive.
     """
     data_dir = writable_folder(data_dir, "UNET_UTILS_DATA")
     if source == "demo":
@@ -42,67 +51,95 @@ def get_pairs(source: str | Path, data_dir: str | Path, drive: str | Path | None
     elif source == "kaggle":
         root = _get_kaggle(data_dir, Path(drive) if drive else None)
     else:
-        root = _get_own(Path(source).expanduser(), data_dir)
+        root = _get_own(user_path(source), data_dir)
     counts = check_pairs(root)
     print(f"{counts['train']} training and {counts['val']} validation pairs in {root}")
     if source != "demo" and counts != FULL_SET:
         print(f"Note: the full Kaggle set has {FULL_SET['train']} and {FULL_SET['val']}; this one will do as well.")
+    if unused := [f"{split}/{path.name}" for split in counts for path in _visible(root / split) if not _is_jpeg(path)]:
+        more = f" and {len(unused) - 5} more" if len(unused) > 5 else ""
+        print(f"Not used, because pairs are named 1.jpg, 2.jpg, ...: {', '.join(unused[:5])}{more}")
     return root
 
 
 def find_pairs(root: str | Path) -> Path:
     """Return the folder at or below `root` that holds both train/ and val/, the one nearest to `root`.
 
-    Archives differ in how deep they nest them: `cityscapes_data/cityscapes_data/train` exists.
+    Archives differ in how deep they nest them: `cityscapes_data/cityscapes_data/train` exists. Folders that cannot be
+    read are skipped.
 
     Raises:
         FileNotFoundError: `root` does not exist, or nothing at most four levels below it holds both.
     """
-    root = Path(root)
-    if not root.is_dir():
+    root = user_path(root)
+    if not os.path.isdir(root):
         raise FileNotFoundError(f"There is no folder {root}. Check the path, or use 'kaggle' or 'demo' instead.")
     level = [root]
     for _ in range(5):
         for folder in level:
-            if (folder / "train").is_dir() and (folder / "val").is_dir():
+            if os.path.isdir(folder / "train") and os.path.isdir(folder / "val"):
                 return folder
-        level = [child for folder in level for child in sorted(folder.iterdir()) if child.is_dir()]
-    found = ", ".join(sorted(path.name for path in root.iterdir())[:5]) or "nothing"
+        level = [child for folder in level for child in _visible(folder) if os.path.isdir(child)]
+    found = ", ".join(path.name for path in _visible(root)[:5]) or "nothing"
     raise FileNotFoundError(
         f"No folder with both train/ and val/ in {root} (it holds: {found}). Use the folder or .zip that has them."
     )
 
 
+def pair_files(folder: str | Path) -> list[Path]:
+    """Return the pairs in a folder (1.jpg, 2.JPG, 3.jpeg, ...) in numeric order; an empty list if there are none.
+
+    Hidden files and other kinds of files are skipped.
+
+    Raises:
+        ValueError: a JPEG whose name is not a number, or two with the same number.
+    """
+    files = {}
+    for path in filter(_is_jpeg, _visible(Path(folder))):
+        if not path.stem.isdecimal():
+            raise ValueError(f"{path} is not a numbered pair (1.jpg, 2.jpg, ...). Rename it or take it out.")
+        if (other := files.setdefault(int(path.stem), path)) != path:
+            raise ValueError(f"{other} and {path} have the same number. Rename one of them or take it out.")
+    return [files[number] for number in sorted(files)]
+
+
 def check_pairs(root: str | Path) -> dict[str, int]:
-    """Count the pairs in train/ and val/, and make sure that each is a numbered .jpg that is not empty.
+    """Count the pairs in train/ and val/, and check that none of them is empty.
 
     Returns:
         `{"train": count, "val": count}`.
 
     Raises:
-        FileNotFoundError: a split without a single .jpg.
-        ValueError: a file whose name is not a number, or an empty one; the message names it.
+        FileNotFoundError: a split without a single pair.
+        ValueError: a JPEG whose name is not a number, or an empty one; the message names it.
     """
     counts = {}
     for split in ("train", "val"):
         folder = Path(root) / split
-        files = [path for path in folder.glob("*.jpg") if not path.name.startswith(".")]
+        files = pair_files(folder)
         if not files:
             raise FileNotFoundError(f"No .jpg files in {folder}. Each split needs pairs named 1.jpg, 2.jpg, ...")
         for path in files:
-            if not path.stem.isdecimal():
-                raise ValueError(f"{path} is not a numbered pair (1.jpg, 2.jpg, ...). Rename it or take it out.")
             if path.stat().st_size == 0:
                 raise ValueError(f"{path} is empty. Get this file again, or take it out.")
         counts[split] = len(files)
     return counts
 
 
+def is_full_set(root: str | Path) -> bool:
+    """Return whether `root` holds the whole Kaggle set: only then do scores compare with published ones."""
+    from unet_utils.demo.pairs import STAMP
+
+    root = find_pairs(root)
+    counts = {split: len(pair_files(root / split)) for split in FULL_SET}
+    return counts == FULL_SET and not (root / STAMP).exists()
+
+
 def unpack(archive: str | Path, folder: str | Path) -> Path:
     """Unpack `archive` to `folder` and return the folder in it that holds train/ and val/.
 
-    The work is done in a temporary sibling that gets its name only when every checksum and both splits are right:
-    nothing half-unpacked is ever taken for complete.
+    The folder gets its name only when every checksum and both splits are right. If another process has unpacked the
+    same archive meanwhile, its folder is used.
 
     Raises:
         FileNotFoundError: no such archive, or no train/ and val/ in it.
@@ -111,11 +148,12 @@ def unpack(archive: str | Path, folder: str | Path) -> Path:
         OSError: not enough space on the disk.
     """
     archive, folder = Path(archive), Path(folder)
-    _check_ours(folder)
+    _complete_root(folder)  # is not somebody else's
     with _open_zip(archive) as file:
         entries = file.infolist()
         for entry in entries:
-            path = PurePosixPath(entry.filename.replace("\\", "/"))
+            entry.filename = entry.filename.replace("\\", "/")  # some Windows tools write backslashes
+            path = PurePosixPath(entry.filename)
             is_link = stat.S_ISLNK(entry.external_attr >> 16)
             if is_link or path.is_absolute() or ".." in path.parts or ":" in entry.filename:
                 raise ValueError(
@@ -123,54 +161,52 @@ def unpack(archive: str | Path, folder: str | Path) -> Path:
                     f"Get the archive from a source that you trust, such as {PAGE}."
                 )
         require_space(folder.parent, sum(entry.file_size for entry in entries))
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".partial", dir=folder.parent))
         try:
-            for entry in progress_bar(iterable=entries, desc="Unpacking", unit=" files", leave=False):
-                file.extract(entry, partial)  # checks the CRC
-            counts = check_pairs(find_pairs(partial))
-            (partial / COUNTS_FILE).write_text(json.dumps(counts))
-            partial.chmod(0o755)  # mkdtemp makes it private
-            if folder.exists():  # ours and incomplete, else nobody would be unpacking
-                shutil.rmtree(folder)
-            partial.rename(folder)
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: needs a password
+            with publishing(folder) as unfinished:
+                for entry in progress_bar(iterable=entries, desc="Unpacking", unit=" files", leave=False):
+                    file.extract(entry, unfinished)  # checks the CRC
+                counts = check_pairs(find_pairs(unfinished))
+                (unfinished / COUNTS_FILE).write_text(json.dumps(counts))
+                if folder.exists() and not _complete_root(folder):
+                    discard(folder)
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise ValueError(
                 f"{archive} is damaged at {entry.filename} ({error}). Delete it and download it again from {PAGE}."
             ) from error
+        except RuntimeError as error:  # a password, or a kind of compression that Python does not know
+            raise ValueError(
+                f"{archive} cannot be unpacked here ({error}). Unpack it yourself, and use the path of the folder."
+            ) from error
         except (FileNotFoundError, ValueError) as error:
-            raise type(error)(str(error).replace(str(partial), str(archive))) from None
+            raise type(error)(str(error).replace(str(unfinished), str(archive))) from None
         except OSError as error:
             explain_full_disk(error, folder.parent)
             raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     return find_pairs(folder)
 
 
 def _get_own(path: Path, data_dir: Path) -> Path:
-    """Pairs from a folder or a .zip of the person's own; a .zip is unpacked into `data_dir` once."""
-    if path.is_dir():
+    """Return pairs of the person's own, from a folder or from a .zip that is unpacked into `data_dir` once."""
+    if os.path.isdir(path):
         print(f"Using your folder {path}")
         return find_pairs(path)
-    with _open_zip(path) as file:  # a name that depends on the content: another archive never finds this one's files
+    with _open_zip(path) as file:  # the folder's name depends on the content, so that archives never mix
         content = repr([(entry.filename, entry.CRC, entry.file_size) for entry in file.infolist()])
     folder = data_dir / f"{path.stem}-{zlib.crc32(content.encode()):08x}"
     if root := _find_complete(folder):
-        print(f"Unpacked already: {root}")
         return root
     print(f"Unpacking your archive {path}")
     return unpack(path, folder)
 
 
 def _get_kaggle(data_dir: Path, drive: Path | None) -> Path:
-    """The Kaggle set from the nearest place: unpacked, attached by Kaggle, an archive kept somewhere, a download."""
+    """Return the Kaggle set from the nearest place: unpacked, attached by Kaggle, an archive somewhere, a download."""
     unpacked = data_dir / "kaggle"
     if root := _find_complete(unpacked):
-        print(f"Unpacked already: {root}")
         return root
-    for attached in (KAGGLE_INPUT / DATASET.split("/")[1], KAGGLE_INPUT / "datasets" / DATASET):
+    for attached in (DATASET.split("/")[1], DATASET, f"datasets/{DATASET}"):
         with contextlib.suppress(FileNotFoundError):
-            root = find_pairs(attached)
+            root = find_pairs(KAGGLE_INPUT / attached)
             print(f"Attached by Kaggle: {root}")
             return root
     # An archive put here by hand, our own copy on Drive, one uploaded to Drive by hand.
@@ -180,59 +216,89 @@ def _get_kaggle(data_dir: Path, drive: Path | None) -> Path:
             try:
                 return unpack(archive, unpacked)
             except (ValueError, OSError) as error:
-                dropped = getattr(error, "errno", None) in (errno.ENOTCONN, errno.EIO)  # Drive does that
-                if not (dropped or isinstance(error, ValueError | FileNotFoundError)):
+                if is_disk_full(error):
                     raise
                 print(f"{error} Going on without it.")
-    part = data_dir / "download" / f"{ARCHIVE}.part"
-    part.parent.mkdir(exist_ok=True)
-    download(part)
-    try:
-        root = unpack(part, unpacked)
-    except (ValueError, FileNotFoundError) as error:
+    with _partial_download(data_dir / "download") as part:
+        download(part)
+        try:
+            root = unpack(part, unpacked)
+        except (ValueError, FileNotFoundError) as error:
+            part.unlink()
+            raise DownloadError(
+                f"What arrived is not the dataset, and was deleted ({error}). Run this again."
+            ) from error
+        if drive:  # no copy there, or none that could be used
+            _keep_copy(part, drive / ARCHIVE)
         part.unlink()
-        raise DownloadError(f"What arrived is not the dataset, and was deleted ({error}). Run this again.") from error
-    if drive:
-        _keep_copy(part, drive / ARCHIVE)
-    shutil.rmtree(part.parent)
     return root
+
+
+@contextlib.contextmanager
+def _partial_download(folder: Path):
+    """Yield the path of a download that no other process writes to, with what an earlier try left in `folder`.
+
+    What is still there at the end, because of an error or an interrupt, is left for the next try.
+    """
+    folder.mkdir(exist_ok=True)
+    kept = folder / f"{ARCHIVE}.part"
+    part = unfinished_path(kept)
+    with contextlib.suppress(FileNotFoundError):
+        kept.rename(part)  # of several processes that try, one succeeds
+    try:
+        yield part
+    finally:
+        with contextlib.suppress(OSError):
+            if part.exists():
+                part.replace(kept)
+            folder.rmdir()  # fails unless it is empty
 
 
 def _keep_copy(archive: Path, copy: Path) -> None:
-    """Copy the archive to Drive, unless something is there. A Drive that is full or gone is no reason to stop."""
-    beside = copy.with_name(f"{copy.name}.part")
+    """Copy the archive to Drive. A Drive that is full or gone is no reason to stop."""
     try:
-        if not copy.exists():
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(archive, beside)
-            os.replace(beside, copy)
-            print(f"A copy of the archive is kept at {copy}")
+        make_backup_folder(copy.parent)
+        copy_verified(archive, copy)
+        print(f"A copy of the archive is kept at {copy}")
     except OSError as error:
-        print(f"Warning: no copy of the archive could be kept at {copy} ({error.strerror}).")
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
+        print(f"Warning: no copy of the archive could be kept at {copy} ({error.strerror or error}).")
 
 
 def _find_complete(folder: Path) -> Path | None:
-    """The pairs in a folder that `unpack` made, None unless all of them are still there."""
-    _check_ours(folder)
-    try:
-        root = find_pairs(folder)
-        counts, expected = check_pairs(root), json.loads((folder / COUNTS_FILE).read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    if counts != expected:
-        print(f"{folder} is no longer complete ({counts} instead of {expected}): unpacking again")
-        return None
+    """Return the pairs in a folder that `unpack` made, None unless all of them are still there; print which."""
+    root = _complete_root(folder)
+    if root:
+        print(f"Unpacked already: {root}")
+    elif folder.exists():
+        print(f"{folder} is no longer complete: unpacking again")
     return root
 
 
-def _check_ours(folder: Path) -> None:
-    """Make sure that `folder`, which may get replaced, is one that `unpack` made, or nothing."""
-    if folder.exists() and not (folder / COUNTS_FILE).exists():
+def _complete_root(folder: Path) -> Path | None:
+    if not folder.exists():
+        return None
+    if not (folder / COUNTS_FILE).exists():
         raise FileExistsError(
             f"{folder} is in the way: something else made it. Move it, or use its path as the source."
         )
+    try:
+        root = find_pairs(folder)
+        return root if check_pairs(root) == json.loads((folder / COUNTS_FILE).read_text()) else None
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _visible(folder: Path) -> list[Path]:
+    """Return what is in a folder, sorted, without hidden entries; nothing if the folder cannot be read."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return []
+    return [folder / name for name in names if not name.startswith(".") and name != "__MACOSX"]
+
+
+def _is_jpeg(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES
 
 
 def _open_zip(archive: Path) -> zipfile.ZipFile:

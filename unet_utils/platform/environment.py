@@ -1,4 +1,4 @@
-"""Where am I: Colab, Kaggle, a laptop? Folders, device and a one-line report."""
+"""The machine: Colab, Kaggle or a laptop; its folders, its device and a one-line report."""
 
 import ctypes
 import os
@@ -12,17 +12,17 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from unet_utils.platform.files import explain_full_disk, require_space, writable_folder  # noqa: F401
+from unet_utils.platform.files import copy_verified, make_backup_folder, writable_folder
 
-# What Colab gives us: a machine that is wiped, and (if the person agrees) a Drive that is not.
+# Colab's machine is wiped at the end of a session; Google Drive, if the person agrees to mount it, is not.
 COLAB_MACHINE = Path("/content")
 COLAB_DRIVE = COLAB_MACHINE / "drive" / "MyDrive"
-DRIVE_FOLDER = "unet_street_scenes"  # our folder in MyDrive: the archive and runs/
-KAGGLE_RESULTS = Path("/kaggle/working")
+DRIVE_FOLDER = "unet_street_scenes"  # our folder in MyDrive: the archive, runs/ and prepared/
+KAGGLE_INPUT, KAGGLE_RESULTS = Path("/kaggle/input"), Path("/kaggle/working")
 
 GPU_ADVICE = {
     "colab": "Runtime > Change runtime type > T4 GPU switches one on (this restarts the notebook).",
-    "kaggle": "Settings > Accelerator switches one on (this restarts the notebook).",
+    "kaggle": "Settings > Accelerator > GPU T4 x2 switches one on (this restarts the notebook).",
 }
 
 
@@ -45,23 +45,26 @@ class Environment:
     drive: Path | None = None
 
     def run_folders(self, name: str) -> tuple[Path, Path | None]:
-        """Folder of the training run `name`, and the folder for its second copy.
+        """Return the folder of the training run `name`, and the folder for its backup.
 
-        With Drive mounted a run is written to the machine's own disk, and copied to Drive where it outlives it.
+        With Drive mounted, a run is written to the machine's own disk and copied to Drive. On Kaggle, a run that an
+        attached notebook output holds is copied to the results first, unless it is there already.
         """
-        if self.drive is None:
-            return self.results / name, None
-        return self.data / "runs" / name, self.results / name
+        if self.drive is not None:
+            return self.data / "runs" / name, self.results / name
+        if self.platform == "kaggle":
+            _copy_attached_run(name, self.results / name)
+        return self.results / name, None
 
 
 def setup(use_drive: bool = False) -> Environment:
-    """Find out where we are, make the folders, and print one line about it all.
+    """Find out where this runs, make the folders, and print one line about it all.
 
     The environment variables `UNET_UTILS_DATA` and `UNET_UTILS_RESULTS` override the folders.
 
     Args:
-        use_drive: keep results (and a copy of the archive) on Google Drive. Asks for permission when it is not
-            mounted yet. Means nothing outside Colab.
+        use_drive: keep results (and a copy of the archive) on Google Drive. Asks for permission unless Drive is
+            mounted, or was refused on this machine. Ignored outside Colab.
 
     Raises:
         OSError: a folder cannot be written to; the message names it and the variable that moves it.
@@ -72,23 +75,23 @@ def setup(use_drive: bool = False) -> Environment:
     env = Environment(
         platform=platform,
         device=find_device(),
-        data=writable_folder(os.environ.get("UNET_UTILS_DATA") or data, "UNET_UTILS_DATA"),
-        results=writable_folder(os.environ.get("UNET_UTILS_RESULTS") or results, "UNET_UTILS_RESULTS"),
+        data=_chosen_folder("UNET_UTILS_DATA", data),
+        results=_chosen_folder("UNET_UTILS_RESULTS", results),
         drive=drive,
     )
     print(describe(env))
     if env.device.type == "cpu":
         reuse_memory()
     if env.device.type == "cpu" and platform in GPU_ADVICE:
-        print(f"Warning: no GPU on this machine, so training will be slow. {GPU_ADVICE[platform]}")
+        print(f"Warning: no GPU is used, so training will be slow. {GPU_ADVICE[platform]}")
     return env
 
 
 def reuse_memory() -> None:
-    """Makes training on a CPU up to twice as fast on Linux: the memory of freed tensors is kept for the next ones.
+    """Make training on a CPU up to twice as fast on Linux: keep the memory of freed tensors for the next ones.
 
-    By default glibc hands each large block back to the system and gets it anew, filled with zeros page by page, for
-    every layer of every step. Now it keeps them, and torch asks for pages of 2 MB where the system has them.
+    By default glibc returns each large block to the system and gets it anew, zeroed page by page, for every layer of
+    every step. torch also asks for pages of 2 MB, if the system has them.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch when it makes its first tensor
     try:
@@ -102,7 +105,7 @@ def reuse_memory() -> None:
 
 def find_platform() -> str:
     """Return "colab", "kaggle" or "local"."""
-    if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:  # asked first: Kaggle's machines are built on Colab's image
+    if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:  # checked first: Kaggle's machines are built on Colab's image
         return "kaggle"
     if "google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ:
         return "colab"
@@ -110,25 +113,34 @@ def find_platform() -> str:
 
 
 def find_device() -> torch.device:
-    """Return the first of: CUDA GPU, Apple GPU, CPU."""
+    """Return the first of these that works: CUDA GPU, Apple GPU, CPU."""
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        try:
+            # A GPU that is too old for this torch is reported as available, and fails at the first convolution.
+            torch.nn.functional.conv2d(torch.ones(1, 1, 8, 8, device="cuda"), torch.ones(1, 1, 3, 3, device="cuda"))
+            torch.cuda.synchronize()
+            return torch.device("cuda")
+        except Exception as error:
+            reason = _first_line(error)
+            print(f"Warning: PyTorch {torch.__version__} cannot use this GPU ({reason}), so the CPU is used instead.")
+            if find_platform() == "kaggle":
+                print("Kaggle's P100 is too old for it: choose Settings > Accelerator > GPU T4 x2.")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def progress_bar(**options) -> tqdm:
-    """A plain-text tqdm bar, `options` as in `tqdm`. Widget bars leave broken cells in notebooks saved by Colab."""
-    file = sys.stdout if "ipykernel" in sys.modules else sys.stderr  # notebooks paint stderr as if it were an error
+    """Return a plain-text tqdm bar, `options` as in `tqdm`. Widget bars break notebooks that are saved in Colab."""
+    file = sys.stdout if "ipykernel" in sys.modules else sys.stderr  # notebooks show stderr as if it were an error
     return tqdm(file=file, mininterval=0.5, **options)
 
 
 def beside(file: Path) -> Path:
-    """Where a file is written until it is complete: same folder, same suffix (NumPy adds one otherwise)."""
+    """Return where a file is written until it is complete."""
     return file.with_name("unfinished-" + file.name)
 
 
 def describe(env: Environment) -> str:
-    """One line: Python, torch, device and its memory, CPUs, RAM, free disk space, where data and results go."""
+    """Return one line: Python, torch, device and its memory, CPUs, RAM, free disk space, data and results folders."""
     parts = [f"Python {python_platform.python_version()}", f"torch {torch.__version__}", _device_name(env.device)]
     parts.append(f"{_cpu_count()} CPUs")
     if memory := _total_memory():
@@ -139,7 +151,7 @@ def describe(env: Environment) -> str:
 
 
 def _default_folders(platform: str, drive: Path | None) -> tuple[Path, Path]:
-    """Folders for data and results on this platform, before the environment variables have their say."""
+    """Return the folders for data and results on this platform, if no environment variable names others."""
     if platform == "colab":
         return COLAB_MACHINE / "data", (drive or COLAB_MACHINE) / "runs"
     if platform == "kaggle":
@@ -151,21 +163,64 @@ def _default_folders(platform: str, drive: Path | None) -> tuple[Path, Path]:
     return root / "data", root / "runs"
 
 
+def _chosen_folder(variable: str, default: Path) -> Path:
+    """Return the folder that an environment variable names, or the default, and make it if it is missing."""
+    folder = writable_folder(os.environ.get(variable) or default, variable)
+    if os.environ.get(variable):
+        os.environ[variable] = str(folder)  # absolute: later calls and child processes may run in other folders
+    return folder
+
+
 def _mount_drive() -> Path | None:
-    """Mount Google Drive if it is not mounted yet; return our folder on it, or None when the person refuses."""
-    # os.path.isdir answers False for a Drive that has dropped ("Transport endpoint is not connected"), Path may raise.
-    if not os.path.isdir(COLAB_DRIVE):
-        try:
+    """Mount Google Drive if it is not mounted yet; return our folder on it, or None if that is not possible.
+
+    Colab's `mount` asks for permission on every call, before it looks whether Drive is mounted. So it is called only
+    if there is no mount point yet: an empty one means that the setup cell, or an earlier call, has asked in vain.
+    """
+    mount_point = COLAB_DRIVE.parent
+    try:
+        # os.path is False for a Drive that has dropped ("Transport endpoint is not connected"), where Path may raise.
+        if not os.path.isdir(COLAB_DRIVE):
+            if os.path.isdir(mount_point):
+                raise OSError("it was refused, could not be mounted, or has been unmounted")
+            mount_point.mkdir()
             from google.colab import drive
 
-            drive.mount(str(COLAB_DRIVE.parent))
-        except Exception as error:
-            print(
-                f"Warning: Google Drive is not mounted ({error}). Results stay on this machine and are lost with it; "
-                "run this cell again and allow access, or untick USE_DRIVE."
-            )
-            return None
-    return COLAB_DRIVE / DRIVE_FOLDER
+            drive.mount(str(mount_point))
+        folder = COLAB_DRIVE / DRIVE_FOLDER
+        for name in ("runs", "prepared"):
+            make_backup_folder(folder / name)
+        with tempfile.TemporaryFile(dir=folder):  # fails if Drive is full
+            return folder
+    except Exception as error:  # refused, forbidden by a company, timed out, not in Colab's own page, full, ...
+        print(
+            f"Warning: going on without Google Drive ({_first_line(error)}): results stay on this machine and are "
+            "lost with it. To use Drive after all, mount it in the Files panel (folder symbol, left) and run this cell "
+            "again."
+        )
+        return None
+
+
+def _copy_attached_run(name: str, folder: Path) -> None:
+    """Copy a run from the output of an earlier Kaggle notebook (Add Input > Notebooks); the newest of several."""
+    if (folder / "last.pt").exists():
+        return
+    found = [path for depth in ("*", "*/*", "*/*/*") for path in KAGGLE_INPUT.glob(f"{depth}/runs/{name}/last.pt")]
+    if not found:
+        return
+    source = max(found, key=os.path.getmtime).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # last.pt comes last: without it the run does not count as there.
+        for file in sorted(filter(Path.is_file, source.iterdir()), key=lambda path: path.name == "last.pt"):
+            copy_verified(file, folder / file.name)
+        print(f"Found the run {name} in {source}, and copied it to {folder}.")
+    except OSError as error:
+        print(f"Warning: the run in {source} could not be copied to {folder} ({error}): it is not used.")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _device_name(device: torch.device) -> str:
@@ -176,14 +231,14 @@ def _device_name(device: torch.device) -> str:
 
 
 def _cpu_count() -> int:
-    """CPUs that this process may use: in a container these can be fewer than the machine has."""
+    """Return the number of CPUs that this process may use: in a container it can be fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _total_memory() -> int | None:
-    """RAM in bytes, None where the system does not say (Windows has no sysconf)."""
+    """Return the RAM in bytes, None where the system does not say (Windows has no sysconf)."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import filecmp
+import glob
 import json
 import os
 import re
@@ -46,7 +47,7 @@ def replacing(file: str | Path) -> Iterator[Path]:
     folder and the suffix of `file`.
     """
     file = Path(file)
-    unfinished = _unfinished(file)
+    unfinished = unfinished_path(file)
     try:
         yield unfinished
         with open(unfinished, "rb+") as written:
@@ -64,7 +65,7 @@ def publishing(folder: str | Path) -> Iterator[Path]:
     If another process has made `folder` by then, its work is kept and our own is deleted.
     """
     folder = Path(folder)
-    unfinished = _unfinished(folder)
+    unfinished = unfinished_path(folder)
     unfinished.mkdir(parents=True)
     try:
         yield unfinished
@@ -77,9 +78,18 @@ def publishing(folder: str | Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _unfinished(path: Path) -> Path:
+def discard(folder: str | Path) -> None:
+    """Delete a folder. Other processes see all of it or nothing, never a part."""
+    unfinished = unfinished_path(folder)
+    with contextlib.suppress(FileNotFoundError):  # another process was quicker
+        Path(folder).rename(unfinished)
+    shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def unfinished_path(path: str | Path) -> Path:
     """Return a unique temporary name next to `path`, after deleting old ones that killed processes left there."""
-    for leftover in path.parent.glob(f"{UNFINISHED}*-{path.name}"):
+    path = Path(path)
+    for leftover in path.parent.glob(f"{UNFINISHED}*-{glob.escape(path.name)}"):
         with contextlib.suppress(OSError):
             if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()

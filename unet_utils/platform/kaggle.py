@@ -1,13 +1,13 @@
 """Kaggle's archive over the network: with the keys that are found, without any, or with one that is typed."""
 
 import contextlib
-import errno
 import getpass
 import http.client
 import itertools
 import json
 import os
 import shutil
+import socket
 import tempfile
 import time
 import urllib.error
@@ -17,7 +17,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from unet_utils.platform.environment import explain_full_disk, find_platform, progress_bar, require_space
+from unet_utils.platform.environment import find_platform, progress_bar
+from unet_utils.platform.files import explain_full_disk, is_disk_full, require_space
 
 DATASET = "dansbecker/cityscapes-image-pairs"
 ARCHIVE = "cityscapes-image-pairs.zip"
@@ -26,6 +27,10 @@ LOCAL_SERVER = "http://localhost"  # where Kaggle's client looks too when KAGGLE
 PAGE = f"{SERVER}/datasets/{DATASET}"
 KEY_ADVICE = f"Make a key at {SERVER}/settings/api"
 CREDENTIAL_VARIABLES = ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY")
+NO_INTERNET = (
+    f"This Kaggle notebook has no internet: switch it on in Settings > Internet, or add {PAGE} to the notebook with "
+    "Add Input. Then run this again."
+)
 RETRY_SECONDS = (1, 2, 4, 8)
 TIMEOUT_SECONDS = 30
 MEGABYTE = 2**20
@@ -91,9 +96,11 @@ def _download_public(path: Path) -> None:
                 raise _explain_status(error.code) from None
             problem = f"error {error.code} at Kaggle"
         except (OSError, http.client.HTTPException) as error:  # a URLError is an OSError
-            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            if is_disk_full(error):
                 explain_full_disk(error, path.parent)
                 raise
+            if find_platform() == "kaggle" and isinstance(getattr(error, "reason", None), socket.gaierror):
+                raise DownloadError(NO_INTERNET) from None
             problem = getattr(error, "reason", error)
         if seconds:
             arrived = path.stat().st_size / MEGABYTE if path.exists() else 0
@@ -101,7 +108,7 @@ def _download_public(path: Path) -> None:
             time.sleep(seconds)
     raise DownloadError(
         f"No luck with Kaggle after {len(RETRY_SECONDS) + 1} tries ({problem}). Check the internet connection (in "
-        f"Kaggle notebooks: Settings > Internet) and run this again; what has arrived stays in {path}."
+        f"Kaggle notebooks: Settings > Internet) and run this again; what has arrived is kept."
     )
 
 
