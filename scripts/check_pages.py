@@ -1,10 +1,10 @@
-"""Opens executed notebooks in a browser, as wide as a laptop and as a phone, and says what is wrong with them.
+"""Open executed notebooks as web pages at the width of a laptop and of a phone, and report problems.
 
     python scripts/check_pages.py runs/notebooks/*.ipynb
 
-It looks for errors and warnings among the outputs, for pictures that do not show, and for text, tables and pictures
-that are wider than the page. The browser is a Chromium or Chrome without a window, and without the internet: pictures
-from there are not looked at.
+Problems are errors and warnings in the outputs, pictures that cannot be shown, and text, tables and pictures that are
+wider than the page. The browser is a headless Chromium or Chrome without internet access: pictures on other servers are
+not checked.
 """
 
 import argparse
@@ -20,6 +20,8 @@ from pathlib import Path
 
 from nbconvert import HTMLExporter
 
+from unet_utils.platform.files import user_path
+
 WIDTHS = {"laptop": 1280, "phone": 390}
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 PLAYWRIGHT = "ms-playwright/chromium*/chrome-*/*chrom*e*"
@@ -31,7 +33,7 @@ addEventListener("load", () => {
     found.push("error or warning: " + output.innerText.trim().split("\\n").pop());
   for (const image of document.images)
     if (!/^https?:/.test(image.src) && !image.naturalWidth) found.push("picture does not show: " + image.alt);
-  // What sticks out is cut off in an output, and hides in a box of its own in Markdown. Long lines of code may do that.
+  // Outputs cut off what is too wide, and Markdown hides it in a scroll box. Long lines of code are allowed to.
   const shown = [...document.querySelectorAll(".jp-OutputArea-output *, .jp-MarkdownOutput *")];
   const over = box => Math.round(box.getBoundingClientRect().right - page.clientWidth);
   const widest = shown.reduce((a, b) => (over(b) > over(a) ? b : a), document.body);
@@ -41,7 +43,7 @@ addEventListener("load", () => {
 });
 </script>"""
 
-# A window cannot be as narrow as a phone, a frame in it can.
+# A browser window cannot be as narrow as a phone, but a frame in it can.
 HOST = """<!DOCTYPE html><pre></pre><script>
 const seen = {};
 addEventListener("message", ({data: [name, cells, found]}) => {
@@ -52,7 +54,7 @@ addEventListener("message", ({data: [name, cells, found]}) => {
 
 
 def find_browser() -> str | None:
-    """A Chromium or Chrome: from the path, or the one that Playwright installed."""
+    """Return a Chromium or Chrome, from the path or installed by Playwright."""
     for name in NAMES:
         if found := shutil.which(name):
             return found
@@ -61,10 +63,10 @@ def find_browser() -> str | None:
 
 
 def check_page(notebook: Path, browser: str, timeout: float = 120) -> list[str]:
-    """Converts an executed notebook to HTML, opens it in both widths, and returns what is wrong with it.
+    """Convert an executed notebook to HTML, open it at both widths, and return the problems.
 
     Raises:
-        RuntimeError: the browser did not report on both.
+        RuntimeError: the browser did not report on both widths.
     """
     page = HTMLExporter().from_filename(str(notebook))[0]
     with tempfile.TemporaryDirectory() as folder:
@@ -87,9 +89,9 @@ def check_page(notebook: Path, browser: str, timeout: float = 120) -> list[str]:
 
 
 def main() -> None:
-    """Checks the notebooks named on the command line; exits with 1 if something is wrong."""
+    """Check the notebooks named on the command line; exit with status 1 if there are problems."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("notebooks", nargs="+", type=Path, help="executed notebooks")
+    parser.add_argument("notebooks", nargs="+", type=user_path, help="executed notebooks")
     notebooks = parser.parse_args().notebooks
     browser = find_browser()
     if not browser:

@@ -1,27 +1,34 @@
-"""Takes the README's pictures from the figures of a `make run` on the demo set: docs/*.png, small enough for a page."""
+"""Update the pictures of the README and the notebooks: docs/NAME.png from each cell with the tag `picture:NAME`.
 
-from pathlib import Path
+Run `make pictures`, which executes the notebooks on the demo set first. The licence forbids publishing the real pairs.
+"""
 
+import io
+import sys
+
+import nbformat
 from PIL import Image
+from run_notebooks import ROOT, find_figures, results_folder
 
-ROOT = Path(__file__).resolve().parent.parent
-PICTURES = {
-    "pairs": "01_download-01",
-    "labels": "02_explore-05",
-    "shares": "02_explore-08",
-    "training": "03_train-02",
-    "predictions": "04_evaluate-07",
-    "classes": "04_evaluate-01",
-}
+WIDTH = 1000  # pixels; figures made for screens of high density are twice as wide
 
 
 def main() -> None:
-    """Halves each figure, which was made for screens of high density, and reduces it to 256 colours."""
-    for name, figure in PICTURES.items():
-        with Image.open(ROOT / "runs" / "figures" / f"{figure}.png") as image:
-            small = image.convert("RGB").reduce(2).quantize(256, dither=Image.Dither.NONE)
-        small.save(ROOT / "docs" / f"{name}.png", optimize=True)
-        print(f"docs/{name}.png {small.width}x{small.height}")
+    """Reduce each picture in size and to 256 colours, and save it in docs/."""
+    for path in sorted((results_folder() / "notebooks").glob("0*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        if notebook.metadata.papermill.parameters.get("DATA") != "demo":
+            sys.exit(f"{path} was not run on the demo set: run `make pictures` without DATA")
+        for name, figure in find_figures(notebook).items():
+            if name.isdigit():
+                continue
+            file = ROOT / "docs" / f"{name}.png"
+            with Image.open(io.BytesIO(figure)) as image:
+                small = image.convert("RGB").reduce(max(1, -(-image.width // WIDTH)))
+            small.quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)
+            print(
+                f"docs/{name}.png {small.width}x{small.height}, {file.stat().st_size / 1024:.0f} kB, from {path.name}"
+            )
 
 
 if __name__ == "__main__":

@@ -1,18 +1,22 @@
-"""Executed notebooks as people see them: as pages in a browser, on a laptop and on a phone."""
+"""Executed notebooks as web pages, on a laptop and on a phone."""
 
 import base64
-import importlib.util
+import io
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
 import papermill
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-spec = importlib.util.spec_from_file_location("check_pages", ROOT / "scripts" / "check_pages.py")
-pages = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(pages)
+sys.path.insert(0, str(ROOT / "scripts"))
+import check_pages as pages  # noqa: E402
+import run_notebooks  # noqa: E402
+import update_pictures  # noqa: E402
 
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -37,7 +41,7 @@ import numpy as np
 from IPython.display import Markdown
 from unet_utils import ConfusionMatrix, IGNORE, prepare
 from unet_utils.extras.reports import class_table, score_table
-from unet_utils.extras.photos import plot_photo
+from unet_utils.plots.results import plot_photo
 
 frames = prepare(DEMO, "val", CACHE, method="nearest", progress=False)
 photos, truth = frames.batch(slice(0, 2))
@@ -60,9 +64,10 @@ def test_tables_and_figures_fit_a_laptop_and_a_phone(browser, demo, tmp_path):
     assert pages.check_page(executed, browser) == []
 
 
-def picture(source: bytes):
-    data = {"image/png": base64.b64encode(source).decode(), "text/plain": "<Figure>"}
-    return new_code_cell("figure", outputs=[new_output("display_data", data)])
+def picture(*sources: bytes, tag: str = ""):
+    data = [{"image/png": base64.b64encode(source).decode(), "text/plain": "<Figure>"} for source in sources]
+    outputs = [new_output("display_data", each) for each in data]
+    return new_code_cell("figure", outputs=outputs, metadata={"tags": ["hide-input", tag] if tag else []})
 
 
 def test_a_good_page_is_good(browser, tmp_path):
@@ -95,3 +100,49 @@ def test_what_is_wrong_is_found(browser, tmp_path, cell, problem, only_on_the_ph
     found = pages.check_page(write(tmp_path / "bad.ipynb", new_markdown_cell("# Title"), cell), browser)
     assert [line.split(" ")[0] for line in found] == (["phone"] if only_on_the_phone else ["laptop", "phone"])
     assert all(problem in line for line in found)
+
+
+def test_figures_are_named_by_the_tags_of_their_cells():
+    cells = [picture(b"a"), picture(b"b", b"c", tag="picture:shares"), new_markdown_cell("text"), picture(b"d")]
+    found = run_notebooks.find_figures(new_notebook(cells=cells))
+    assert found == {"01": b"a", "shares": b"b", "shares-2": b"c", "02": b"d"}
+
+
+def png(width: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (width, 10), "white").save(file, "PNG")
+    return file.getvalue()
+
+
+def test_tagged_pictures_of_the_demo_set_are_published_and_no_others(tmp_path, monkeypatch):
+    (tmp_path / "runs" / "notebooks").mkdir(parents=True)
+    (tmp_path / "docs").mkdir()
+    monkeypatch.setattr(update_pictures, "ROOT", tmp_path)
+    monkeypatch.setenv("UNET_UTILS_RESULTS", str(tmp_path / "runs"))
+    notebook = new_notebook(cells=[picture(png(1440), tag="picture:shares"), picture(png(20))])
+    for data in ("demo", "kaggle"):
+        notebook.metadata["papermill"] = {"parameters": {"DATA": data}}
+        nbformat.write(notebook, tmp_path / "runs" / "notebooks" / "01_download.ipynb")
+        if data == "demo":
+            update_pictures.main()
+            assert [path.name for path in (tmp_path / "docs").iterdir()] == ["shares.png"]
+            with Image.open(tmp_path / "docs" / "shares.png") as image:
+                assert image.width == 720
+        else:
+            with pytest.raises(SystemExit, match="not run on the demo set"):
+                update_pictures.main()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "https://example.org/pairs.zip"], "is an address"),
+        (["EPOCHS"], "EPOCHS is not of the form KNOB=VALUE"),
+        (["NO_SUCH_KNOB=1"], "no notebook has a knob NO_SUCH_KNOB"),
+    ],
+)
+def test_wrong_arguments_are_refused_in_words(arguments, message):
+    command = [sys.executable, str(ROOT / "scripts" / "run_notebooks.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert message in done.stderr
