@@ -1,4 +1,7 @@
-"""A stand-in for Kaggle on this machine: the three addresses that a download needs, with every way to go wrong.
+"""A stand-in for Kaggle on this machine: the addresses that a download needs, with every way to go wrong.
+
+As with the real one, the archive comes from a storage server at another host. A login must not be sent there: leaving
+the `with` block fails then.
 
     with KaggleServer(archive) as server: ...      # server.url, server.requests
 
@@ -20,7 +23,7 @@ PUBLIC_PATH = "/api/v1/datasets/download/dansbecker/cityscapes-image-pairs"
 # Where the client asks since version 1.8; it asked at PUBLIC_PATH, with a login, before.
 CLIENT_PATH = "/api/v1/datasets.DatasetApiService/DownloadDataset"
 INTROSPECT_PATH = "/api/v1/security.OAuthService/IntrospectToken"
-STORAGE_PATH = "/storage/archive.zip"  # Kaggle redirects to a storage server, where no login is needed any more
+STORAGE_PATH = "/storage/archive.zip"  # on a server of its own, to which Kaggle redirects
 
 
 @dataclass
@@ -50,17 +53,24 @@ class KaggleServer:
     requests: list[tuple] = field(default_factory=list)
 
     def __enter__(self):
-        handler = type("Handler", (_Handler,), {"kaggle": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), handler)
-        self._server.daemon_threads = True
-        self._server.handle_error = lambda *_: None  # a client that hangs up is part of the game
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        self._servers = [self._serve(_Handler, self.port), self._serve(_Storage, 0)]
+        self.url, self.storage = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
+        self.storage = self.storage.replace("127.0.0.1", "localhost")
         return self
 
+    def _serve(self, kind, port):
+        server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (kind,), {"kaggle": self}))
+        server.daemon_threads = True
+        server.handle_error = lambda *_: None  # a client that hangs up is part of the game
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        return server
+
     def __exit__(self, *_):
-        self._server.shutdown()
-        self._server.server_close()
+        for server in self._servers:
+            server.shutdown()
+            server.server_close()
+        leaks = [request for request in self.asked(STORAGE_PATH) if request[2]]
+        assert not leaks, f"the login was sent on to the storage server: {leaks}"
 
     def asked(self, path: str) -> list[tuple]:
         """The requests for one path."""
@@ -88,8 +98,6 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == INTROSPECT_PATH:
             active = json.loads(text)["token"] == TOKEN
             return self._send_json(200, {"active": active, "username": USERNAME if active else ""})
-        if self.path == STORAGE_PATH:
-            return self._send_archive()
         if self.path not in (PUBLIC_PATH, CLIENT_PATH):
             return self._send_json(404, {"code": 404, "message": "Not found"})
         status = kaggle.public_status
@@ -98,7 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
         if status != 200:
             return self._send_json(status, {"code": status, "message": "No"})
         self.send_response(302)
-        self.send_header("Location", STORAGE_PATH)
+        self.send_header("Location", f"{kaggle.storage}{STORAGE_PATH}?signature=0123")
         self.send_header("Content-Length", "0")
         self.end_headers()
 
@@ -109,6 +117,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+
+class _Storage(_Handler):
+    def _answer(self):
+        self.path = self.path.split("?")[0]
+        request = (self.command, self.path, self.headers.get("Authorization", ""), self.headers.get("Range"))
+        self.kaggle.requests.append(request)
+        if self.path != STORAGE_PATH or request[2]:  # as real storage does, which knows one kind of login only
+            return self._send_json(400, {"code": 400, "message": "Only one auth mechanism allowed"})
+        self._send_archive()
 
     def _send_archive(self):
         kaggle, start = self.kaggle, 0

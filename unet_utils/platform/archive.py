@@ -216,7 +216,7 @@ def _get_kaggle(data_dir: Path, drive: Path | None) -> Path:
             try:
                 return unpack(archive, unpacked)
             except (ValueError, OSError) as error:
-                if is_disk_full(error):
+                if archive.parent == data_dir and is_disk_full(error):
                     raise
                 print(f"{error} Going on without it.")
     with _partial_download(data_dir / "download") as part:
