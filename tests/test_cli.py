@@ -47,7 +47,7 @@ def test_the_commands_in_a_row(demo, machine, capsys):
     shares = json.loads(capsys.readouterr().out.split("grey-overlay.png: ")[1])  # the others are not held up
     assert sum(shares.values()) == pytest.approx(1, abs=0.01)
     main(["export", "--run-name", "tiny"])
-    assert re.search(r"batches of 16: \d+\.\d frames a second", capsys.readouterr().out)
+    assert re.search(r"batches of 16: \d+\.\d frames per second", capsys.readouterr().out)
     model = torch.jit.load(machine / "runs" / "tiny" / "unet.torchscript")
     assert model(torch.zeros(1, 3, 90, 200, dtype=torch.uint8)).shape == (1, 90, 200)
 
@@ -60,7 +60,7 @@ def test_errors_are_one_line_that_says_what_to_do(machine, monkeypatch):
         main(["prepare", "--data", str(machine / "nowhere.zip")])
 
 
-@pytest.mark.parametrize("command", ["prepare", "audit", "train", "evaluate", "predict", "export"])
+@pytest.mark.parametrize("command", ["prepare", "audit", "train", "evaluate", "predict", "export", "compare"])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
@@ -75,7 +75,7 @@ def readme_commands(program):
 
 def test_it_is_called_as_the_readme_says():
     commands = readme_commands("python -m unet_utils")
-    assert {command[3] for command in commands} == {"prepare", "train", "evaluate", "predict", "export", "audit"}
+    assert {command[3] for command in commands} == {"prepare", "train", "evaluate", "predict", "export", "audit", "compare"}
     for command in commands:
         _parser().parse_args(command[3:])
 

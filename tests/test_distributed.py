@@ -1,4 +1,4 @@
-"""Several processes that train as one: on CPUs, two of them, started by torchrun as a reader would."""
+"""Several processes that train together: two on CPUs, started by torchrun."""
 
 import contextlib
 import os
@@ -16,12 +16,13 @@ from torch import nn
 
 from unet_utils import fit, load_trained, prepare, recipe
 from unet_utils.checkpoints import read_checkpoint
-from unet_utils.extras.distributed import World, launch_training, open_world, synchronize_batchnorm
+from unet_utils.extras.distributed import TorchrunProcess, open_processes
+from unet_utils.platform.processes import SingleProcess
 from unet_utils.training import score
 
 ROOT = Path(__file__).parent.parent
 KNOBS = {"base_channels": 4, "fold": 1, "image_size": 32, "batch_size": 5, "epochs": 3}
-# Five photos a step: two processes have unequal parts. In full precision, since bfloat16 hides small errors.
+# Five photos per step: two processes have unequal parts. In full precision, since bfloat16 hides small errors.
 CONFIG = recipe("demo", **KNOBS)
 
 
@@ -33,23 +34,33 @@ def stop(history, model):
     raise Interrupted
 
 
-def as_one_process(demo, folder):
-    """What the tests compare with each other, alone or in every process that torchrun has started."""
-    torch.cpu._is_avx512_bf16_supported = torch.cpu._is_amx_tile_supported = lambda: False
+class FixedNorm(nn.BatchNorm2d):
+    """Batch normalization by running statistics: what each sample gets then does not depend on its batch."""
+
+    def forward(self, x):
+        return nn.functional.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, False, 0, self.eps
+        )
+
+
+def work(demo, folder):
+    """What the tests compare, by one process or by each that torchrun has started."""
+    torch.cpu._is_amx_tile_supported = lambda: False
     torch.set_num_threads(1)
-    with open_world() as world:
+    with open_processes() as processes:
         cache = folder / "prepared"
-        frames = world.in_turn(lambda: prepare(demo, "train", cache, method="nearest", progress=False))
-        run = {"frames": frames, "config": CONFIG, "device": "cpu", "progress": False, "world": world}
-        fit(folder=folder / f"by-{world.size}", **run)
-        matrix = score(load_trained(folder / "by-1" / "best.pt", "cpu").model, frames, (32, 32), world).matrix
-        world.once(torch.save, matrix, folder / f"matrix-{world.size}.pt")
+        frames = processes.in_turn(lambda: prepare(demo, "train", cache, method="nearest", progress=False))
+        run = {"frames": frames, "config": CONFIG, "device": "cpu", "progress": False, "processes": processes}
+        fit(folder=folder / f"plain-by-{processes.size}", **run)
+        # Processes on CPUs normalize their own parts. Without that, they must learn what one process does.
+        torch.nn.BatchNorm2d = FixedNorm
+        fit(folder=folder / f"by-{processes.size}", **run)
+        matrix = score(load_trained(folder / "by-1" / "best.pt", "cpu").model, frames, (32, 32), processes).matrix
+        processes.once(torch.save, matrix, folder / f"matrix-{processes.size}.pt")
         with contextlib.suppress(Interrupted):
-            fit(folder=folder / f"begun-by-{world.size}", on_epoch=stop, **run)
-        if (other := folder / f"begun-by-{3 - world.size}").exists():
+            fit(folder=folder / f"begun-by-{processes.size}", on_epoch=stop, **run)
+        if (other := folder / f"begun-by-{3 - processes.size}").exists():
             fit(folder=other, **run)
-        if world.size == 2:
-            fit(folder=folder / "apart", **run | {"config": recipe("demo", **KNOBS, sync_batchnorm=False)})
 
 
 def torchrun(*arguments, **options):
@@ -63,9 +74,7 @@ def runs(demo, tmp_path_factory):
     """The same work by one process and by two. Each begins a run that the other one finishes."""
     folder = tmp_path_factory.mktemp("runs")
     script = folder / "script.py"
-    script.write_text(
-        "import sys, pathlib, tests.test_distributed as t\nt.as_one_process(*map(pathlib.Path, sys.argv[1:]))\n"
-    )
+    script.write_text("import sys, pathlib, tests.test_distributed as t\nt.work(*map(pathlib.Path, sys.argv[1:]))\n")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     alone = [sys.executable, str(script), str(demo), str(folder)]
     subprocess.run(alone, env=environment, check=True)
@@ -74,23 +83,20 @@ def runs(demo, tmp_path_factory):
     return folder
 
 
-def distance(first, second):
-    return sum((value - second[key]).float().square().sum().item() for key, value in first.items()) ** 0.5
-
-
 def test_two_processes_learn_what_one_does(runs):
     one, two = (read_checkpoint(runs / f"by-{n}" / "last.pt") for n in (1, 2))
-    assert len(one["history"]) == CONFIG.epochs
     losses = [[row["loss"] for row in run["history"]] for run in (one, two)]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)  # Muon may enlarge the last digits
+    assert losses[0][-1] != pytest.approx(losses[0][0], rel=1e-2)
     assert [set(row) for row in one["history"]] == [set(row) for row in two["history"]]
     assert one["model"].keys() == two["model"].keys()
     assert one["config"] == two["config"]
-    # Sums in another order differ in their last digits, and Muon may blow up such a digit. What two processes learn
-    # that do not normalise together is the measure of what would be wrong.
-    apart = read_checkpoint(runs / "apart" / "last.pt")
-    for part in ("model", "averaged"):
-        assert distance(one[part], two[part]) < 0.1 * distance(one[part], apart[part])
+
+
+def test_each_process_normalizes_its_own_part_on_cpus(runs):
+    one, two = (read_checkpoint(runs / f"plain-by-{n}" / "last.pt")["history"] for n in (1, 2))
+    assert two[-1]["loss"] != pytest.approx(one[-1]["loss"], rel=1e-5)
+    assert two[-1]["loss"] < two[0]["loss"]
 
 
 def test_two_processes_count_what_one_does(runs):
@@ -106,13 +112,7 @@ def test_another_number_of_processes_goes_on(runs, first):
     expected = read_checkpoint(runs / "by-1" / "last.pt")["history"]
     history = read_checkpoint(runs / f"begun-by-{first}" / "last.pt")["history"]
     assert [row["epoch"] for row in history] == [1, 2, 3]
-    assert [row["loss"] for row in history] == pytest.approx([row["loss"] for row in expected], rel=1e-5)
-
-
-def test_batchnorm_of_each_part_is_another_training(runs):
-    together, apart = (read_checkpoint(runs / name / "last.pt")["history"] for name in ("by-2", "apart"))
-    assert apart[-1]["loss"] != pytest.approx(together[-1]["loss"], rel=1e-5)
-    assert apart[-1]["loss"] < apart[0]["loss"]
+    assert [row["loss"] for row in history] == pytest.approx([row["loss"] for row in expected], rel=1e-3)
 
 
 def test_one_that_dies_ends_all_and_leaves_a_checkpoint(demo, tmp_path, monkeypatch):
@@ -135,26 +135,24 @@ def test_one_that_dies_ends_all_and_leaves_a_checkpoint(demo, tmp_path, monkeypa
     assert read_checkpoint(tmp_path / "unet" / "last.pt")["epoch"] >= 1
 
 
-def test_launched_from_a_notebook(demo, tmp_path, capsys):
-    knobs = KNOBS | {"epochs": 1, "hold_out": False}
-    launch_training(2, tmp_path / "data", tmp_path, data=demo, labels="nearest", run_name="small", **knobs)
-    assert "epoch 1/1  loss" in capsys.readouterr().out
-    assert read_checkpoint(tmp_path / "small" / "last.pt")["config"]["hold_out"] is False
-
-
-def test_an_error_is_everybodys_and_is_said(demo, tmp_path, capsys):
-    with pytest.raises(RuntimeError, match="Run this again"):
-        launch_training(2, tmp_path, tmp_path, data=demo, labels="nearest", **KNOBS | {"learning_rate": 1e30})
-    assert "Lower learning_rate" in capsys.readouterr().out
+def test_an_error_ends_all_and_is_reported(demo, tmp_path, monkeypatch):
+    monkeypatch.setenv("UNET_UTILS_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("UNET_UTILS_RESULTS", str(tmp_path))
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in (KNOBS | {"learning_rate": 1e30}).items()]
+    command = ["-m", "unet_utils", "train", "--data", demo, "--labels", "nearest", "--recipe", "demo", *options]
+    with torchrun(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        output = process.communicate(timeout=240)[0]
+    assert process.returncode != 0
+    assert "lower learning_rate" in output
 
 
 @pytest.mark.parametrize(("n", "size", "block"), [(16, 2, 1), (5, 3, 1), (1, 2, 1), (100, 3, 16), (16, 4, 16)])
 def test_parts_have_no_gap_and_no_repeat(n, size, block):
     taken, lengths = [], []
     for rank in range(size):
-        world = World()
-        world.rank, world.size = rank, size
-        part = world.part(n, block)
+        process = SingleProcess()
+        process.rank, process.size = rank, size
+        part = process.part(n, block)
         assert part.start % block == 0 or part.start == n
         taken += range(n)[part]
         lengths.append(len(range(n)[part]))
@@ -162,30 +160,18 @@ def test_parts_have_no_gap_and_no_repeat(n, size, block):
     assert max(lengths) - min(lengths) <= block
 
 
-@pytest.fixture
-def alone_in_a_group():
+def test_gpus_synchronize_batch_norm(monkeypatch):
+    """torch's SyncBatchNorm takes the place of each batch norm, with the same weights, before the model is wrapped."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-def test_synchronized_batchnorm_is_batchnorm(alone_in_a_group):
-    torch.manual_seed(0)
-    plain, together = (nn.Sequential(nn.BatchNorm2d(3)) for _ in range(2))
-    nn.init.normal_(plain[0].weight)
-    together.load_state_dict(plain.state_dict())
-    synchronize_batchnorm(together)
-    assert type(together[0]) is not nn.BatchNorm2d
-    x = 100 + torch.randn(4, 3, 5, 6)  # far from zero, where sums of squares would lose it all
-    inputs = [x.clone().requires_grad_() for _ in range(2)]
-    outputs = [model(i) for model, i in zip((plain, together), inputs, strict=True)]
-    assert torch.allclose(*outputs, atol=1e-4)
-    factors = torch.randn_like(x)
-    for output in outputs:
-        (output**2 * factors).sum().backward()
-    assert torch.allclose(inputs[0].grad, inputs[1].grad, atol=1e-3)
-    for a, b in zip(plain.parameters(), together.parameters(), strict=True):
-        assert torch.allclose(a.grad, b.grad, rtol=1e-3, atol=1e-3)
-    for key, value in plain.state_dict().items():
-        assert torch.allclose(value, together.state_dict()[key], rtol=1e-4)
-    assert torch.allclose(plain.eval()(x), together.eval()(x))
+    monkeypatch.setattr("unet_utils.extras.distributed.DistributedDataParallel", lambda module, **_: module)
+    try:
+        model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
+        weight = model[1].weight
+        TorchrunProcess().wrap(model)
+        assert type(model[1]) is nn.BatchNorm2d  # on a CPU
+        monkeypatch.setattr(torch.nn.Parameter, "device", torch.device("cuda"))
+        TorchrunProcess().wrap(model)
+        assert type(model[1]) is nn.SyncBatchNorm
+        assert model[1].weight is weight
+    finally:
+        dist.destroy_process_group()

@@ -1,65 +1,66 @@
-"""The notebooks' steps without a notebook: `python -m unet_utils prepare|audit|train|evaluate|predict|export`."""
+"""The steps of the notebooks as commands: `python -m unet_utils COMMAND --help`."""
 
 import argparse
 import json
 import sys
 import warnings
-from dataclasses import fields
 from pathlib import Path
 
 import torch
 
 from unet_utils.classes import ClassScheme
 from unet_utils.clustering import choose_scheme
-from unet_utils.config import RECIPES, TrainConfig, recipe
-from unet_utils.dataset import Frames, prepare
+from unet_utils.config import RECIPES, SETTINGS, recipe, settings_table
+from unet_utils.dataset import prepare
 from unet_utils.decoding import METHODS
 from unet_utils.evaluation import Trained, evaluate, find_checkpoint, load_trained
 from unet_utils.extras.audit import audit, official_frames
-from unet_utils.extras.distributed import open_world
+from unet_utils.extras.compare import compare_runs
+from unet_utils.extras.distributed import open_processes
 from unet_utils.extras.export import export_model, frames_per_second
 from unet_utils.extras.full_size import is_official, prepare_official
-from unet_utils.extras.photos import class_shares, find_photos, read_photo, save_pictures, segment
+from unet_utils.extras.photos import class_shares, find_photos, printable, read_photo, save_pictures, segment
 from unet_utils.extras.reports import class_table, save_scores, score_table
+from unet_utils.extras.tensorboard import TensorBoardLog
+from unet_utils.extras.video import is_video, segment_video
+from unet_utils.frames import Frames
 from unet_utils.metrics import ConfusionMatrix
-from unet_utils.platform.archive import get_pairs
+from unet_utils.platform.archive import get_pairs, is_full_set
 from unet_utils.platform.environment import Environment, setup
+from unet_utils.platform.files import user_path
 from unet_utils.training import fit
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs one command; errors that a person can mend are printed in one line."""
+    """Run one command; print user errors in one line."""
     options = _parser().parse_args(arguments)
     try:
-        with open_world() as options.world:
+        with open_processes() as options.processes:
             options.command(options, setup())
     except (OSError, ValueError, RuntimeError, FloatingPointError) as error:
-        sys.exit(f"Error: {error}")
+        sys.exit(f"Error: {printable(str(error))}")
 
 
 def _root(options: argparse.Namespace, env: Environment) -> Path:
-    return Path(options.data) if is_official(options.data) else get_pairs(options.data, env.data)
+    return user_path(options.data) if is_official(options.data) else get_pairs(options.data, env.data, env.drive)
 
 
 def _frames(
-    options: argparse.Namespace,
-    env: Environment,
-    root: Path,
-    split: str,
-    scheme: str | ClassScheme,
-    num_clusters: int = 20,
+    options: argparse.Namespace, env: Environment, root: Path, split: str, scheme: str | ClassScheme, clusters: int = 20
 ) -> Frames:
     cache = env.data / "prepared"
     if is_official(root):
         return prepare_official(root, split, cache, scheme, options.height)
-    return prepare(root, split, cache, choose_scheme(scheme, root, num_clusters), options.labels)
+    if isinstance(scheme, str):
+        scheme = choose_scheme(scheme, root, clusters)
+    return prepare(root, split, cache, scheme, options.labels)
 
 
 def _prepare(options: argparse.Namespace, env: Environment) -> None:
     root = _root(options, env)
     for split in ("train", "val"):
         frames = _frames(options, env, root, split, options.scheme)
-        shares = frames.class_counts().double() / frames.codes.numel()
+        shares = frames.class_counts().double() / frames.label_ids.numel()
         print(f"{split}: {len(frames)} frames; void {100 * (1 - shares.sum()):.2f} % of the pixels")
         for name, share in zip(frames.scheme.names, shares.tolist(), strict=True):
             print(f"  {name:14} {100 * share:7.3f} %")
@@ -73,13 +74,24 @@ def _train(options: argparse.Namespace, env: Environment) -> None:
     def load() -> Frames:
         return _frames(options, env, _root(options, env), "train", options.scheme, options.num_clusters)
 
-    frames = options.world.in_turn(load)
+    frames = options.processes.in_turn(load)
     if options.skip_first:
         frames = frames.part(slice(options.skip_first, None))
-    knobs = {field.name: getattr(options, field.name) for field in fields(TrainConfig)}
-    config = recipe(options.recipe or ("demo" if options.data == "demo" else env.device.type), **knobs)
-    print(config)
-    fit(frames, config, env.results / options.run, env.device, resume=options.resume, world=options.world)
+    name = options.recipe or ("demo" if options.data == "demo" else env.device.type)
+    config = recipe(name, **{setting.name: getattr(options, setting.name) for setting in SETTINGS})
+    print(settings_table(config, name))
+    folder = env.results / options.run
+    log = TensorBoardLog(folder) if options.processes.rank == 0 else None
+    fit(
+        frames,
+        config,
+        folder,
+        env.device,
+        resume=options.resume,
+        on_epoch=log,
+        start_from=options.start_from,
+        processes=options.processes,
+    )
 
 
 def _evaluate(options: argparse.Namespace, env: Environment) -> None:
@@ -89,31 +101,35 @@ def _evaluate(options: argparse.Namespace, env: Environment) -> None:
         frames = official_frames(options.official, root, trained.scheme)
     else:
         frames = _frames(options, env, root, "val", trained.scheme)
-    batch_size = frames.at_once(trained.scene_size)
-    matrices = evaluate(trained.model, frames, trained.scene_size, batch_size, options.flip, "evaluating")
+    matrices = evaluate(trained.model, frames, trained.scene_size, flip=options.flip, progress="evaluating")
     matrix = ConfusionMatrix.total(matrices)
     print(class_table(matrix, trained.scheme), end="\n\n")
     print(score_table({f"this model on {len(frames)} frames": matrix.summary()}))
     if not options.official:
-        run = Path(options.checkpoint).absolute().parent.name if options.checkpoint else options.run
-        report = save_scores(matrices, trained.scheme, env.results / run, frames.numbers)
-        print(f"\nsaved as {report}, and beside it as .json and .csv")
+        run = user_path(options.checkpoint).parent.name if options.checkpoint else options.run
+        published = not is_official(root) and is_full_set(root)
+        report = save_scores(matrices, trained.scheme, env.results / run, frames.numbers, published)
+        print(f"\nsaved as {report}, and in the same folder as .json and .csv")
 
 
 def _predict(options: argparse.Namespace, env: Environment) -> None:
-    trained, unreadable = _trained(options, env), []
-    for path in find_photos(options.photos):
+    trained, out, problems = _trained(options, env), user_path(options.out), []
+    videos = [path for path in options.photos if is_video(path)]
+    for path in videos:
+        print(printable(f"{path} -> {segment_video(trained, path, out, options.flip)}"))
+    photos = [path for path in options.photos if path not in videos]
+    for path in find_photos(photos) if photos else []:
         try:
             photo = read_photo(path)
-        except ValueError as error:
-            unreadable.append(str(error))
+            classes = segment(trained, photo, options.flip)
+            pictures = save_pictures(photo, classes, trained.scheme, out, path.stem, options.label_ids)
+        except (OSError, ValueError) as error:
+            problems.append(str(error))
             continue
-        classes = segment(trained, photo, options.flip)
-        overlay = save_pictures(photo, classes, trained.scheme, Path(options.out), path.stem)[1]
         shares = {name: round(share, 4) for name, share in class_shares(classes, trained.scheme).items()}
-        print(f"{path} -> {overlay}: {json.dumps(shares)}")
-    if unreadable:
-        raise ValueError("\n".join(unreadable))
+        print(printable(f"{path} -> {pictures[1]}: {json.dumps(shares)}"))
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def _export(options: argparse.Namespace, env: Environment) -> None:
@@ -121,16 +137,21 @@ def _export(options: argparse.Namespace, env: Environment) -> None:
     path = export_model(trained, options.out or env.results / options.run / "unet.torchscript")
     print(f"{path}: {path.stat().st_size / 2**20:.1f} MB")
     if path.suffix == ".torchscript":
-        warnings.filterwarnings("ignore", message=".*torch.jit")  # newer torch prefers what older torch cannot read
+        warnings.filterwarnings("ignore", message=".*torch.jit")  # newer torch deprecates what older torch can read
         model = torch.jit.load(path, map_location=env.device)
         for size in (1, 16):
             photos = torch.randint(256, (size, 3, 256, 256), dtype=torch.uint8)
             speed = frames_per_second(lambda batch: model(batch.to(env.device), True), photos)
-            print(f"batches of {size}: {speed:.1f} frames a second on {env.device}")
+            print(f"batches of {size}: {speed:.1f} frames per second on {env.device}")
+
+
+def _compare(options: argparse.Namespace, env: Environment) -> None:
+    print(compare_runs(env.results, options.runs).table)
 
 
 def _trained(options: argparse.Namespace, env: Environment) -> Trained:
-    return load_trained(options.checkpoint or find_checkpoint(env.results / options.run), env.device)
+    path = user_path(options.checkpoint) if options.checkpoint else find_checkpoint(env.results / options.run)
+    return load_trained(path, env.device)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -143,15 +164,15 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     def data(sub: argparse.ArgumentParser) -> None:
-        text = "kaggle (downloads), demo (drawn scenes), the path of a .zip or folder of pairs, or a folder with the "
+        text = "kaggle (download), demo (drawn scenes), the path of a .zip or folder of pairs, or a folder with the "
         text += "official leftImg8bit/ and gtFine/ (default: kaggle)"
         sub.add_argument("--data", default="kaggle", help=text)
-        text = "pixels that official frames are high, a multiple of 32 (default: 1024)"
+        text = "height of official frames in pixels, a multiple of 32 (default: 1024)"
         sub.add_argument("--height", type=int, default=1024, help=text)
         sub.add_argument("--labels", choices=METHODS, default="decoder", help="how masks become labels")
 
     def run(sub: argparse.ArgumentParser) -> None:
-        # Not --run: torchrun would take that for an abbreviation of options of its own.
+        # Not --run: torchrun would take that for an abbreviation of its own options.
         text = "name of the run, a folder in the results (default: unet)"
         sub.add_argument("--run-name", dest="run", default="unet", help=text)
 
@@ -173,35 +194,41 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("audit", _audit, "compare recovered labels with official ones that you have")
     data(sub)
     sub.add_argument("--official", required=True, help="folder with *_labelIds.png files and pairs.csv")
-    sub = command("train", _train, "train a UNet, or go on with a run that was interrupted")
+    sub = command("train", _train, "train a UNet, or continue an interrupted run")
     data(sub)
     sub.add_argument("--scheme", **scheme)
     run(sub)
     sub.add_argument("--recipe", choices=RECIPES, help="default settings (default: by device, or demo)")
-    sub.add_argument("--num-clusters", type=int, default=20, help="with the scheme clusters (default: 20)")
-    text = "go on with an earlier run, or set it aside (default: go on)"
+    sub.add_argument("--num-clusters", type=int, default=20, help="for the scheme clusters (default: 20)")
+    text = "continue an earlier run of this name; --no-resume renames its files and begins again (default: continue)"
     sub.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help=text)
+    sub.add_argument("--start-from", metavar="CHECKPOINT", help="start a new run from the weights of another one")
     sub.add_argument("--skip-first", type=int, default=0, help="leave the first N training pairs out")
-    for field in fields(TrainConfig):
-        if field.type is bool:
-            kind = {"action": argparse.BooleanOptionalAction}
-        else:
-            kind = {"type": field.type, "metavar": field.type.__name__.upper()}
-        sub.add_argument(f"--{field.name.replace('_', '-')}", default=None, help="default: the recipe's", **kind)
+    for setting in SETTINGS:
+        kind = (
+            {"action": argparse.BooleanOptionalAction}
+            if setting.type is bool
+            else {"type": setting.type, "metavar": setting.type.__name__.upper()}
+        )
+        sub.add_argument(f"--{setting.name.replace('_', '-')}", default=None, help="default: the recipe's", **kind)
     sub = command("evaluate", _evaluate, "score a model on the validation pairs")
     data(sub)
     model(sub)
     flip(sub)
     sub.add_argument("--official", help="score on the frames of this folder of official labels (see audit) instead")
-    sub = command("predict", _predict, "segment photos of your own")
-    sub.add_argument("photos", nargs="+", metavar="PHOTO", help="JPEG or PNG files, and folders of them")
+    sub = command("predict", _predict, "segment photos or videos")
+    sub.add_argument("photos", nargs="+", metavar="PHOTO", help="photos, folders of photos, and videos")
     model(sub)
     flip(sub)
-    sub.add_argument("--out", default="predictions", help="folder for the pictures (default: predictions)")
+    sub.add_argument("--out", default="predictions", help="folder for the results (default: predictions)")
+    text = "also write official label ids as PNG, for other tools to score"
+    sub.add_argument("--label-ids", action="store_true", help=text)
     sub = command("export", _export, "write a model as one file that runs without this package")
     model(sub)
     text = "file ending in .torchscript, or in .onnx (needs the onnx package); default: unet.torchscript in the run"
     sub.add_argument("--out", help=text)
+    sub = command("compare", _compare, "compare the runs in the results folder: differing settings, time, scores")
+    sub.add_argument("runs", nargs="*", metavar="RUN", help="names of runs (default: all)")
     return parser
 
 

@@ -52,7 +52,7 @@ def load_matching(model: nn.Module, path: str | Path) -> None:
     own, checkpoint = model.state_dict(), read_checkpoint(path)
     weights = checkpoint.get("averaged", checkpoint["model"])
     fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
-    if not fitting:
+    if not any(value.ndim > 1 for value in fitting.values()):  # counters and biases fit by chance
         raise ValueError(f"no weight of {path} fits this network: choose a run with the same width and encoder")
     model.load_state_dict(fitting, strict=False)
     print(f"Starting from {path}: {len(fitting)} of {len(own)} tensors fit.")
