@@ -1,7 +1,6 @@
 """The steps of the notebooks as commands: `python -m unet_utils COMMAND --help`."""
 
 import argparse
-import json
 import sys
 import warnings
 from pathlib import Path
@@ -19,7 +18,7 @@ from unet_utils.extras.compare import compare_runs
 from unet_utils.extras.distributed import open_processes
 from unet_utils.extras.export import export_model, frames_per_second
 from unet_utils.extras.full_size import is_official, prepare_official
-from unet_utils.extras.photos import class_shares, find_photos, printable, read_photo, save_pictures, segment
+from unet_utils.extras.photos import predict_photos, printable
 from unet_utils.extras.reports import class_table, save_scores, score_table
 from unet_utils.extras.tensorboard import TensorBoardLog
 from unet_utils.extras.video import is_video, segment_video
@@ -113,21 +112,15 @@ def _evaluate(options: argparse.Namespace, env: Environment) -> None:
 
 
 def _predict(options: argparse.Namespace, env: Environment) -> None:
-    trained, out, problems = _trained(options, env), user_path(options.out), []
+    trained, problems = _trained(options, env), []
     videos = [path for path in options.photos if is_video(path)]
     for path in videos:
-        print(printable(f"{path} -> {segment_video(trained, path, out, options.flip)}"))
-    photos = [path for path in options.photos if path not in videos]
-    for path in find_photos(photos) if photos else []:
         try:
-            photo = read_photo(path)
-            classes = segment(trained, photo, options.flip)
-            pictures = save_pictures(photo, classes, trained.scheme, out, path.stem, options.label_ids)
-        except (OSError, ValueError) as error:
+            print(printable(f"{path} -> {segment_video(trained, path, options.out, options.flip)}"))
+        except (OSError, ValueError, RuntimeError) as error:
             problems.append(str(error))
-            continue
-        shares = {name: round(share, 4) for name, share in class_shares(classes, trained.scheme).items()}
-        print(printable(f"{path} -> {pictures[1]}: {json.dumps(shares)}"))
+    photos = [path for path in options.photos if path not in videos]
+    problems += predict_photos(trained, photos, options.out, options.flip, options.label_ids)
     if problems:
         raise ValueError("\n".join(problems))
 

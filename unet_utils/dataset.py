@@ -26,16 +26,9 @@ from unet_utils import decoding
 from unet_utils.classes import ClassScheme, get_scheme
 from unet_utils.decoding import SIDE
 from unet_utils.frames import Frames
-from unet_utils.platform.archive import find_pairs
+from unet_utils.platform.archive import find_pairs, pair_files
 from unet_utils.platform.environment import progress_bar
 from unet_utils.platform.files import make_backup_folder, replacing, require_space
-
-try:
-    from unet_utils.platform.archive import pair_files
-except ImportError:  # TEMPORARY until archive.py has it
-
-    def pair_files(folder):
-        return sorted((p for p in folder.glob("*.jpg") if p.stem.isdigit()), key=lambda p: int(p.stem))
 
 
 def read_pair(path: Path) -> tuple[np.ndarray, np.ndarray]:
