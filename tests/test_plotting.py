@@ -308,6 +308,22 @@ def test_the_status_is_updated_at_most_twice_per_second(page, monkeypatch):
     assert len(page.places) + page.updates == 2
 
 
+def test_quick_epochs_do_not_wait_for_their_pictures(page, model, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(training_plots.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(training_plots, "plot_history", lambda history: Figure((1, 1)))
+    monkeypatch.setattr(training_plots, "plot_predictions", lambda *_, **__: Figure((1, 1)))
+    live = training_plots.LiveTraining(frames(2), 64, epochs=100)
+    drawn = []
+    for epoch in range(1, 101):
+        now[0] += 1
+        before = page.places[-1] if page.places else None
+        live.epoch(history(True, epoch), model)
+        if page.places[-1] is not before:
+            drawn.append(epoch)
+    assert drawn == [1, 11, 21, 31, 41, 51, 61, 71, 81, 91, 100]
+
+
 def test_a_long_training_shows_its_last_epochs_and_the_best_one(page, model):
     rows = history(True, 30)
     rows[3]["mean_iou"] = 0.9

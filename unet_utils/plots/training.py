@@ -126,7 +126,7 @@ class LiveTraining:
         self._history: list[dict] = []
         self._handles: dict[str, Any] = {}
         self._start: tuple[float, float] | None = None  # time and finished share of the training at the first call
-        self._updated = -math.inf
+        self._updated = self._drawn = -math.inf
 
     def step(self, epoch: int, images_done: int, images_per_epoch: int) -> None:
         """Update the status line, at most twice per second. `epoch` counts from 1."""
@@ -136,19 +136,22 @@ class LiveTraining:
             self._show_status(f"epoch {epoch} of {self._epochs}, {images_done} of {images_per_epoch} images", done)
 
     def epoch(self, history: list[dict], model: UNet) -> None:
-        """Add an epoch to the table, and draw the curves and the predictions anew."""
+        """Add an epoch to the table. Draw curves and predictions anew, if this was not done in the last 10 seconds."""
         self._history, epoch = history, history[-1]["epoch"]
         if epoch < self._epochs:
             self._show_status(f"epoch {epoch} of {self._epochs} finished", epoch / self._epochs)
         else:
             total = sum(row["seconds"] for row in history)
             self._show_status(f"{epoch} epochs finished, {_duration(total)} of training", 1)
+        if epoch < self._epochs and time.monotonic() - self._drawn < 10:
+            return
         self._show_figure("curves", plot_history(history))
         if len(self._photos):
             predicted = predict_classes(model, self._photos, self._image_size).cpu().numpy()
             photos = self._photos.permute(0, 2, 3, 1).numpy()
             figure = plot_predictions(photos, self._truth.numpy(), predicted, self._scheme, all_classes=True)
             self._show_figure("predictions", figure)
+        self._drawn = time.monotonic()
 
     def _show_status(self, text: str, done: float) -> None:
         self._updated = time.monotonic()
@@ -156,27 +159,26 @@ class LiveTraining:
             start, done_at_start = self._start
             text += f", about {_duration((self._updated - start) * (1 - done) / (done - done_at_start))} left"
         head, *rows = self._table()
-        html = "".join(
-            "<tr>" + "".join(f"<td style='padding: 0 0.7em; text-align: right'>{cell}</td>" for cell in row) + "</tr>"
-            for row in ([f"<b>{cell}</b>" for cell in head], *rows)
-        )
-        html = f"{text}<br><progress value='{done:.4f}' max='1' style='width: 100%'></progress><table>{html}</table>"
-        plain = "\n".join([text, *("".join(f"{cell:>16}" for cell in row).rstrip() for row in (head, *rows))])
-        data = {"text/html": f"<div style='max-width: 45em'>{html}</div>", "text/plain": plain.replace("&nbsp;", "")}
-        self._show("status", data, raw=True)
+        lines = ["</td><td>".join(row) for row in ([f"<b>{cell}</b>" for cell in head], *rows)]
+        table = "".join(f"<tr><td>{line}</td></tr>" for line in lines)
+        table = table.replace("<td>", "<td style='padding: 0 0.5em; text-align: right; white-space: normal'>")
+        bar = f"<progress value='{done:.4f}' max='1' style='width: 100%'></progress>"
+        html = f"<div style='max-width: 40em'>{text}<br>{bar}<table>{table}</table></div>"
+        aligned = ["".join(f"{cell.replace('&nbsp;', ' '):>16}" for cell in row).rstrip() for row in (head, *rows)]
+        self._show("status", {"text/html": html, "text/plain": "\n".join([text, *aligned])}, raw=True)
 
     def _table(self) -> list[list[str]]:
         """Return the header and always the same number of rows, so that nothing below the table moves."""
-        scored = [row for row in self._history if row.get("mean_iou") is not None]
-        best = max(scored, key=lambda row: row["mean_iou"], default=None)
+        scores = _column(self._history, "mean_iou")
+        best = self._history[int(np.nanargmax(scores))] if np.isfinite(scores).any() else None
         shown = self._history[-self.LAST :]
         if best and best not in shown:
             shown = [best, *shown]
-        table = [["epoch", "loss", *SCORES.values(), "seconds"]]
+        table = [["epoch", "loss", "pixel accuracy", "mIoU", "seconds"]]
         for row in shown:
-            scores = ["" if row.get(key) is None else f"{row[key]:.3f}" for key in SCORES]
-            mark = "best: " if row is best else ""
-            table.append([f"{mark}{row['epoch']}", f"{row['loss']:.3f}", *scores, f"{row['seconds']:.0f}"])
+            pair = ["" if row.get(key) is None else f"{row[key]:.3f}" for key in ("pixel_accuracy", "mean_iou")]
+            mark = "best:&nbsp;" if row is best else ""
+            table.append([f"{mark}{row['epoch']}", f"{row['loss']:.3f}", *pair, f"{row['seconds']:.0f}"])
         length = min(self._epochs, self.LAST) + (self._epochs > self.LAST)
         return table + [["&nbsp;"] * len(table[0])] * (length + 1 - len(table))
 
