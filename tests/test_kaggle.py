@@ -290,14 +290,14 @@ def test_nobody_to_ask(machine, kaggle, public, capsys):
 
 def test_a_page_to_log_in_counts_as_refused(machine, kaggle, monkeypatch):
     kaggle.html = True
-    with pytest.raises(DownloadError, match="none of the ways"):
+    with pytest.raises(DownloadError, match="in any of the ways above"):
         get_pairs("kaggle", machine)
 
 
 def test_a_wrong_key_is_typed(machine, kaggle, monkeypatch, capfd):
     kaggle.public_status = 403
     answer(monkeypatch, USERNAME, "wrong-key")
-    with pytest.raises(DownloadError, match="none of the ways"):
+    with pytest.raises(DownloadError, match="in any of the ways above"):
         get_pairs("kaggle", machine)
     printed = "".join(capfd.readouterr())
     assert "does not accept what you typed" in printed
@@ -358,11 +358,21 @@ def test_colab_secrets_that_are_no_use(machine, kaggle, monkeypatch, capsys, sec
     assert words in capsys.readouterr().out
 
 
-def test_colab_secrets_outside_colabs_page(machine, kaggle, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("variable", "kind"), [("FAKE_COLAB_NO_ANSWER", "TimeoutException"), ("FAKE_COLAB_NO_PAGE", "MessageError")]
+)
+def test_colab_secrets_outside_colabs_page(machine, kaggle, monkeypatch, capsys, variable, kind):
     use_colab(monkeypatch, {"KAGGLE_API_TOKEN": TOKEN})
-    monkeypatch.setenv("FAKE_COLAB_NO_ANSWER", "1")
+    monkeypatch.setenv(variable, "1")
     assert check_pairs(get_pairs("kaggle", machine)) == TINY
-    assert capsys.readouterr().out.count("did not answer") == 1
+    assert capsys.readouterr().out.count(f"Colab's secrets cannot be read here ({kind})") == 1
+
+
+def test_colab_without_colabs_package(machine, kaggle, monkeypatch, capsys):
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "test")
+    monkeypatch.setitem(sys.modules, "google.colab", None)
+    assert check_pairs(get_pairs("kaggle", machine)) == TINY
+    assert "Colab's secrets cannot be read here" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["", "not json", "[]", '{"username": "a"}', '{"username": 1, "key": 2}'])

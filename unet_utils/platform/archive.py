@@ -6,7 +6,8 @@ import os
 import stat
 import zipfile
 import zlib
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator
+from pathlib import Path
 
 from unet_utils.platform.environment import KAGGLE_INPUT, progress_bar
 from unet_utils.platform.files import (
@@ -24,7 +25,6 @@ from unet_utils.platform.files import (
 from unet_utils.platform.kaggle import ARCHIVE, DATASET, PAGE, DownloadError, download
 
 FULL_SET = {"train": 2975, "val": 500}
-SUFFIXES = (".jpg", ".jpeg")  # in any case
 COUNTS_FILE = ".counts.json"  # in each folder that we unpack: how many pairs a complete one holds
 
 
@@ -87,14 +87,12 @@ def find_pairs(root: str | Path) -> Path:
 
 
 def pair_files(folder: str | Path) -> list[Path]:
-    """Return the pairs in a folder (1.jpg, 2.JPG, 3.jpeg, ...) in numeric order; an empty list if there are none.
-
-    Hidden files and other kinds of files are skipped.
+    """Return the pairs in a folder (1.jpg, 2.JPG, 3.jpeg, ...) in numeric order. Hidden files are skipped.
 
     Raises:
         ValueError: a JPEG whose name is not a number, or two with the same number.
     """
-    files = {}
+    files: dict[int, Path] = {}
     for path in filter(_is_jpeg, _visible(Path(folder))):
         if not path.stem.isdecimal():
             raise ValueError(f"{path} is not a numbered pair (1.jpg, 2.jpg, ...). Rename it or take it out.")
@@ -114,15 +112,13 @@ def check_pairs(root: str | Path) -> dict[str, int]:
         ValueError: a JPEG whose name is not a number, or an empty one; the message names it.
     """
     counts = {}
-    for split in ("train", "val"):
-        folder = Path(root) / split
+    for folder in (Path(root) / split for split in FULL_SET):
         files = pair_files(folder)
         if not files:
             raise FileNotFoundError(f"No .jpg files in {folder}. Each split needs pairs named 1.jpg, 2.jpg, ...")
-        for path in files:
-            if path.stat().st_size == 0:
-                raise ValueError(f"{path} is empty. Get this file again, or take it out.")
-        counts[split] = len(files)
+        if empty := [path for path in files if path.stat().st_size == 0]:
+            raise ValueError(f"{empty[0]} is empty. Get this file again, or take it out.")
+        counts[folder.name] = len(files)
     return counts
 
 
@@ -131,15 +127,14 @@ def is_full_set(root: str | Path) -> bool:
     from unet_utils.demo.pairs import STAMP
 
     root = find_pairs(root)
-    counts = {split: len(pair_files(root / split)) for split in FULL_SET}
-    return counts == FULL_SET and not (root / STAMP).exists()
+    return check_pairs(root) == FULL_SET and not (root / STAMP).exists()
 
 
 def unpack(archive: str | Path, folder: str | Path) -> Path:
-    """Unpack `archive` to `folder` and return the folder in it that holds train/ and val/.
+    """Unpack `archive` to `folder`, unless that is done, and return the folder in it that holds train/ and val/.
 
-    The folder gets its name only when every checksum and both splits are right. If another process has unpacked the
-    same archive meanwhile, its folder is used.
+    The folder gets its name only when every checksum and both splits are right. If another process unpacks the same
+    archive at the same time, both use what the quicker one made.
 
     Raises:
         FileNotFoundError: no such archive, or no train/ and val/ in it.
@@ -148,17 +143,19 @@ def unpack(archive: str | Path, folder: str | Path) -> Path:
         OSError: not enough space on the disk.
     """
     archive, folder = Path(archive), Path(folder)
-    _complete_root(folder)  # is not somebody else's
+    if root := _find_complete(folder):
+        return root
+    if folder.exists():
+        print(f"{folder} is no longer complete: unpacking again")
     with _open_zip(archive) as file:
         entries = file.infolist()
         for entry in entries:
-            entry.filename = entry.filename.replace("\\", "/")  # some Windows tools write backslashes
-            path = PurePosixPath(entry.filename)
+            entry.filename = name = entry.filename.replace("\\", "/")  # some Windows tools write backslashes
             is_link = stat.S_ISLNK(entry.external_attr >> 16)
-            if is_link or path.is_absolute() or ".." in path.parts or ":" in entry.filename:
+            if is_link or name.startswith("/") or ".." in name.split("/") or ":" in name:
                 raise ValueError(
-                    f"{archive} was not unpacked: its entry {entry.filename!r} is a link or would leave the folder. "
-                    f"Get the archive from a source that you trust, such as {PAGE}."
+                    f"{archive} was not unpacked: its entry {name!r} is a link or would leave the folder. Get the "
+                    f"archive from a source that you trust, such as {PAGE}."
                 )
         require_space(folder.parent, sum(entry.file_size for entry in entries))
         try:
@@ -167,7 +164,7 @@ def unpack(archive: str | Path, folder: str | Path) -> Path:
                     file.extract(entry, unfinished)  # checks the CRC
                 counts = check_pairs(find_pairs(unfinished))
                 (unfinished / COUNTS_FILE).write_text(json.dumps(counts))
-                if folder.exists() and not _complete_root(folder):
+                if not _find_complete(folder):
                     discard(folder)
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise ValueError(
@@ -193,9 +190,7 @@ def _get_own(path: Path, data_dir: Path) -> Path:
     with _open_zip(path) as file:  # the folder's name depends on the content, so that archives never mix
         content = repr([(entry.filename, entry.CRC, entry.file_size) for entry in file.infolist()])
     folder = data_dir / f"{path.stem}-{zlib.crc32(content.encode()):08x}"
-    if root := _find_complete(folder):
-        return root
-    print(f"Unpacking your archive {path}")
+    print(f"Unpacked already: {folder}" if _find_complete(folder) else f"Unpacking your archive {path}")
     return unpack(path, folder)
 
 
@@ -203,6 +198,7 @@ def _get_kaggle(data_dir: Path, drive: Path | None) -> Path:
     """Return the Kaggle set from the nearest place: unpacked, attached by Kaggle, an archive somewhere, a download."""
     unpacked = data_dir / "kaggle"
     if root := _find_complete(unpacked):
+        print(f"Unpacked already: {root}")
         return root
     for attached in (DATASET.split("/")[1], DATASET, f"datasets/{DATASET}"):
         with contextlib.suppress(FileNotFoundError):
@@ -235,11 +231,8 @@ def _get_kaggle(data_dir: Path, drive: Path | None) -> Path:
 
 
 @contextlib.contextmanager
-def _partial_download(folder: Path):
-    """Yield the path of a download that no other process writes to, with what an earlier try left in `folder`.
-
-    What is still there at the end, because of an error or an interrupt, is left for the next try.
-    """
+def _partial_download(folder: Path) -> Iterator[Path]:
+    """Yield a path of our own that holds what an earlier try left in `folder`; at the end, keep it for the next try."""
     folder.mkdir(exist_ok=True)
     kept = folder / f"{ARCHIVE}.part"
     part = unfinished_path(kept)
@@ -265,27 +258,16 @@ def _keep_copy(archive: Path, copy: Path) -> None:
 
 
 def _find_complete(folder: Path) -> Path | None:
-    """Return the pairs in a folder that `unpack` made, None unless all of them are still there; print which."""
-    root = _complete_root(folder)
-    if root:
-        print(f"Unpacked already: {root}")
-    elif folder.exists():
-        print(f"{folder} is no longer complete: unpacking again")
-    return root
-
-
-def _complete_root(folder: Path) -> Path | None:
+    """Return the pairs in a folder that `unpack` made, None unless all of them are still there."""
     if not folder.exists():
         return None
-    if not (folder / COUNTS_FILE).exists():
-        raise FileExistsError(
-            f"{folder} is in the way: something else made it. Move it, or use its path as the source."
-        )
-    try:
+    if not (folder / COUNTS_FILE).exists():  # the caller may replace the folder, so it must be ours
+        raise FileExistsError(f"{folder} is in the way: it was not made here. Move it, or use its path as the source.")
+    with contextlib.suppress(FileNotFoundError, ValueError):
         root = find_pairs(folder)
-        return root if check_pairs(root) == json.loads((folder / COUNTS_FILE).read_text()) else None
-    except (FileNotFoundError, ValueError):
-        return None
+        if check_pairs(root) == json.loads((folder / COUNTS_FILE).read_text()):
+            return root
+    return None
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -298,7 +280,7 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _is_jpeg(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES
+    return path.suffix.lower() in (".jpg", ".jpeg")
 
 
 def _open_zip(archive: Path) -> zipfile.ZipFile:

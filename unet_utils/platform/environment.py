@@ -134,11 +134,6 @@ def progress_bar(**options) -> tqdm:
     return tqdm(file=file, mininterval=0.5, **options)
 
 
-def beside(file: Path) -> Path:
-    """Return where a file is written until it is complete."""
-    return file.with_name("unfinished-" + file.name)
-
-
 def describe(env: Environment) -> str:
     """Return one line: Python, torch, device and its memory, CPUs, RAM, free disk space, data and results folders."""
     parts = [f"Python {python_platform.python_version()}", f"torch {torch.__version__}", _device_name(env.device)]

@@ -162,10 +162,11 @@ def is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
-def explain_full_disk(error: OSError, folder: str | Path) -> None:
+def explain_full_disk(error: Exception, folder: str | Path) -> None:
     """Raise an OSError that says what to do if `error` comes from a full disk or quota; else do nothing."""
     if is_disk_full(error) and SPACE_ADVICE not in str(error):
-        raise OSError(error.errno or errno.ENOSPC, f"The disk is full: {folder}. {SPACE_ADVICE}") from error
+        number = getattr(error, "errno", None) or errno.ENOSPC
+        raise OSError(number, f"The disk is full: {folder}. {SPACE_ADVICE}") from error
 
 
 class LockedError(RuntimeError):
@@ -253,7 +254,7 @@ class RunLock:
         return json.dumps(self.owner | {"renewed": time.time()})
 
     def _is_own(self, owner: dict | None) -> bool:
-        return bool(owner) and (owner["host"], owner["process"]) == (self.owner["host"], self.owner["process"])
+        return owner is not None and all(owner[key] == self.owner[key] for key in ("host", "process"))
 
 
 def _read_owner(file: Path) -> dict | None:

@@ -1,4 +1,4 @@
-"""Kaggle's archive over the network: with the keys that are found, without any, or with one that is typed."""
+"""Download the archive from Kaggle: with the keys that are found, without a key, or with one that is typed."""
 
 import contextlib
 import getpass
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from unet_utils.platform.environment import find_platform, progress_bar
-from unet_utils.platform.files import explain_full_disk, is_disk_full, require_space
+from unet_utils.platform.files import explain_full_disk, is_disk_full, require_space, user_path
 
 DATASET = "dansbecker/cityscapes-image-pairs"
 ARCHIVE = "cityscapes-image-pairs.zip"
@@ -37,7 +37,7 @@ MEGABYTE = 2**20
 
 
 class DownloadError(RuntimeError):
-    """Kaggle's archive did not arrive. `try_next` says that another key, or none, may do better."""
+    """Kaggle did not deliver the archive. `try_next` says whether another key, or none, may help."""
 
     def __init__(self, message: str, try_next: bool = False):
         super().__init__(message)
@@ -46,7 +46,7 @@ class DownloadError(RuntimeError):
 
 @dataclass(frozen=True)
 class Credentials:
-    """A Kaggle login: a username and key, or one token. Its repr shows where it came from and nothing else."""
+    """A Kaggle login: a username and key, or a token. The repr shows only where it comes from."""
 
     source: str
     username: str = field(default="", repr=False)
@@ -55,10 +55,10 @@ class Credentials:
 
 
 def download(path: Path) -> None:
-    """Download Kaggle's archive to `path`: with the keys that are found, then without, then with one that is typed.
+    """Download the archive to `path`: try the keys that are found, then no key, then a key that is typed.
 
-    The dataset is public, so most people need no key. Keys are handed to Kaggle's own client through the
-    environment for the length of the call; they are never printed, and never written to a file.
+    The dataset is public, so most people need no key. Kaggle's own client gets keys through the environment, for the
+    duration of the call; they are never printed and never written to a file.
 
     Raises:
         DownloadError: Kaggle refused or could not be reached; the message says what to do.
@@ -76,16 +76,17 @@ def download(path: Path) -> None:
                 raise
             print(error)
     raise DownloadError(
-        f"Kaggle gave the archive to none of the ways tried above. {KEY_ADVICE}, set it as KAGGLE_API_TOKEN (an "
+        f"Kaggle did not deliver the archive in any of the ways above. {KEY_ADVICE}, set it as KAGGLE_API_TOKEN (an "
         "environment variable, or a secret in Colab) and run this again; or download the archive yourself from "
         f"{PAGE} and use the path of the .zip as the source."
     )
 
 
 def _download_public(path: Path) -> None:
-    """Plain HTTPS without a login; goes on where an earlier try stopped (RFC 9110, section 14: range requests)."""
+    """Download over HTTPS without a login; continue a partial file with range requests (RFC 9110, section 14)."""
     server = LOCAL_SERVER if os.environ.get("KAGGLE_API_ENVIRONMENT") == "LOCALHOST" else SERVER
     url = f"{server}/api/v1/datasets/download/{DATASET}"
+    problem: object = None
     for seconds in (*RETRY_SECONDS, None):
         try:
             if _receive(url, path):
@@ -99,21 +100,21 @@ def _download_public(path: Path) -> None:
             if is_disk_full(error):
                 explain_full_disk(error, path.parent)
                 raise
-            if find_platform() == "kaggle" and isinstance(getattr(error, "reason", None), socket.gaierror):
+            problem = getattr(error, "reason", None) or error
+            if find_platform() == "kaggle" and isinstance(problem, socket.gaierror):
                 raise DownloadError(NO_INTERNET) from None
-            problem = getattr(error, "reason", error)
         if seconds:
             arrived = path.stat().st_size / MEGABYTE if path.exists() else 0
             print(f"Interrupted after {arrived:.1f} MB ({problem}); going on in {seconds} s")
             time.sleep(seconds)
     raise DownloadError(
-        f"No luck with Kaggle after {len(RETRY_SECONDS) + 1} tries ({problem}). Check the internet connection (in "
+        f"The download failed after {len(RETRY_SECONDS) + 1} tries ({problem}). Check the internet connection (in "
         f"Kaggle notebooks: Settings > Internet) and run this again; what has arrived is kept."
     )
 
 
 def _receive(url: str, path: Path) -> bool:
-    """Fetch `url` to `path`, or the rest of it. True when all of it is there."""
+    """Fetch `url`, or what is missing of it, to `path`. Return whether the file is complete."""
     have = path.stat().st_size if path.exists() else 0
     headers = {"User-Agent": "unet_utils"} | ({"Range": f"bytes={have}-"} if have else {})
     try:
@@ -123,7 +124,7 @@ def _receive(url: str, path: Path) -> bool:
             raise
         if error.headers.get("Content-Range") == f"bytes */{have}":  # nothing left to fetch
             return True
-        path.unlink()  # longer than what Kaggle has: the rest of something else
+        path.unlink()  # longer than Kaggle's file: part of something else
         return False
     with response:
         if response.headers.get_content_type() == "text/html":  # a page to log in, not a file
@@ -142,11 +143,11 @@ def _receive(url: str, path: Path) -> bool:
 
 
 def _download_with_client(path: Path, credentials: Credentials) -> None:
-    """Let Kaggle's own client download to `path`: it knows every kind of key, retries, and shows a bar."""
+    """Download to `path` with Kaggle's own client, which knows every kind of key, retries, and shows a bar."""
     folder = Path(tempfile.mkdtemp(dir=path.parent))
     try:
         with _in_environment(credentials):
-            # Imported here, because some versions log in while they are imported, and exit when that fails.
+            # Imported here, because some versions log in while they are imported, and exit if that fails.
             from kaggle.api.kaggle_api_extended import KaggleApi
 
             api = KaggleApi()
@@ -156,19 +157,18 @@ def _download_with_client(path: Path, credentials: Credentials) -> None:
         os.replace(folder / ARCHIVE, path)
     except ImportError as error:
         raise DownloadError(
-            f"Kaggle's client cannot be imported ({error}): `pip install kaggle six` would allow to use "
-            f"{credentials.source}.",
+            f"Kaggle's client cannot be imported ({error}): run `pip install kaggle six` to use {credentials.source}.",
             try_next=True,
         ) from None
-    except SystemExit:  # its way to say that a key is no good
+    except SystemExit:  # the client does that if a key is not accepted
         raise _explain_status(401, credentials.source) from None
-    except Exception as error:  # whatever the client, or a library below it, may raise
+    except Exception as error:  # of the client, or of a library that it uses
         if isinstance(error, OSError):
             explain_full_disk(error, path.parent)
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status:
             raise _explain_status(status, credentials.source) from None
-        # Only the kind: the text of some errors repeats the request's header, and with it the key.
+        # Only the type: the text of some errors repeats the request's header, and with it the key.
         message = f"Kaggle's client failed with {credentials.source} ({type(error).__name__})."
         raise DownloadError(message, try_next=True) from None
     finally:
@@ -176,12 +176,7 @@ def _download_with_client(path: Path, credentials: Credentials) -> None:
 
 
 def _explain_status(status: int, source: str = "") -> DownloadError:
-    """What an HTTP status from Kaggle means for the person, and whether another way in is worth trying.
-
-    Args:
-        status: the status.
-        source: where the key came from, empty without one.
-    """
+    """Return an error that says what an HTTP status means. `source` says where the key is from, empty without one."""
     if status in (401, 403) and not source:
         return DownloadError(f"Kaggle wants an account for this download ({status}).", try_next=True)
     messages = {
@@ -195,15 +190,15 @@ def _explain_status(status: int, source: str = "") -> DownloadError:
 
 
 def find_credentials() -> Iterator[Credentials]:
-    """Yield the Kaggle keys on this machine one by one, and say what is wrong with those that cannot be used.
+    """Yield the Kaggle keys on this machine one by one, and print what is wrong with those that cannot be used.
 
-    Looks at the environment, the files of Kaggle's client and Colab's secrets; in each, a token goes before a
-    username and key (https://github.com/Kaggle/kaggle-cli/blob/main/docs/README.md#authentication).
+    The order is that of Kaggle's client: the environment, its files, then Colab's secrets; in each, a token comes
+    before a username and key (https://github.com/Kaggle/kaggle-cli/blob/main/docs/README.md#authentication).
     """
     yield from _from_mapping(os.environ, "the environment")
     folders = [Path.home() / ".kaggle", Path.home() / ".config" / "kaggle"]
     if os.environ.get("KAGGLE_CONFIG_DIR"):
-        folders.insert(0, Path(os.environ["KAGGLE_CONFIG_DIR"]))
+        folders.insert(0, user_path(os.environ["KAGGLE_CONFIG_DIR"]))
     for folder in folders:
         for name in ("access_token", "access_token.txt"):
             if token := _read(folder / name):
@@ -215,7 +210,7 @@ def find_credentials() -> Iterator[Credentials]:
 
 
 def _from_mapping(values: Mapping[str, str], place: str) -> Iterator[Credentials]:
-    """Credentials from something with the three names of the environment variables."""
+    """Yield credentials from a mapping with the names of the environment variables."""
     token, username, key = (values.get(name, "").strip() for name in CREDENTIAL_VARIABLES)
     if token:
         with contextlib.suppress(OSError, ValueError):  # the variable may also hold the path of a file with the token
@@ -224,11 +219,11 @@ def _from_mapping(values: Mapping[str, str], place: str) -> Iterator[Credentials
     if username and key:
         yield Credentials(f"KAGGLE_USERNAME and KAGGLE_KEY of {place}", username, key)
     elif username or key:
-        print(f"{'KAGGLE_KEY' if username else 'KAGGLE_USERNAME'} is missing in {place}: the other one alone is no use")
+        print(f"{'KAGGLE_KEY' if username else 'KAGGLE_USERNAME'} is missing in {place}: both are needed")
 
 
 def _from_json(text: str, path: Path) -> Iterator[Credentials]:
-    """Credentials from the text of a kaggle.json."""
+    """Yield the credentials in the text of a kaggle.json."""
     try:
         values = json.loads(text)
         yield Credentials(f"the key in {path}", values["username"].strip(), values["key"].strip())
@@ -237,7 +232,7 @@ def _from_json(text: str, path: Path) -> Iterator[Credentials]:
 
 
 def _read(path: Path) -> str:
-    """The text of a file without the space around it, empty when there is none or it cannot be read."""
+    """Return the stripped text of a file, empty if it is missing or cannot be read."""
     try:
         return path.read_text().strip()
     except FileNotFoundError:
@@ -248,28 +243,26 @@ def _read(path: Path) -> str:
 
 
 def _colab_secrets() -> dict[str, str]:
-    """Kaggle's three names from Colab's secrets (the key symbol at the left), each problem told apart."""
-    from google.colab import userdata
-
+    """Return Kaggle's names in Colab's secrets (key symbol, left), and print what is wrong with those that fail."""
     secrets = {}
     for name in CREDENTIAL_VARIABLES:
         try:
+            from google.colab import userdata
+
             secrets[name] = userdata.get(name) or ""
-        except Exception as error:  # told apart by name: not every version of google.colab has all the kinds
+        except Exception as error:  # compared by name: not every version of google.colab has all the types
             kind = type(error).__name__
             if kind == "NotebookAccessError":
                 print(f"The secret {name} exists, but not for this notebook: switch its access on (key symbol, left).")
-            elif kind == "TimeoutException":
-                print("Colab's secrets did not answer: they can only be read from Colab's own page.")
-                break
             elif kind != "SecretNotFoundError":
-                print(f"The secret {name} could not be read ({kind}).")
+                print(f"Colab's secrets cannot be read here ({kind}), only from Colab's own page.")
+                break
     return secrets
 
 
 @contextlib.contextmanager
 def _in_environment(credentials: Credentials) -> Iterator[None]:
-    """Put credentials where Kaggle's client looks for them, alone, and take them away afterwards."""
+    """Put these credentials, and no others, where Kaggle's client looks for them; restore everything afterwards."""
     # VERBOSE makes the client print its requests, and with them the key.
     before = {name: os.environ.pop(name, None) for name in (*CREDENTIAL_VARIABLES, "VERBOSE", "VERBOSE_OUTPUT")}
     values = zip(CREDENTIAL_VARIABLES, (credentials.token, credentials.username, credentials.key), strict=True)
@@ -284,11 +277,11 @@ def _in_environment(credentials: Credentials) -> Iterator[None]:
 
 
 def _ask_credentials() -> Iterator[Credentials]:
-    """Ask for a username and key, both hidden: what is typed would otherwise be saved with the notebook."""
-    print(f"Kaggle wants to know who is asking. {KEY_ADVICE}")
+    """Ask for a username and key without showing them: what is shown would be saved with the notebook."""
+    print(f"Kaggle asks for an account. {KEY_ADVICE}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", getpass.GetPassWarning)  # it would read the key with the echo on
+            warnings.simplefilter("error", getpass.GetPassWarning)  # it would show the key
             username = getpass.getpass("Kaggle username (leave empty if you have an API token): ").strip()
             key = getpass.getpass("Kaggle key or API token: ").strip()
     except (EOFError, OSError, NotImplementedError, getpass.GetPassWarning):  # a notebook run by a program, no terminal
