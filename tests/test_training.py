@@ -215,7 +215,7 @@ def test_a_new_run_starts_from_the_weights_of_another(frames, tmp_path, capsys):
     assert re.search(r"Starting from .*best.pt: (\d+) of \1 tensors fit", capsys.readouterr().out)
     a, b = (read_checkpoint(tmp_path / name / "best.pt")["model"] for name in ("first", "second"))
     assert all(torch.allclose(a[key], b[key], atol=1e-4) for key in a if key.endswith("weight"))
-    other = recipe("demo", **{**vars(TINY), "encoder": "resnet34", "base_channels": 3})
+    other = recipe("demo", **{**vars(TINY), "fold": 2, "base_channels": 5})
     with pytest.raises(ValueError, match="no weight of .* fits this network"):
         run(frames, tmp_path / "third", other, start_from=tmp_path / "first" / "best.pt")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from unet_utils.platform.files import copy_verified, is_disk_full, make_backup_folder, replacing
+from unet_utils.platform.files import RunLock, copy_verified, is_disk_full, make_backup_folder, replacing
 
 NAMES = ("best.pt", "history.csv", "last.pt")
 """The files of a run. `last.pt` holds all that is needed to go on; `best.pt` all that is needed to use the model."""
@@ -66,11 +66,15 @@ class RunFiles:
         folder: where the run is written.
         backup: a second folder (on Drive) that gets a copy after every epoch; None for no backup.
         backup_failed: whether the last copy failed; a failure is reported once, not after every epoch.
+        lock: a context that makes this process the only owner of the run.
     """
 
     folder: Path
     backup: Path | None = None
     backup_failed: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.lock = RunLock(self.folder, self.backup)
 
     @property
     def last(self) -> Path:
@@ -83,7 +87,12 @@ class RunFiles:
         return self.folder / "best.pt"
 
     def save(self, checkpoint: dict, is_best: bool) -> None:
-        """Write the files of an epoch and copy them to the backup. A failure is reported, and the training goes on."""
+        """Write the files of an epoch and copy them to the backup. A failure is reported, and the training goes on.
+
+        Raises:
+            LockedError: another process has taken over the run.
+        """
+        self.lock.check()
         try:
             if is_best or not self.best.exists():
                 _write_best(self.best, checkpoint)

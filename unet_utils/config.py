@@ -18,8 +18,8 @@ class TrainConfig:
         batch_size: photos per step.
         epochs: number of times that every photo is used.
         learning_rate: maximum of the one-cycle schedule.
-        encoder_rate: learning rate of the encoder relative to `learning_rate`; it is then updated by AdamW. 0 trains it
-            like the other parameters, by Muon.
+        encoder_rate: learning rate of the contracting path relative to `learning_rate`; it is then updated by AdamW. 0
+            trains it like the other parameters, by Muon.
         weight_decay: kernels shrink by this share of the learning rate per step.
         augmentation: strength of random zoom, rotation and colour, see `draw_changes`; 0 for the flip alone.
         class_weighting: power of the inverse class frequency that weights the loss; 0 weights all pixels equally, 1 all

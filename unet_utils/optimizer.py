@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unet_utils.model import compute_dtype
 
@@ -64,6 +64,25 @@ class Muon(torch.optim.Optimizer):
                 if is_kernel:
                     step = step + param * group["weight_decay"]
                 param.sub_(step * lr)
+
+
+def parameter_groups(module: nn.Module, encoder: nn.Module, encoder_rate: float) -> list[dict]:
+    """Return the parameters of a module as groups for `Muon`.
+
+    Args:
+        module: the network in training.
+        encoder: its contracting path.
+        encoder_rate: learning rate of the encoder relative to that of the other parameters; it is then updated by
+            AdamW, in a group of its own. 0 for one group.
+    """
+    parameters = list(module.parameters())
+    if not encoder_rate:
+        return [{"params": parameters}]
+    inside = {id(parameter) for parameter in encoder.parameters()}
+    return [
+        {"params": [parameter for parameter in parameters if id(parameter) not in inside]},
+        {"params": list(encoder.parameters()), "muon": False, "rate": encoder_rate},
+    ]
 
 
 def _adam_step(grad: Tensor, state: dict) -> Tensor:

@@ -20,9 +20,9 @@ from unet_utils.frames import Frames
 from unet_utils.losses import AuxiliaryHeads, class_weights, prior_correction, segmentation_loss
 from unet_utils.metrics import ConfusionMatrix
 from unet_utils.model import UNet, autocast, compute_dtype, memory_format
-from unet_utils.optimizer import Muon
+from unet_utils.optimizer import Muon, parameter_groups
 from unet_utils.platform.environment import progress_bar
-from unet_utils.platform.files import RunLock, user_path
+from unet_utils.platform.files import user_path
 from unet_utils.platform.processes import SingleProcess
 
 FORMAT = 1
@@ -77,9 +77,8 @@ def fit(
     """
     device, folder, processes = torch.device(device), user_path(folder), processes or SingleProcess()
     files = RunFiles(folder, user_path(backup) if backup else None)
-    files.folder.mkdir(parents=True, exist_ok=True)
-    lock = RunLock(folder, files.backup) if processes.rank == 0 else contextlib.nullcontext()
-    with lock:
+    folder.mkdir(parents=True, exist_ok=True)
+    with files.lock if processes.rank == 0 else contextlib.nullcontext():
         checkpoint = None
         if resume:
             processes.once(files.restore)
@@ -90,7 +89,11 @@ def fit(
             processes.once(files.set_aside)
         run = _Run(frames, config, device, processes, checkpoint, files.last, start_from)
         while run.epoch < config.epochs:
-            row = _train_epoch(run, progress and processes.rank == 0, on_step)
+            try:
+                row = _train_epoch(run, progress and processes.rank == 0, on_step)
+            except Exception as error:
+                _explain(error, config)
+                raise
             if not math.isfinite(row["loss"]):
                 raise FloatingPointError(
                     f"the loss of epoch {run.epoch + 1} is {row['loss']}: lower learning_rate (LEARNING_RATE) and run "
@@ -102,17 +105,12 @@ def fit(
                 row |= score(model, run.held_out, run.scene_size, processes).summary()
             run.history.append(row)
             is_best = not run.held_out or row["mean_iou"] >= max(r["mean_iou"] for r in run.history if "mean_iou" in r)
-            processes.once(_save, lock, files, run, is_best)
+            processes.once(files.save, run.checkpoint(), is_best)
             if progress:
                 print(_line(run.history, config.epochs))
             if on_epoch:
                 on_epoch(run.history, model)
         return run.history
-
-
-def _save(lock, files: RunFiles, run: "_Run", is_best: bool) -> None:
-    lock.check()
-    files.save(run.checkpoint(), is_best)
 
 
 def score(
@@ -162,9 +160,7 @@ class _Run:
         self.class_weights = class_weights(counts, config.class_weighting).to(device)
         network = checkpoint["model_config"] if checkpoint else config.network(frames.scheme.num_classes)
         pretrained = not (checkpoint or start_from)  # else the weights come from a checkpoint
-        self.model = processes.in_turn(
-            lambda: UNet(**network, pretrained=pretrained)
-        )  # the first one may download them
+        self.model = processes.in_turn(lambda: UNet(**network, pretrained=pretrained))  # which may download them
         if start_from and not checkpoint:
             load_matching(self.model, user_path(start_from))
         training_model = AuxiliaryHeads(self.model, config.auxiliary > 0)
@@ -172,7 +168,8 @@ class _Run:
         self.heads, self.forward = training_model.heads, processes.wrap(training_model)
         if config.compile:
             self.forward = torch.compile(self.forward)
-        self.optimizer = Muon(_parameter_groups(training_model, config), weight_decay=config.weight_decay)
+        groups = parameter_groups(training_model, self.model.encoder, config.encoder_rate)
+        self.optimizer = Muon(groups, weight_decay=config.weight_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=compute_dtype(device) == torch.float16)
         self.epoch, self.schedule_start, self.history = 0, 0, []
         if checkpoint:
@@ -239,16 +236,6 @@ class _Run:
         self.schedule_start = self.epoch if ended else checkpoint.get("schedule_start", 0)
 
 
-def _parameter_groups(training_model: AuxiliaryHeads, config: TrainConfig) -> list[dict]:
-    """Return one group; with `encoder_rate`, the encoder in a second one, updated by AdamW at its own rate."""
-    if config.encoder == "none" or not config.encoder_rate:
-        return [{"params": list(training_model.parameters())}]
-    encoder = list(training_model.model.encoder.parameters())
-    in_encoder = {id(parameter) for parameter in encoder}
-    others = [parameter for parameter in training_model.parameters() if id(parameter) not in in_encoder]
-    return [{"params": others}, {"params": encoder, "muon": False, "rate": config.encoder_rate}]
-
-
 def _train_epoch(run: _Run, progress: bool, on_step: Callable[[int, int, int], None] | None) -> dict:
     config, processes = run.config, run.processes
     # All randomness of the epoch comes from this generator: no random state has to be saved.
@@ -283,29 +270,29 @@ def _train_epoch(run: _Run, progress: bool, on_step: Callable[[int, int, int], N
 def _step(run: _Run, x: Tensor, y: Tensor, rate: float) -> Tensor:
     for group in run.optimizer.param_groups:
         group["lr"] = rate
-    try:
-        with autocast(run.device):
-            outputs = run.forward(x.contiguous(memory_format=memory_format(run.device)))
-        loss, total = segmentation_loss(outputs, y, run.class_weights, run.config.auxiliary, run.processes.sum)
-        run.optimizer.zero_grad(set_to_none=True)
-        run.scaler.scale(total * run.processes.size).backward()  # the processes average their gradients
-    except torch.OutOfMemoryError as error:
-        raise RuntimeError(
-            f"the GPU's memory is full at batch_size {run.config.batch_size}, image_size {run.config.image_size}, "
-            f"base_channels {run.config.base_channels}: halve batch_size first, then base_channels"
-        ) from error
-    except Exception as error:
-        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            raise RuntimeError(
-                f"torch.compile failed ({str(error).splitlines()[0]}): set compile to False (COMPILE)"
-            ) from error
-        raise
+    with autocast(run.device):
+        outputs = run.forward(x.contiguous(memory_format=memory_format(run.device)))
+    loss, total = segmentation_loss(outputs, y, run.class_weights, run.config.auxiliary, run.processes.sum)
+    run.optimizer.zero_grad(set_to_none=True)
+    run.scaler.scale(total * run.processes.size).backward()  # the processes average their gradients
     run.scaler.unscale_(run.optimizer)
     torch.nn.utils.clip_grad_norm_(run.forward.parameters(), 1.0)
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.averaged.update_parameters(run.model)
     return loss.detach()
+
+
+def _explain(error: Exception, config: TrainConfig) -> None:
+    """Raise a RuntimeError that names the setting to change, for errors of torch that a setting avoids."""
+    if isinstance(error, torch.OutOfMemoryError):
+        raise RuntimeError(
+            f"the GPU's memory is full at batch_size {config.batch_size}, image_size {config.image_size}, "
+            f"base_channels {config.base_channels}: halve batch_size first, then base_channels"
+        ) from error
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        problem = next(iter(str(error).splitlines()), type(error).__name__)
+        raise RuntimeError(f"torch.compile failed ({problem}): set compile to False (COMPILE)") from error
 
 
 def _line(history: list[dict], epochs: int) -> str:

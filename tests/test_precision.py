@@ -1,0 +1,74 @@
+"""What a GPU without bfloat16 computes, on a CPU: float16 with a GradScaler, as on Colab's T4."""
+
+import math
+
+import pytest
+import torch
+
+from unet_utils import UNet, fit, prepare, recipe
+from unet_utils.optimizer import Muon, _orthogonal
+
+MODULES = ("unet_utils.model", "unet_utils.training", "unet_utils.optimizer")
+
+
+def compute_in(dtype, monkeypatch):
+    for module in MODULES:
+        monkeypatch.setattr(f"{module}.compute_dtype", lambda device: dtype)
+
+
+@pytest.fixture(scope="module")
+def frames(demo, tmp_path_factory):
+    return prepare(demo, "train", tmp_path_factory.mktemp("prepared"), method="nearest", progress=False)
+
+
+def test_float16_learns_what_float32_does(frames, tmp_path, monkeypatch):
+    config = recipe("demo", base_channels=4, fold=1, image_size=32, batch_size=4, epochs=6, learning_rate=0.01)
+    histories = {}
+    for dtype in (torch.float16, torch.float32):
+        compute_in(dtype, monkeypatch)
+        histories[dtype] = fit(frames, config, tmp_path / str(dtype), "cpu", progress=False)
+    half, full = ([row["loss"] for row in history] for history in histories.values())
+    assert all(math.isfinite(loss) for loss in half)
+    assert half == pytest.approx(full, rel=0.05)
+    assert half[-1] < 0.95 * half[0]
+
+
+def test_an_overflow_is_skipped_and_the_training_goes_on():
+    """With a scale that is too large the gradients are infinite: nothing moves, the scale halves, then it works."""
+    torch.manual_seed(0)
+    model, x = UNet(3, 4, 2), torch.randn(2, 3, 32, 32)
+    optimizer, scaler = Muon(model.parameters(), lr=1e-2), torch.amp.GradScaler("cpu", init_scale=2.0**126)
+    before, skipped, steps = [p.clone() for p in model.parameters()], 0, 0
+    while steps < 3:
+        optimizer.zero_grad()
+        scaler.scale(1e6 * model(x).square().mean()).backward()
+        scaler.unscale_(optimizer)
+        scale = scaler.get_scale()
+        scaler.step(optimizer)
+        scaler.update()
+        moved = any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+        if scaler.get_scale() < scale:
+            assert not moved or steps
+            skipped += 1
+        else:
+            assert moved
+            steps += 1
+    assert skipped >= 2
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    for state in optimizer.state.values():
+        assert all(torch.isfinite(value).all() for value in state.values())
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
+def test_orthogonal_steps_stay_in_range_in_float16(monkeypatch, scale):
+    """Muon's iteration brings the singular values to between 0.5 and 1.5, whatever the size of the gradient."""
+    compute_in(torch.float16, monkeypatch)
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(64, 64 * 9, generator=generator) * scale
+    values = torch.linalg.svdvals(_orthogonal(matrix))
+    assert 0.5 < values.min() < values.max() < 1.5
+
+
+def test_a_gradient_of_zeros_gives_a_step_of_zeros(monkeypatch):
+    compute_in(torch.float16, monkeypatch)
+    assert (_orthogonal(torch.zeros(8, 72)) == 0).all()
