@@ -1,10 +1,3 @@
-# make run                      the four notebooks on the demo set, into runs/
-# make run DATA=pairs.zip       the same on real pairs: an archive, a folder, or kaggle
-# make run KNOBS="EPOCHS=4"     with knobs of the notebooks
-# make test                     the tests, with the newest packages
-# make test-colab, test-oldest  the tests, with Colab's present packages or the oldest that are supported
-# make bench DATA=pairs.zip     speed against other ways, measured side by side; about 20 minutes on two cores
-# make lint | format | badges | pictures | clean
 PYTHON ?= python3
 DATA ?= demo
 KNOBS ?=
@@ -12,51 +5,55 @@ BENCH ?=
 VENV ?= .venv
 CONSTRAINTS ?=
 BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test test-colab test-oldest lint format badges bench pictures clean
+.DEFAULT_GOAL := help
+.PHONY: help run test test-colab test-oldest lint format badges pictures bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo 'Variables: DATA=demo|kaggle|FILE.zip|FOLDER, KNOBS="EPOCHS=4 ...", BENCH="--rows 1 5", PYTHON=python3.12'
 
 $(VENV)/ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) --editable ".[dev]"
+	$(INSTALL) $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) --editable ".[dev]"
 	touch $@
 
-run: $(VENV)/ready
+$(VENV)/bench: $(VENV)/ready
+	$(INSTALL) --editable ".[dev,bench]"
+	touch $@
+
+run: $(VENV)/ready  ## run the four notebooks on DATA (default: the demo set), into runs/
 	$(BIN)/python scripts/run_notebooks.py --data "$(DATA)" $(KNOBS)
 
-test: $(VENV)/ready
+test: $(VENV)/ready  ## run the tests with the newest packages
 	$(BIN)/python -m pytest
 
-test-colab:
+test-colab:  ## run the tests with the packages of Colab
 	$(MAKE) test VENV=.venv-colab CONSTRAINTS=tests/constraints/colab.txt PYTHON=$(or $(PYTHON_COLAB),python3.13)
 
-test-oldest:
+test-oldest:  ## run the tests with the oldest supported packages
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=tests/constraints/oldest.txt PYTHON=$(or $(PYTHON_OLDEST),python3.11)
 
-lint: $(VENV)/ready
+lint: $(VENV)/ready  ## check style, types, and that notebooks hold no output
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
+	$(BIN)/mypy
 
-format: $(VENV)/ready
+format: $(VENV)/ready  ## format the code and strip the notebooks
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/nbstripout --keep-id notebooks/*.ipynb
 
-# Writes the address of this repository (the git remote, or URL=...) into the badges and the setup cells.
-badges: $(VENV)/ready
+badges: $(VENV)/ready  ## write the address of this repository (git remote, or URL=...) into badges and setup cells
 	$(BIN)/python scripts/sync_notebooks.py $(if $(URL),--url $(URL))
 
-clean:
-	rm -rf .venv .venv-colab .venv-oldest build *.egg-info
-
-# The README's pictures, from the demo set.
-pictures: run
+pictures: run  ## update the pictures of README and notebooks from a run on the demo set
 	$(BIN)/python scripts/update_pictures.py
 
-# Ratios measured side by side; the report goes to docs/. BENCH takes options, such as BENCH="--rows 1 5 --rounds 5".
-$(VENV)/bench: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,bench]"
-	touch $@
-
-bench: $(VENV)/bench
+bench: $(VENV)/bench  ## measure speed beside other ways (with DATA, 20 minutes on two cores), into docs/
 	$(BIN)/python -m benchmarks --data "$(DATA)" $(BENCH)
+
+clean:  ## remove environments and build files
+	rm -rf .venv .venv-colab .venv-oldest build *.egg-info .mypy_cache .ruff_cache .pytest_cache
