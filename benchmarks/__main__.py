@@ -1,4 +1,4 @@
-"""Runs the rows of the benchmark, prints the table, writes `benchmarks.json`, `benchmarks.md` and a figure."""
+"""Run the rows of the benchmark, print the table, write `benchmarks.json`, `benchmarks.md` and a figure."""
 
 import argparse
 import contextlib
@@ -30,13 +30,13 @@ ROWS = {
     "6": "growth.growth",
     "7": "training.accuracy",
 }
-"""Module and function of each row; imported when it runs, as a peer that is not installed must not stop the others."""
+"""Module and function of each row, imported when it runs: a missing package must not stop the other rows."""
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "scikit-learn", "torchmetrics", "segmentation-models-pytorch")
 FIGURE = "benchmarks-accuracy.png"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs what was asked for; a row that fails is reported, the others go on.
+    """Run the chosen rows. A row that fails is reported, and the others go on.
 
     Returns:
         1 if a row failed, else 0.
@@ -71,22 +71,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--data", default="demo", help="demo, kaggle, or the path of a .zip or folder (default: demo)")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="which rows (default: all)")
-    parser.add_argument("--rounds", type=int, default=3, help="turns that are measured (default: 3)")
-    parser.add_argument("--pairs", type=int, default=2975, help="training pairs to use at most (default: 2975)")
-    parser.add_argument("--images", type=int, help="images in a compared epoch (default: 128, on a GPU 2048)")
-    parser.add_argument("--minutes", type=float, default=3, help="training time of each in row 7 (default: 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="measured turns (default: 3)")
+    parser.add_argument("--pairs", type=int, default=2975, help="maximum number of training pairs (default: 2975)")
+    parser.add_argument("--images", type=int, help="images per epoch in row 2 (default: 128, on a GPU 2048)")
+    parser.add_argument("--minutes", type=float, default=3, help="training time per contender in row 7 (default: 3)")
     parser.add_argument("--out", default="docs", help="folder of the report (default: docs)")
-    parser.add_argument("--tiny", action="store_true", help="sizes that only show that everything works")
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes: only check that all rows run")
     return parser
 
 
 def _setting(options: argparse.Namespace) -> tuple[Setting, str]:
-    """The setting, and in words what data it is."""
+    """Return the setting, and a description of the data."""
     env = setup()
     try:
         root, real = get_pairs(options.data, env.data), options.data != "demo"
     except (OSError, ValueError, RuntimeError) as error:
-        print(f"{options.data} is not there, so the demo set is used instead: {error}")
+        print(f"{options.data} cannot be used, so the demo set is used instead: {error}")
         options.data = "demo"
         root, real = get_pairs("demo", env.data), False
     config = recipe(env.device.type)
@@ -102,7 +102,7 @@ def _setting(options: argparse.Namespace) -> tuple[Setting, str]:
 
 
 def _machine() -> dict[str, str]:
-    """Processor, cores, GPU and versions; nothing that names the machine."""
+    """Return processor, cores, GPU and versions; no name of the machine."""
     model = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -119,7 +119,7 @@ def _machine() -> dict[str, str]:
 def _write(folder: Path, options: argparse.Namespace, data: str, results: dict, failures: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     comparisons = [comparison for result in results.values() for comparison in result.comparisons]
-    # The path of the data is the reader's own affair.
+    # The report does not contain the path of the data.
     given = {
         "data": "demo" if options.data == "demo" else "pairs.zip",
         "rows": " ".join(options.rows),

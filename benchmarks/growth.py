@@ -1,4 +1,4 @@
-"""Row 6: what grows with the number of pairs, the batch and the image, and whether it does so in proportion."""
+"""Row 6: how time and memory grow with the number of pairs, the batch and the image."""
 
 import itertools
 from functools import partial
@@ -23,19 +23,19 @@ def growth(setting: Setting) -> Result:
     """Row 6."""
     total = len(setting.frames)
     counts = [max(setting.config.batch_size, total // part) for part in PARTS]
-    # Whole batches only, as `fit` takes them.
+    # Whole batches only, as in `fit`.
     counts = [count // setting.config.batch_size * setting.config.batch_size for count in counts]
     comparisons, data = [], {"pairs": counts}
     for work, run in (("preparing", prepare_part), ("an epoch", epoch_of_part)):
-        run(setting, counts[0])  # the warm-up: a whole turn of epochs would take minutes
+        run(setting, counts[0])  # warm up: a whole turn of epochs would take minutes
         contenders = {str(count): partial(run, setting, count) for count in counts[1:]}
         items = {name: int(name) for name in contenders}
         contenders |= {"eighth": partial(run, setting, counts[0])}
         times = interleave(contenders, min(2, setting.rounds), items | {"eighth": counts[0]}, warm_up=False)
-        data[f"{work}, s a pair"] = times
+        data[f"{work}, s per pair"] = times
         whole = times[str(counts[-1])] if str(counts[-1]) in times else times["eighth"]
         comparisons.append(
-            Comparison("6", f"{work}, all pairs", "an eighth of them", whole, times["eighth"], 1.1, 0.9, "s a pair")
+            Comparison("6", f"{work}, all pairs", "an eighth of them", whole, times["eighth"], 1.1, 0.9, "s per pair")
         )
         memory = {count: in_fresh_process(run, setting, count)[1] for count in (counts[0], counts[-1])}
         data[f"{work}, peak memory in MB"] = memory
@@ -47,24 +47,24 @@ def growth(setting: Setting) -> Result:
     by_size = step_times(setting, [(setting.config.batch_size, size) for size in SIZES])
     data |= {"images/s by batch": _per_second(by_batch, 0), "images/s by image size": _per_second(by_size, 1)}
     text = (
-        f"Row 6: {counts[0]} to {counts[-1]} pairs. What is mapped from disk counts as memory here, though the "
-        "system takes it back when memory is short. " + _explain(by_batch, by_size, setting)
+        f"Row 6: {counts[0]} to {counts[-1]} pairs. Memory-mapped files count as memory here, although the system "
+        "frees their pages when memory is short. " + _explain(by_batch, by_size, setting)
     )
     return Result(comparisons, text, data)
 
 
 def prepare_part(setting: Setting, count: int) -> None:
-    """Photos and nearest labels of the first pairs."""
+    """Read the first pairs, and label them by nearest colour."""
     labels(setting.train_pairs(count), "nearest")
 
 
 def epoch_of_part(setting: Setting, count: int) -> float:
-    """Seconds of an epoch on the first frames."""
+    """Return the seconds of an epoch on the first frames."""
     return our_epoch(setting.frames.part(slice(count)), setting.config, setting.device)
 
 
 def step_times(setting: Setting, shapes: list[tuple[int, int]]) -> dict[tuple[int, int], float]:
-    """Median seconds of a training step at each batch and image size."""
+    """Return the median seconds of a training step at each batch and image size."""
     config = setting.config
     contenders = {}
     for batch, size in shapes:
@@ -82,12 +82,12 @@ def _per_second(times: dict[tuple[int, int], float], key: int) -> dict[int, floa
 
 
 def _explain(by_batch: dict, by_size: dict, setting: Setting) -> str:
-    """The steps' times as a fixed cost and one for each pixel, and which sizes are off that line."""
+    """Return the fixed time per step and the time per pixel in words, and which sizes are off that line."""
     shapes = list(dict.fromkeys(itertools.chain(by_batch, by_size)))
     times = by_size | by_batch
     pixels = np.array([batch * size**2 for batch, size in shapes], dtype=float)
     seconds = np.array([times[shape] for shape in shapes])
-    # Relative errors count: a large batch must not outweigh the small ones.
+    # Least squares of relative errors: large batches must not outweigh small ones.
     design = np.stack([np.ones_like(pixels), pixels], axis=1) / seconds[:, None]
     fixed, slope = np.linalg.lstsq(design, np.ones_like(seconds), rcond=None)[0]
     off = [
@@ -100,9 +100,9 @@ def _explain(by_batch: dict, by_size: dict, setting: Setting) -> str:
     pairs = itertools.zip_longest(_per_second(by_batch, 0).items(), _per_second(by_size, 1).items(), fillvalue=("", ""))
     rows += [f"| {a[0]} | {a[1]} | | {b[0]} | {b[1]} |" for a, b in pairs]
     return (
-        f"A training step takes {1000 * fixed:.1f} ms whatever its size (starting each operation, updating the "
-        f"weights) and {1e9 * slope:.1f} ns for each pixel, so time is in proportion to the batch within 10 % "
-        f"from about {enough:.0f} images of {setting.config.image_size}x{setting.config.image_size} on. "
+        f"A training step takes {1000 * fixed:.1f} ms for any size (launching operations, updating weights) and "
+        f"{1e9 * slope:.1f} ns per pixel. Time is proportional to the batch size within 10 % for "
+        f"{enough:.0f} or more images of {setting.config.image_size}x{setting.config.image_size}. "
         + (f"More than 10 % off that line: {', '.join(off)}." if off else "No size is more than 10 % off that line.")
         + "\n\n"
         + "\n".join(rows)

@@ -18,7 +18,7 @@ from unet_utils.decoding import decode_label_ids
 
 
 def bare_decoding(pairs: CityscapesPairs) -> None:
-    """The limit: Pillow decodes every JPEG, in all threads, and nothing else happens."""
+    """The limit: decode every JPEG with Pillow, in all threads, and do nothing else."""
 
     def decode(path: Path) -> None:
         with Image.open(path) as image:
@@ -29,24 +29,24 @@ def bare_decoding(pairs: CityscapesPairs) -> None:
 
 
 def labels(pairs: CityscapesPairs, method: str) -> None:
-    """Files to photos and label ids, our way."""
+    """From files to photos and label ids, our way."""
     for _, _, masks in pairs.blocks():
         decode_label_ids(masks, method)
 
 
 def cluster(pairs: CityscapesPairs) -> Clusters:
-    """Files to clusters, our way."""
+    """From files to clusters, our way."""
     return find_clusters(*color_histogram(pairs))
 
 
 def copied_labels(pairs: CityscapesPairs, label_model: KMeans) -> None:
-    """Files to photos and clusters, the copied recipe's way."""
+    """From files to photos and clusters, as in the copied recipe."""
     for path in pairs.paths:
         copied_pair(path, label_model)
 
 
 def brute_force_labels(pairs: CityscapesPairs) -> None:
-    """Files to photos and nearest colours by brute force, in all threads."""
+    """From files to photos and nearest colours by brute force, in all threads."""
     for _, _, masks in pairs.blocks(os.cpu_count()):
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(brute_force_nearest, masks))
@@ -66,7 +66,7 @@ def preparing(setting: Setting) -> Result:
     }
     slow = ("decoder", "copied", "brute force")
     times = interleave(contenders, setting.rounds, {k: len(part if k in slow else pairs) for k in contenders})
-    unit = "s a pair"
+    unit = "s per pair"
 
     def row(number: str, work: str, ours: str, other: str, theirs: str, at_most: float | None) -> Comparison:
         return Comparison(number, work, other, times[ours], times[theirs], at_most, unit=unit)
@@ -80,14 +80,14 @@ def preparing(setting: Setting) -> Result:
             row("1b", "labels by nearest colour", "nearest", "copied recipe: Pillow and k-means", "copied", 0.2),
             row("1c", "labels by nearest colour", "nearest", "brute force in NumPy", "brute force", 0.2),
         ],
-        f"Row 1: {len(pairs)} pairs, of which the slow ways get {len(part)}; files are read in all of them. All use "
-        "every core, but for the copied recipe, which loads its data without workers. Decoding the JPEGs and nothing "
-        f"else is {room:.1f} times as fast as the copied recipe: that much and no more can be gained in 1b.",
+        f"Row 1: {len(pairs)} pairs ({len(part)} for the slow ways); all read the files. All use every core, but for the "
+        f"copied recipe, which loads its data without workers. Only decoding the JPEGs is {room:.1f} times as fast as "
+        "the copied recipe, which is the limit for 1b.",
     )
 
 
 def clustering(setting: Setting) -> Result:
-    """Row 5: k-means from the official colours until nothing moves, files to centres."""
+    """Row 5: k-means from the official colours until no centre moves, including reading the files."""
     pairs = setting.train_pairs(min(64, max(4, setting.pairs // 16)))
     inertia: dict[str, float] = {}
 
@@ -111,7 +111,7 @@ def clustering(setting: Setting) -> Result:
             Comparison("5", "clustering every pixel", "scikit-learn, every pixel", times["ours"], times["all"], 0.1),
             Comparison("5", "clustering every pixel", f"scikit-learn, {sample} pixels", times["ours"], times["sample"]),
         ],
-        f"Row 5: {len(pairs)} pairs, {len(pairs) * 2**16:,} pixels, 29 clusters started at the official colours and "
-        f"run until none moves, files read in all of them. Mean squared distance to the nearest centre: {spread}.",
-        {"inertia a pixel": inertia},
+        f"Row 5: {len(pairs)} pairs, {len(pairs) * 2**16:,} pixels, 29 clusters started at the official colours, until "
+        f"no centre moves; all read the files. Mean squared distance to the nearest centre: {spread}.",
+        {"inertia per pixel": inertia},
     )

@@ -17,13 +17,13 @@ def metrics(setting: Setting) -> Result:
     """
     frames = min(500, 20 * max(1, setting.pairs // 100))
     generator = torch.Generator().manual_seed(0)
-    # Blobs and not noise: neighbouring pixels are mostly alike in label maps.
+    # Blocks instead of noise: in label maps, most neighbouring pixels have the same class.
     truth = torch.randint(0, 19, (frames, 32, 32), generator=generator, dtype=torch.uint8)
     truth[torch.rand(truth.shape, generator=generator) < 0.1] = IGNORE
     truth = truth.repeat_interleave(8, 1).repeat_interleave(8, 2)
     wrong = torch.rand(truth.shape, generator=generator) < 0.2
     pred = torch.where(wrong | (truth == IGNORE), torch.randint(0, 19, truth.shape, generator=generator), truth)
-    truth, pred = truth.to(setting.device), pred.long().to(setting.device)  # as argmax gives it
+    truth, pred = truth.to(setting.device), pred.long().to(setting.device)  # int64, as from argmax
     batches = list(zip(pred.split(20), truth.split(20), strict=True))
     found = {}
 

@@ -1,4 +1,4 @@
-"""Row 3: the network alone, forward and backward, its time and its memory."""
+"""Row 3: the network alone, forward and backward: time and memory."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ CLASSES = 19
 
 
 class Floor(nn.Module):
-    """The convolutions of a network and nothing between them, each on noise of the shape it gets there."""
+    """Only the convolutions of a network, each on noise of the shape of its input in the network."""
 
     def __init__(self, model: nn.Module, example: Tensor):
         super().__init__()
@@ -39,7 +39,7 @@ class Floor(nn.Module):
 
 
 def make(name: str, width: int, batch: int, size: int) -> tuple[nn.Module, Tensor]:
-    """A network by its name, in training mode, and a batch for it; channels last, for all of them alike."""
+    """Return a network in training mode and a batch for it, both in channels-last memory format."""
     device = find_device()
     x = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
     if name == "smp":
@@ -61,7 +61,7 @@ def forward(model: nn.Module, x: Tensor) -> None:
 
 
 def both(model: nn.Module, x: Tensor) -> None:
-    """Forward and backward from a gradient of ones, so that no loss is in the time."""
+    """Forward and backward, from a gradient of ones instead of a loss."""
     model.zero_grad(set_to_none=True)
     with autocast(x.device):
         out = model(x)
@@ -70,7 +70,7 @@ def both(model: nn.Module, x: Tensor) -> None:
 
 
 def three_steps(*arguments) -> None:
-    """What peak memory is taken of."""
+    """The work whose peak memory is measured."""
     model, x = make(*arguments)
     for _ in range(3):
         both(model, x)
@@ -104,7 +104,7 @@ def networks(setting: Setting) -> Result:
     counts = ", ".join(f"{name} {value:.2f} M" for name, value in millions.items() if name != "floor")
     return Result(
         comparisons,
-        f"Row 3: batches of {shape[1]} at {size}x{size}, width {shape[0]}, all of them channels last. "
-        f"Parameters: {counts}. Networks of the same layers differ by noise, so that 1.05 counts as the same.",
+        f"Row 3: batches of {shape[1]} at {size}x{size}, width {shape[0]}, all in channels-last format. "
+        f"Parameters: {counts}. Networks with the same layers differ by noise: ratios up to 1.05 count as equal.",
         {"million parameters": millions, "peak memory in MB": memory},
     )

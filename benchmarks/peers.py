@@ -1,4 +1,4 @@
-"""Other ways to do the same, written anew from their descriptions: the widely copied recipe and plain textbook code."""
+"""Other ways of doing the same work: the widely copied recipe and plain textbook code, rewritten from descriptions."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,30 +13,30 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from unet_utils import IGNORE, Frames
-from unet_utils.augment import MEAN, STD
 from unet_utils.classes import PALETTE_COLORS
+from unet_utils.encoders import MEAN, STD
 
 
 def brute_force_nearest(mask: np.ndarray) -> np.ndarray:
-    """Nearest official colour as it is usually written: all distances, then the smallest. `[H, W, 3] -> [H, W]`."""
+    """Return the nearest official colour of each pixel, computed from all distances. `[H, W, 3] -> [H, W]`."""
     return ((mask[..., None, :].astype(np.int32) - PALETTE_COLORS) ** 2).sum(-1).argmin(-1)
 
 
 def copied_colors(clusters: int = 10, colors: int = 1000) -> KMeans:
-    """The copied recipe's label model: k-means over random colours, not those of the data (seeded here)."""
+    """Return the label model of the copied recipe: k-means over random colours, not those of the data (seeded here)."""
     random = np.random.default_rng(0).integers(0, 256, (colors, 3)).astype(float)
     return KMeans(clusters, n_init=10, random_state=0).fit(random)
 
 
 def copied_pair(path: Path, label_model: KMeans) -> tuple[np.ndarray, np.ndarray]:
-    """One file as the copied recipe reads it: photo `uint8 [256, 256, 3]`, cluster of each pixel `int32 [256, 256]`."""
+    """Read a file as in the copied recipe: photo `uint8 [256, 256, 3]`, cluster of each pixel `int32 [256, 256]`."""
     pixels = np.array(Image.open(path).convert("RGB"))
     photo, mask = pixels[:, :256], pixels[:, 256:]
     return photo, label_model.predict(mask.reshape(-1, 3).astype(float)).reshape(256, 256)
 
 
 class CopiedDataset(Dataset):
-    """The copied recipe's dataset: Pillow and k-means for every item of every epoch, float32 photos."""
+    """The dataset of the copied recipe: Pillow and k-means for every item in every epoch, float32 photos."""
 
     def __init__(self, paths: list[Path], image_size: int):
         self.paths, self.image_size, self.label_model = paths, image_size, copied_colors()
@@ -48,14 +48,14 @@ class CopiedDataset(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Photo `float32 [3, S, S]` and clusters `int64 [S, S]`."""
+        """Return photo `float32 [3, S, S]` and clusters `int64 [S, S]`."""
         photo, clusters = copied_pair(self.paths[index], self.label_model)
         chosen = np.arange(self.image_size) * 256 // self.image_size
         return self.transform(photo.copy()), torch.from_numpy(clusters[np.ix_(chosen, chosen)]).long()
 
 
 class CopiedDoubleConv(nn.Sequential):
-    """The copied recipe's block: two convolutions, each normalised, but only one ReLU, in the end."""
+    """The block of the copied recipe: two convolutions with batch normalization, but a single ReLU at the end."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(
@@ -68,7 +68,7 @@ class CopiedDoubleConv(nn.Sequential):
 
 
 class MilesialDoubleConv(nn.Sequential):
-    """(convolution => batch normalisation => ReLU) * 2, as in the popular milesial/Pytorch-UNet."""
+    """(convolution, batch normalization, ReLU) * 2, as in the popular milesial/Pytorch-UNet."""
 
     def __init__(self, in_channels: int, out_channels: int):
         layers: list[nn.Module] = []
@@ -84,7 +84,7 @@ class PlainUNet(nn.Module):
     Args:
         num_classes: channels of the logits.
         width: channels of the first level.
-        block: what each level is made of.
+        block: class of the block at each level.
     """
 
     def __init__(self, num_classes: int, width: int, block: type[nn.Module] = MilesialDoubleConv):
@@ -108,10 +108,10 @@ class PlainUNet(nn.Module):
 
 
 class TextbookDataset(Dataset):
-    """Photo from its JPEG, labels from an array (which saves it their decoding), torchvision's v2 transforms."""
+    """Photos from JPEG files, labels from an array (decoded already), transforms of torchvision.transforms.v2."""
 
     def __init__(self, paths: list[Path], frames: Frames, image_size: int):
-        self.paths, self.codes, self.lookup = paths, frames.codes, torch.tensor(frames.scheme.lookup)
+        self.paths, self.label_ids, self.lookup = paths, frames.label_ids, torch.tensor(frames.scheme.lookup)
         self.transform = v2.Compose(
             [
                 v2.RandomResizedCrop(image_size, scale=(0.25, 1.0), ratio=(1.0, 1.0), antialias=True),
@@ -126,20 +126,20 @@ class TextbookDataset(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Photo `float32 [3, S, S]` and class indices `int64 [S, S]`."""
+        """Return photo `float32 [3, S, S]` and class indices `int64 [S, S]`."""
         with Image.open(self.paths[index]) as image:
             photo = v2.functional.pil_to_tensor(image.crop((0, 0, 256, 256)))
-        labels = self.lookup[self.codes[index].int()]
+        labels = self.lookup[self.label_ids[index].int()]
         return tuple(self.transform(tv_tensors.Image(photo), tv_tensors.Mask(labels)))
 
 
 class Trainer:
-    """The loop of a tutorial around any network: forward, cross-entropy, backward, step.
+    """The training loop of a tutorial: forward, cross-entropy, backward, step.
 
     Args:
-        model: the network, already on its device and in its memory layout.
+        model: the network, on its device and in its memory format.
         optimizer: of its parameters.
-        autocast: makes the context of the forward pass.
+        autocast: called with the device, returns the context of the forward pass.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, autocast: Callable):
@@ -148,7 +148,7 @@ class Trainer:
         self.loss = nn.CrossEntropyLoss(ignore_index=IGNORE)
 
     def step(self, photos: Tensor, labels: Tensor) -> None:
-        """One step on a batch."""
+        """Take one step on a batch."""
         with self.autocast(self.device):
             loss = self.loss(self.model(photos.to(self.device)).float(), labels.to(self.device))
         self.optimizer.zero_grad()
@@ -157,6 +157,6 @@ class Trainer:
         loss.item()  # tutorials print it
 
     def epoch(self, loader: DataLoader | Iterator) -> None:
-        """Steps on all batches."""
+        """Take a step on each batch."""
         for photos, labels in loader:
             self.step(photos, labels)

@@ -1,10 +1,10 @@
-"""How training speeds up with processes, and what wrapping a model for them costs.
+"""Measure how training speeds up with processes, and what wrapping the model for them costs.
 
     python benchmarks/scaling.py --processes 2
 
-Trains on the demo set in turn: in one process without torchrun, in one with it (the model is then wrapped in
-DistributedDataParallel), and in several. Each has a GPU of its own, or is bound to one core of its own. Batches are
-of the same size in all of them. The first epoch warms up; medians and ranges over the others are printed.
+Trains on the demo set in turn: in one process without torchrun, in one process with it (the model is then wrapped in
+DistributedDataParallel), and in several. Each process has its own GPU, or its own CPU core. All use batches of the same
+size. The first epoch warms up; medians and ranges over the others are printed.
 """
 
 import argparse
@@ -19,35 +19,35 @@ from pathlib import Path
 import torch
 
 from unet_utils import fit, get_pairs, prepare, recipe
-from unet_utils.extras.distributed import open_world
-from unet_utils.platform import environment
+from unet_utils.extras.distributed import open_processes
+from unet_utils.platform.environment import find_device
 
 
 def train(options: argparse.Namespace) -> None:
-    """One of the processes: binds itself, trains, and writes down the speed of each epoch."""
-    device = environment.find_device()
-    with open_world() as world:
+    """Train in one of the processes, and write the speed of each epoch to `speeds.json`."""
+    device = find_device()
+    with open_processes() as processes:
         if device.type == "cpu":
             torch.set_num_threads(1)
-            os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[world.rank]})
-        root = world.in_turn(lambda: get_pairs(options.data, options.folder))
-        frames = world.in_turn(lambda: prepare(root, "train", options.folder, method="nearest", progress=False))
+            os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[processes.rank]})
+        root = processes.in_turn(lambda: get_pairs(options.data, options.folder))
+        frames = processes.in_turn(lambda: prepare(root, "train", options.folder, method="nearest", progress=False))
         knobs = {"batch_size": options.batch_size, "epochs": options.epochs + 1, "hold_out": False}
-        config = recipe("demo" if device.type == "cpu" else "gpu", sync_batchnorm=options.sync_batchnorm, **knobs)
-        history = fit(frames, config, options.folder / "run", device, resume=False, progress=False, world=world)
+        config = recipe("demo" if device.type == "cpu" else "gpu", **knobs)
+        run = options.folder / "run"
+        history = fit(frames, config, run, device, resume=False, progress=False, processes=processes)
         speeds = [row["images_per_second"] for row in history[1:]]
-        world.once((options.folder / "speeds.json").write_text, json.dumps(speeds))
+        processes.once((options.folder / "speeds.json").write_text, json.dumps(speeds))
 
 
 def main() -> None:
-    """Prints the table."""
+    """Measure all rows in turn, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="demo", help="demo, kaggle, or the path of a .zip or folder (default: demo)")
-    parser.add_argument("--processes", type=int, default=2, help="the largest number of them (default: 2)")
-    parser.add_argument("--batch-size", type=int, default=16, help="of all together (default: 16)")
-    parser.add_argument("--epochs", type=int, default=2, help="measured in each round (default: 2)")
-    parser.add_argument("--rounds", type=int, default=3, help="times that each row is measured (default: 3)")
-    parser.add_argument("--sync-batchnorm", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--processes", type=int, default=2, help="number of processes in the last row (default: 2)")
+    parser.add_argument("--batch-size", type=int, default=16, help="photos per step, over all processes (default: 16)")
+    parser.add_argument("--epochs", type=int, default=2, help="measured epochs per round (default: 2)")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each row (default: 3)")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # set for the processes that train
     options = parser.parse_args()
     if options.folder:

@@ -1,4 +1,4 @@
-"""What all rows of the benchmark share: the data, the device, how much of everything."""
+"""What all rows of the benchmark share: data, device and sizes."""
 
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -18,10 +18,10 @@ class Setting:
         cache: folder for prepared arrays.
         device: where networks run.
         config: the training recipe of that device.
-        rounds: turns that are measured.
-        pairs: how many training pairs are used at most.
-        images: images in an epoch that is compared.
-        minutes: training time of each contender in the accuracy row.
+        rounds: number of measured turns.
+        pairs: maximum number of training pairs.
+        images: images per epoch in row 2.
+        minutes: training time of each contender in row 7.
     """
 
     root: Path
@@ -34,7 +34,7 @@ class Setting:
     minutes: float
 
     def __getstate__(self) -> dict:
-        """What a fresh process is given: it maps the arrays itself."""
+        """Leave the arrays out when pickled: a new process maps them itself."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def train_pairs(self, count: int | None = None) -> CityscapesPairs:
@@ -50,7 +50,7 @@ class Setting:
 
     @cached_property
     def frames(self) -> Frames:
-        """As many of its frames as there are `pairs`."""
+        """The first `pairs` of its frames."""
         return self.all_frames.part(slice(self.pairs))
 
     @property

@@ -1,4 +1,4 @@
-"""Contenders run in turn, ratios of their times, and the table of all ratios."""
+"""Run contenders in turn, take the ratios of their times, and write the table."""
 
 import multiprocessing
 import resource
@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 Contender = Callable[[], object]
-"""Does its work once. It may return the seconds that count, a float; otherwise all of its time does."""
+"""Does its work once. If it returns a float, these are the seconds that count; otherwise its whole time counts."""
 
 
 @dataclass
@@ -21,14 +21,13 @@ class Comparison:
 
     Attributes:
         row: number in the table, such as `1a`.
-        work: what is done.
-        other: who else does it.
+        work: description of the work.
+        other: name of the other contender.
         ours: our seconds (or MB) in each turn.
-        theirs: the other's in the same turns.
-        at_most: target of the median ratio; None without one.
-        at_least: lower end of the target, where too small is wrong as well.
+        theirs: those of the other contender in the same turns.
+        at_most: target of the median ratio; None for no target.
+        at_least: lower limit of the target, for rows in which a small ratio is wrong, too.
         unit: of `ours` and `theirs`.
-        note: said below the table.
     """
 
     row: str
@@ -39,7 +38,6 @@ class Comparison:
     at_most: float | None = None
     at_least: float | None = None
     unit: str = "s"
-    note: str = ""
     ratios: list[float] = field(init=False)
     ratio: float = field(init=False)
 
@@ -49,7 +47,7 @@ class Comparison:
 
     @property
     def met(self) -> bool | None:
-        """Whether the median ratio is within the target; None without a target."""
+        """Whether the median ratio meets the target; None without a target."""
         if self.at_most is None:
             return None
         return (self.at_least or 0) <= self.ratio <= self.at_most
@@ -57,12 +55,12 @@ class Comparison:
 
 @dataclass
 class Result:
-    """What a row of the benchmark found.
+    """Result of a row of the benchmark.
 
     Attributes:
         comparisons: lines of the table.
         text: Markdown below the table.
-        data: numbers for the JSON file that are in no comparison.
+        data: further numbers for the JSON file.
     """
 
     comparisons: list[Comparison]
@@ -71,7 +69,7 @@ class Result:
 
 
 def synchronize() -> None:
-    """Waits until the GPU, if there is one, has done all that it was given."""
+    """Wait until the GPU, if there is one, has finished all its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -79,16 +77,16 @@ def synchronize() -> None:
 def interleave(
     contenders: dict[str, Contender], rounds: int, items: dict[str, int] | None = None, warm_up: bool = True
 ) -> dict[str, list[float]]:
-    """Runs all contenders in turn.
+    """Run all contenders in turn.
 
     Args:
         contenders: by name, in the order of a turn.
-        rounds: turns that are measured.
-        items: what the times of a contender are divided by, where contenders do different amounts of the same work.
-        warm_up: one turn more, before them, is not measured.
+        rounds: number of measured turns.
+        items: divisor of the times of each contender, for contenders that process different numbers of items.
+        warm_up: run one more turn first, which is not measured.
 
     Returns:
-        Seconds (an item) in each turn, a list for every contender.
+        Seconds (per item) in each turn, one list per contender.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(rounds + warm_up):
@@ -104,12 +102,12 @@ def interleave(
 
 
 def in_fresh_process(function: Callable, *arguments) -> tuple:
-    """Runs a module-level function in a process of its own, where no earlier work is in the way.
+    """Run a module-level function in a new process, so that earlier work does not count.
 
     Returns:
-        What it returned, and the peak memory that it took beyond what was there before, MB: the GPU's if there is one.
+        Its result, and the increase of peak memory, MB: of the GPU if there is one.
     """
-    context = multiprocessing.get_context("spawn")  # a fork would share what is in memory here
+    context = multiprocessing.get_context("spawn")  # a fork would share the memory of this process
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(_with_peak_memory, function, arguments).result()
 
@@ -125,14 +123,14 @@ def _with_peak_memory(function: Callable, arguments: tuple) -> tuple:
 
 def _peak_memory() -> float:
     status = Path("/proc/self/status")
-    if status.exists():  # Linux, where the number below would count the parent's memory, too
+    if status.exists():  # on Linux, the number below would include the memory of the parent
         peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(peak.split()[1]) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def table(comparisons: list[Comparison]) -> str:
-    """A Markdown table with a row a comparison: median times, median ratio with its range, target."""
+    """Return a Markdown table, one row per comparison: median times, median ratio and range, target."""
     lines = [
         "| | work | ours | compared with | theirs | ratio (range) | target | |",
         "|---|---|---|---|---|---|---|---|",
@@ -149,7 +147,7 @@ def table(comparisons: list[Comparison]) -> str:
 
 
 def amount(value: float, unit: str) -> str:
-    """Three digits and a unit; seconds become milliseconds where that reads better."""
+    """Return a number with three digits and its unit; seconds below 1 become milliseconds."""
     if unit.startswith("s") and value < 1:
         value, unit = value * 1000, "ms" + unit[1:]
     return f"{value:.3g} {unit}" if value < 1000 else f"{value:.0f} {unit}"

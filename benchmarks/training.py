@@ -1,4 +1,4 @@
-"""Rows 2, 6 and 7: an epoch, how it grows, and what accuracy it buys."""
+"""Rows 2 and 7: the time of an epoch, and accuracy against training time. Row 6 uses the epoch, too."""
 
 import itertools
 import tempfile
@@ -18,18 +18,18 @@ from unet_utils import IGNORE, ConfusionMatrix, Frames, TrainConfig, UNet, fit
 from unet_utils.model import autocast
 
 COPIED_CLUSTERS, COPIED_BATCH, COPIED_RATE = 10, 4, 0.01
-"""What the copied recipe uses."""
+"""Settings of the copied recipe."""
 
 
 def our_epoch(frames: Frames, config: TrainConfig, device: torch.device) -> float:
-    """Seconds of one epoch of `fit`: reading, augmenting, stepping; neither scoring nor saving."""
+    """Return the seconds of one epoch of `fit`: reading, augmentation and steps, without scoring and saving."""
     config = replace(config, epochs=1, hold_out=False, batch_size=min(config.batch_size, len(frames)))
     with tempfile.TemporaryDirectory() as folder:
         return fit(frames, config, folder, device, progress=False)[-1]["seconds"]
 
 
 def our_bound(frames: Frames, config: TrainConfig, device: torch.device) -> float:
-    """The same with the work on data taken out: the network learns from one batch again and again."""
+    """Return the same without any work on data: the network learns from one batch again and again."""
     shape = (min(config.batch_size, len(frames)), config.image_size, config.image_size)
     batch = torch.randn(shape[0], 3, *shape[1:], device=device), torch.randint(0, 19, shape, device=device)
     with (
@@ -41,7 +41,7 @@ def our_bound(frames: Frames, config: TrainConfig, device: torch.device) -> floa
 
 
 def copied_trainer(config: TrainConfig, device: torch.device) -> Trainer:
-    """The copied recipe's network and optimizer, in plain float32."""
+    """Return the network and the optimizer of the copied recipe, in float32."""
     model = PlainUNet(COPIED_CLUSTERS, config.base_channels, CopiedDoubleConv).to(device)
     adam = torch.optim.Adam(model.parameters(), lr=COPIED_RATE)
     return Trainer(model, adam, lambda device: torch.autocast(device.type, enabled=False))
@@ -89,7 +89,7 @@ def epochs(setting: Setting) -> Result:
         lines.append(f"| {1 / best[name]:.1f} | {name} | {100 * waits:.0f} % |")
 
     def row(number: str, work: str, ours: str, other: str, theirs: str, at_most: float | None) -> Comparison:
-        return Comparison(number, work, other, times[ours], times[theirs], at_most, unit="s an image")
+        return Comparison(number, work, other, times[ours], times[theirs], at_most, unit="s per image")
 
     return Result(
         [
@@ -99,13 +99,13 @@ def epochs(setting: Setting) -> Result:
             row("2c", "an epoch", "ours", "DataLoader, 2 workers, v2, AMP; same network", "textbook", 1.0),
         ],
         f"Row 2: {count} images at {size}x{size}, width {config.base_channels}, fold {config.fold}. "
-        "Waiting is what the same steps on one batch do not take.\n\n" + "\n".join(lines),
+        "The share that waits for data is the time beyond that of the same steps on one batch.\n\n" + "\n".join(lines),
         {"images/s": {name: 1 / value for name, value in best.items()}},
     )
 
 
 def accuracy(setting: Setting) -> Result:
-    """Row 7: mIoU on the held-out cities against minutes of training, scoring left out of the time."""
+    """Row 7: mIoU on the held-out cities against minutes of training. Scoring does not count as training."""
     curves = {"ours": _our_curve(setting), "copied recipe": _copied_curve(setting)}
     best = {name: max(score for _, score in curve) for name, curve in curves.items()}
     ended = ", ".join(f"{name} {score:.3f} (best)" for name, score in best.items())
@@ -113,7 +113,7 @@ def accuracy(setting: Setting) -> Result:
         [],
         f"Row 7: mIoU over 19 classes on the held-out cities after about {setting.minutes:g} minutes of training "
         f"each: {ended}. Both are scored against the same decoded labels; a cluster of the copied recipe counts as the "
-        "class that most of its pixels have.",
+        "most frequent class of its pixels.",
         {"minutes and mIoU": curves},
     )
 
@@ -135,7 +135,7 @@ def _copied_curve(setting: Setting) -> list[tuple[float, float]]:
     paths: dict[int, Path] = {int(path.stem): path for path in setting.paths}
     dataset = CopiedDataset([paths[number] for number in learn.numbers], setting.config.image_size)
     trainer = copied_trainer(setting.config, setting.device)
-    # The class that most pixels of a cluster have, seen on some of the training masks.
+    # The most frequent class of each cluster, on some of the training masks.
     seen = torch.zeros(COPIED_CLUSTERS, 256, dtype=torch.int64)
     for index in range(0, len(learn), max(1, len(learn) // 64)):
         clusters = torch.from_numpy(copied_pair(dataset.paths[index], dataset.label_model)[1]).long()
@@ -163,7 +163,7 @@ def _copied_curve(setting: Setting) -> list[tuple[float, float]]:
 @torch.inference_mode()
 def _copied_score(trainer: Trainer, frames: Frames, size: int, classes: torch.Tensor) -> float:
     matrix = ConfusionMatrix(frames.scheme.num_classes)
-    trainer.model.eval()  # the copies forget this, and would score worse
+    trainer.model.eval()  # the copies forget this, which would lower their score
     transform = CopiedDataset([], size).transform
     for start in range(0, len(frames), 8):
         photos, labels = frames.batch(slice(start, start + 8), trainer.device)

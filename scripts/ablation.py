@@ -1,25 +1,34 @@
-"""What each choice of the CPU recipe is worth, on the held-out cities: the validation frames are not looked at.
+"""Measure what each choice of the CPU recipe is worth, on the held-out cities. The validation frames are not used.
 
     python scripts/ablation.py --data pairs.zip --epochs 4                    # all variants, one after another
-    python scripts/ablation.py --data pairs.zip --epochs 4 --only adamw fold  # some of them
+    python scripts/ablation.py --data pairs.zip --epochs 4 --only adamw fold  # variants with these words in their name
 
 Each variant is the CPU recipe with one thing changed, trained for the same few epochs with a whole schedule. Runs are
-kept in --out and go on where they stopped. docs/training.md holds the results.
+kept in --out, and an interrupted one goes on. docs/training.md holds the results.
 """
 
 import argparse
+from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
-from unet_utils import fit, get_pairs, prepare, recipe, setup, training
+from unet_utils import fit, get_pairs, prepare, recipe, setup
+from unet_utils.platform.files import user_path
 
 
 def with_dice(logits: Tensor, truth: Tensor, weights: Tensor, **options) -> Tensor:
-    """Cross-entropy plus soft Dice (https://arxiv.org/abs/1606.04797), the mean over the classes of a batch."""
+    """Cross-entropy plus soft Dice (https://arxiv.org/abs/1606.04797), the mean over the classes of a batch.
+
+    Args:
+        logits: `float [pixels, C]`.
+        truth: class indices, `int64 [pixels]`.
+        weights: of the classes, `float [C]`.
+        options: of `cross_entropy`.
+    """
     known = truth != options["ignore_index"]
     found, real = logits[known].softmax(1), one_hot(truth[known], logits.shape[1])
     dice = (1 - 2 * (found * real).sum(0) / (found + real).sum(0).clamp(min=1))[real.any(0)].mean()
@@ -27,60 +36,72 @@ def with_dice(logits: Tensor, truth: Tensor, weights: Tensor, **options) -> Tens
 
 
 def with_lovasz(logits: Tensor, truth: Tensor, weights: Tensor, **options) -> Tensor:
-    """Cross-entropy plus Lovász-softmax (https://arxiv.org/abs/1705.08790), that on every eighth pixel, to be fast."""
+    """Cross-entropy plus Lovász-softmax (https://arxiv.org/abs/1705.08790), which sees every eighth pixel to be fast.
+
+    Arguments as in `with_dice`.
+    """
     known = truth != options["ignore_index"]
-    some = (torch.arange(len(truth)) % 8 == 0) & known
+    some = (torch.arange(len(truth), device=truth.device) % 8 == 0) & known
     found, real = logits[some].softmax(1).T, one_hot(truth[some], logits.shape[1]).T.float()
     present = real.any(1)
     errors, order = (real - found)[present].abs().sort(dim=1, descending=True)
     real = real[present].gather(1, order)
     missed = real.sum(1, keepdim=True) - real.cumsum(1)
     jaccard = 1 - missed / (missed + real.cumsum(1) + (1 - real).cumsum(1))
-    steps = jaccard.diff(dim=1, prepend=torch.zeros(len(real), 1))
+    steps = jaccard.diff(dim=1, prepend=jaccard.new_zeros(len(real), 1))
     lovasz = (errors * steps).sum(1).mean()
     return cross_entropy(logits, truth, weights, **options) + known.sum() * lovasz
 
 
+OPTIMIZER, LOSS = "unet_utils.training.Muon", "unet_utils.losses.cross_entropy"
+
 VARIANTS = {
     "recipe": {},
     "another seed": {"seed": 1},
-    "AdamW": {"Muon": torch.optim.AdamW},
+    "adamw": {OPTIMIZER: torch.optim.AdamW},
     "half the learning rate": {"learning_rate": 3e-3},
     "no class weighting": {"class_weighting": 0.0},
     "class weighting 0.25": {"class_weighting": 0.25},
+    "prior correction 0.5": {"prior_correction": 0.5},
     "flip only": {"augmentation": 0.0},
     "full augmentation": {"augmentation": 1.0},
+    "auxiliary heads 0.4": {"auxiliary": 0.4},
     "last weights, not averaged": {"averaging": 0.0},
-    "label smoothing 0.05": {"cross_entropy": partial(cross_entropy, label_smoothing=0.05)},
-    "Dice added": {"cross_entropy": with_dice},
-    "Lovasz added": {"cross_entropy": with_lovasz},
+    "label smoothing 0.05": {LOSS: partial(cross_entropy, label_smoothing=0.05)},
+    "dice added": {LOSS: with_dice},
+    "lovasz added": {LOSS: with_lovasz},
     "no fold, half the image size": {"fold": 1, "image_size": 128},
-    "half as wide again": {"base_channels": 24},
+    "width 24": {"base_channels": 24},
+    "width 32": {"base_channels": 32},
+    "efficientnet lite0": {"encoder": "efficientnet_lite0"},
 }
-"""Name and what differs: knobs, or names in `training` and what stands for them instead."""
+"""Name of each variant, and what differs: settings, or names in the package (with a dot) and their replacements."""
 
 
 def main() -> None:
+    """Train all variants and print one line of a Markdown table per variant."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="kaggle", help="kaggle, demo, or the path of an archive or folder")
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
-    parser.add_argument("--only", nargs="+", default=list(VARIANTS), help="parts of the names of variants")
+    parser.add_argument("--epochs", type=int, default=4, help="of each variant (default: 4)")
+    parser.add_argument("--out", default="runs/ablation", help="folder of the runs (default: runs/ablation)")
+    parser.add_argument("--only", nargs="+", default=list(VARIANTS), help="words in the names of variants")
     options = parser.parse_args()
     env = setup()
     frames = prepare(get_pairs(options.data, env.data), "train", env.data / "prepared")
     print("| variant | pixel accuracy | class accuracy | mIoU | minutes |\n|---|---|---|---|---|")
     for name, changes in VARIANTS.items():
-        if any(part in name for part in options.only):
-            replaced = {key: value for key, value in changes.items() if hasattr(training, key)}
-            usual = {key: getattr(training, key) for key in replaced}
-            config = recipe("cpu", epochs=options.epochs, **{k: v for k, v in changes.items() if k not in replaced})
-            vars(training).update(replaced)
-            history = fit(frames, config, options.out / name.replace(" ", "-"), env.device, progress=False)
-            vars(training).update(usual)
-            best, minutes = max(history, key=lambda row: row["mean_iou"]), sum(row["seconds"] for row in history) / 60
-            scores = " | ".join(f"{best[key]:.3f}" for key in ("pixel_accuracy", "class_accuracy", "mean_iou"))
-            print(f"| {name} | {scores} | {minutes:.1f} |", flush=True)
+        if not any(word in name for word in options.only):
+            continue
+        settings = {key: value for key, value in changes.items() if "." not in key}
+        with ExitStack() as stack:
+            for place in changes.keys() - settings.keys():
+                stack.enter_context(mock.patch(place, changes[place]))
+            folder = user_path(options.out) / name.replace(" ", "-")
+            config = recipe("cpu", epochs=options.epochs, **settings)
+            history = fit(frames, config, folder, env.device, progress=False)
+        best, minutes = max(history, key=lambda row: row["mean_iou"]), sum(row["seconds"] for row in history) / 60
+        scores = " | ".join(f"{best[key]:.3f}" for key in ("pixel_accuracy", "class_accuracy", "mean_iou"))
+        print(f"| {name} | {scores} | {minutes:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""Makes unet_utils/decoder.pt: trains the mask decoder on label maps whose truth is known, without official labels.
+"""Train the mask decoder, unet_utils/weights/decoder.pt, on label maps whose truth is known; no official labels.
 
     python scripts/train_decoder.py --pairs FOLDER/cityscapes_data --work /tmp/decoder
 
-Round 0 learns from maps of random shapes, in which every pair of the 29 colours meets. Each further round decodes
-the pairs' train masks with the decoder so far, blows the label maps up to source resolution (1024x2048) with smooth
-outlines, stretches, shrinks and recolours them, adds thin poles and signs, and damages them with the known forward
-model. So the network sees real geometry and real neighbours, yet its truth is exact: the label at the centre of
-each 4x8 source cell. The frames of weimar and zurich (train 2712 to 2975) are never drawn from; maps made of them
-the same way measure progress. Official labels, where given (--official), are only ever looked at.
+Round 0 learns from maps of random shapes, in which every pair of the 29 colours meets. Each further round decodes the
+training masks with the decoder so far, enlarges the label maps to source resolution (1024x2048) with smooth outlines,
+stretches, shrinks and recolours them, adds thin poles and signs, and degrades them with the known forward model. So the
+network sees real geometry and real neighbours, and the truth is exact: the label at the centre of each 4x8 source cell.
+The frames of weimar and zurich (train 2712 to 2975) are never drawn from; maps made of them in the same way measure
+progress. Official labels, if given (--official), are only used to measure.
 
-With seed 2026, after 48 minutes on two cores: on maps of held-out frames mIoU 0.887, agreement 0.986; on eight official
-frames of aachen 0.873 and 0.992 (nearest colour: 0.580 and 0.944). docs/labels.md has the rounds.
+Seed 2026, 48 minutes on two CPU cores: mIoU 0.887 and agreement 0.986 on maps of held-out frames, 0.873 and 0.992 on
+eight official frames of aachen (nearest colour: 0.580 and 0.944). docs/labels.md lists the rounds.
 """
 
 import argparse
@@ -28,28 +28,28 @@ from PIL import Image, ImageDraw
 from torch.nn.functional import cross_entropy
 
 from unet_utils.classes import PALETTE, PALETTE_COLORS, PALETTE_IDS, get_scheme
+from unet_utils.dataset import read_pair
 from unet_utils.decoding import SIDE, WEIGHTS, MaskDecoder, damage, nearest_color
-from unet_utils.extras.audit import label_at_centers
+from unet_utils.extras.audit import label_at_centers, read_official
 from unet_utils.metrics import ConfusionMatrix
 from unet_utils.optimizer import Muon
 from unet_utils.platform.environment import reuse_memory
 
-TILE, EDGE = 128, 3  # maps are magnified in tiles of so many source pixels, with so many cells around each
+TILE, EDGE = 128, 3  # size of the tiles in which maps are enlarged, source pixels; cells around each tile
 SOURCE = (1024, 2048)  # rows and columns of an official label map: 256x256 cells of 4x8
 CLASSES = len(PALETTE)
 INDEX = {label.name: index for index, label in enumerate(PALETTE)}
 SCHEME = get_scheme("cityscapes19")
 CLASS_OF_INDEX = SCHEME.encode(PALETTE_IDS)
-FIRST_FRAME, LAST_FRAME, LAST_HELD_OUT = 9, 2711, 2975  # 1 to 8 are the frames whose official labels check the result
+FIRST_FRAME, LAST_FRAME, LAST_HELD_OUT = 9, 2711, 2975  # 1 to 8 have official labels, which check the result
 CROP, BATCH, RATE = 128, 8, 4e-3
 
 Examples = tuple[torch.Tensor, torch.Tensor]
 """Masks `uint8 [N, 3, 256, 256]` and their true palette indices `uint8 [N, 256, 256]`."""
 
 
-# ---------------------------------------------------------------------------------------------- drawing label maps
 def paint(draw: ImageDraw.ImageDraw, rng: np.random.Generator, index: int, kind: str) -> None:
-    """Paints one shape of palette entry `index`: a thin bar, or a blob with straight or round sides."""
+    """Paint one shape of palette entry `index`: a thin bar, or a blob with straight or round sides."""
     rows, columns = SOURCE
     x, y = rng.uniform(0, columns), rng.uniform(0, rows)
     if kind == "bar":  # poles, posts, cables: 3 to 30 source pixels wide, where a mask pixel is 4 high and 8 wide
@@ -73,7 +73,7 @@ def paint(draw: ImageDraw.ImageDraw, rng: np.random.Generator, index: int, kind:
 
 
 def draw_border(draw: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:
-    """The unlabeled border of rectified frames, about a mask pixel wide, on three maps of four."""
+    """Draw the unlabeled border of rectified frames, about one mask pixel wide, on three of four maps."""
     if rng.random() < 0.75:
         (right, bottom), (a, b, c, d) = (SOURCE[1] - 1, SOURCE[0] - 1), rng.integers(2, 12, 4).tolist()
         for box in ((0, 0, right, a), (0, bottom - b, right, bottom), (0, 0, c, bottom), (right - d, 0, right, bottom)):
@@ -81,7 +81,7 @@ def draw_border(draw: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:
 
 
 def random_shapes(rng: np.random.Generator) -> np.ndarray:
-    """A map of 4 to 29 palette entries in shapes of all sizes, `uint8 [1024, 2048]`."""
+    """Return a map of 4 to 29 palette entries in shapes of all sizes, `uint8 [1024, 2048]`."""
     palette = rng.permutation(CLASSES)[: rng.integers(4, CLASSES + 1)]
     image = Image.new("L", SOURCE[::-1], int(palette[0]))
     draw = ImageDraw.Draw(image)
@@ -91,11 +91,11 @@ def random_shapes(rng: np.random.Generator) -> np.ndarray:
     return np.asarray(image)
 
 
-def blow_up(labels: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Magnifies a label map `uint8 [256, 256]` to `size` (rows, columns) with smooth outlines.
+def enlarge(labels: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Enlarge a label map `uint8 [256, 256]` to `size` (rows, columns) with smooth outlines.
 
-    Each class is magnified on its own as a soft picture, and each pixel goes to the strongest: outlines become
-    smooth and land anywhere between the pixels of the damaged mask, as real ones do.
+    Each class is enlarged on its own as a soft mask, and each pixel gets the strongest class: outlines become smooth
+    and lie anywhere between the pixels of the degraded mask, as real ones do.
     """
     rows, columns = size
     height, width = labels.shape[0] * rng.uniform(0.75, 1.0, 2)  # how much of the map is shown
@@ -103,7 +103,7 @@ def blow_up(labels: np.ndarray, size: tuple[int, int], rng: np.random.Generator)
     kernel = Image.Resampling.BILINEAR if rng.random() < 0.7 else Image.Resampling.BICUBIC
     labels = np.pad(labels, EDGE, mode="edge")
     out = np.empty(size, dtype=np.uint8)
-    for top in range(0, rows, TILE):  # tile by tile, as few classes meet in one
+    for top in range(0, rows, TILE):  # tile by tile: a tile has few classes
         for left in range(0, columns, TILE):
             tile = out[top : top + TILE, left : left + TILE]
             y, x = y0 + EDGE + height * top / rows, x0 + EDGE + width * left / columns
@@ -124,12 +124,12 @@ def blow_up(labels: np.ndarray, size: tuple[int, int], rng: np.random.Generator)
 
 
 def street(frames: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """A source map made of 1, 4 or 9 decoded frames in a grid, `uint8 [1024, 2048]`.
+    """Return a source map made of 1, 4 or 9 decoded frames in a grid, `uint8 [1024, 2048]`.
 
-    In a grid every object is smaller and every pole thinner than the decoder could have seen it.
+    In a grid all objects are smaller and all poles thinner than in any mask that was decoded.
     """
     side = math.isqrt(len(frames))
-    rows, columns = (  # where frames meet: evenly spaced, give or take a fifth of a frame
+    rows, columns = (  # borders between frames: evenly spaced, moved by up to a fifth of a frame
         [0, *(int(length * (k + rng.uniform(-0.2, 0.2)) / side) for k in range(1, side)), length] for length in SOURCE
     )
     source = np.empty(SOURCE, dtype=np.uint8)
@@ -137,9 +137,9 @@ def street(frames: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
         (top, bottom), (left, right) = (
             edges[k : k + 2] for edges, k in zip((rows, columns), divmod(number, side), strict=True)
         )
-        source[top:bottom, left:right] = blow_up(frame, (bottom - top, right - left), rng)
+        source[top:bottom, left:right] = enlarge(frame, (bottom - top, right - left), rng)
 
-    # Other classes in the same geometry: rare ones get to meet all others, none is known by its shape alone.
+    # Other classes in the same geometry: rare classes have all neighbours, and no class is known by its shape alone.
     recolor, chance = np.arange(CLASSES, dtype=np.uint8), rng.random()
     if chance < 0.05:
         recolor = rng.permutation(CLASSES).astype(np.uint8)
@@ -161,7 +161,11 @@ def street(frames: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
 
 
 def example(job: tuple[list[np.ndarray], int]) -> tuple[np.ndarray, np.ndarray]:
-    """One damaged mask `uint8 [256, 256, 3]` and its truth `uint8 [256, 256]`, from 0, 1, 4 or 9 decoded frames."""
+    """Return a degraded mask `uint8 [256, 256, 3]` and its truth `uint8 [256, 256]`.
+
+    Args:
+        job: 0, 1, 4 or 9 decoded frames, and a seed. 0 frames draw random shapes.
+    """
     frames, seed = job
     rng = np.random.default_rng(seed)
     source = street(frames, rng) if frames else random_shapes(rng)
@@ -171,12 +175,12 @@ def example(job: tuple[list[np.ndarray], int]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def make_pool(workers: int, count: int, seed: int, decoded: np.ndarray | None = None, shapes: float = 0.15) -> Examples:
-    """Masks `uint8 [N, 3, 256, 256]` and truth `uint8 [N, 256, 256]`; a share `shapes` of random shapes."""
+    """Return `count` examples; a share `shapes` of them are random shapes."""
     rng = np.random.default_rng(seed)
     has = None if decoded is None else np.stack([(decoded == k).sum((1, 2)) >= 150 for k in range(CLASSES)], axis=1)
 
     def frame() -> np.ndarray:
-        if rng.random() < 0.5:  # half of the time a frame with a class drawn evenly, so that rare ones are seen
+        if rng.random() < 0.5:  # half of the time, a frame with a class drawn uniformly: rare classes are seen
             holders = np.flatnonzero(has[:, rng.choice(np.flatnonzero(has.any(0)))])
             return decoded[rng.choice(holders)]
         return decoded[rng.integers(len(decoded))]
@@ -194,7 +198,7 @@ def make_pool(workers: int, count: int, seed: int, decoded: np.ndarray | None = 
 
 
 def clean(labels: np.ndarray) -> np.ndarray:
-    """Removes what no label map has: an area of a rare, edge-coloured class without a 3x3 inside goes to neighbours."""
+    """Remove areas of rare classes with edge-like colours that contain no 3x3 square; neighbours fill them."""
     names = ("tunnel", "guard rail", "caravan", "trailer", "bridge", "train", "bus", "truck")
     maps = torch.from_numpy(labels.astype(np.int64))
     for index in (INDEX[name] for name in names):
@@ -202,26 +206,26 @@ def clean(labels: np.ndarray) -> np.ndarray:
         inside = -torch.nn.functional.max_pool2d(-area, 3, 1, 1)
         solid = torch.nn.functional.max_pool2d(inside, 5, 1, 2)
         maps[(area * (1 - solid))[:, 0] > 0] = -1
-    for _ in range(4):  # a hole takes the class of a neighbour that has one
+    for _ in range(4):  # fill each hole with the class of a neighbour that has one
         for step, axis in ((1, 2), (-1, 2), (1, 1), (-1, 1)):
             maps = torch.where(maps < 0, maps.roll(step, axis), maps)
     return maps.clamp(min=0).numpy().astype(np.uint8)
 
 
-# ---------------------------------------------------------------------------------------------- training, measuring
 def read_masks(folder: Path, numbers: range) -> np.ndarray:
-    return np.stack([np.asarray(Image.open(folder / f"{number}.jpg"))[:, 256:] for number in numbers])
+    """Return the masks of these files, `uint8 [N, 256, 256, 3]`."""
+    return np.stack([read_pair(folder / f"{number}.jpg")[1] for number in numbers])
 
 
 @torch.inference_mode()
 def predict(model: MaskDecoder, masks: torch.Tensor) -> np.ndarray:
-    """Palette indices `uint8 [N, 256, 256]` of masks `uint8 [N, 3, 256, 256]`."""
+    """Return palette indices `uint8 [N, 256, 256]` of masks `uint8 [N, 3, 256, 256]`."""
     with torch.autocast("cpu", torch.bfloat16):
         return np.concatenate([model(batch).argmax(1).to(torch.uint8).numpy() for batch in masks.split(2)])
 
 
 def scores(predicted: np.ndarray, truth: np.ndarray) -> dict:
-    """mIoU19 over all pixels whose truth is not void, and pixel agreement with void as one more class."""
+    """Return mIoU (19 classes) over pixels whose truth is not void, and pixel agreement with void as one more class."""
     void = 19
     found, reference = np.minimum(CLASS_OF_INDEX[predicted], void), CLASS_OF_INDEX[truth]
     known, whole = ConfusionMatrix(void + 1), ConfusionMatrix(void + 1)
@@ -231,31 +235,30 @@ def scores(predicted: np.ndarray, truth: np.ndarray) -> dict:
     return {"miou": round(known.mean_iou, 4), "agreement": round(whole.pixel_accuracy, 4), "iou": iou}
 
 
-def official_frames(folder: Path, pairs: Path) -> Examples:
-    """Masks and true palette indices of the frames with official labels; never trained on."""
+def official_examples(folder: Path, pairs: Path) -> Examples:
+    """Return the frames that have official labels. Never trained on."""
     index_of_id = np.zeros(256, dtype=np.uint8)
     index_of_id[PALETTE_IDS] = np.arange(CLASSES)
-    index_of_id[18] = index_of_id[17]
-    masks, truth = [], []
-    for line in (folder / "pairs.csv").read_text().split()[1:]:
-        label_file, pair_file = line.split(",")
-        truth.append(index_of_id[label_at_centers(np.asarray(Image.open(folder / label_file)))])
-        masks.append(np.asarray(Image.open(pairs / pair_file))[:, 256:])
-    return torch.from_numpy(np.stack(masks)).permute(0, 3, 1, 2), torch.from_numpy(np.stack(truth))
+    index_of_id[18] = index_of_id[17]  # polegroup has the colour of pole
+    frames = [(mask, index_of_id[label_at_centers(labels)]) for _, _, mask, labels in read_official(folder, pairs)]
+    masks, truth = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*frames, strict=True))
+    return masks.permute(0, 3, 1, 2), truth
 
 
-def figures(model: MaskDecoder, sets: dict[str, Examples]) -> dict[str, dict]:
+def measure(model: MaskDecoder, sets: dict[str, Examples]) -> dict[str, dict]:
+    """Return the scores of each set."""
     return {name: scores(predict(model, masks), truth.numpy()) for name, (masks, truth) in sets.items()}
 
 
 def save(model: MaskDecoder, path: Path) -> None:
+    """Write the weights in half precision."""
     torch.save({name: value.half().contiguous() for name, value in model.state_dict().items()}, path)
 
 
 def train(
     model: MaskDecoder, pool: Examples, steps: int, seed: int, sets: dict[str, Examples], path: Path
 ) -> MaskDecoder:
-    """Trains `model` in place and returns its moving average, which is measured and saved five times on the way."""
+    """Train `model` in place. Return its moving average, which is measured and saved to `path` five times."""
     masks, truth = pool
     rng = np.random.default_rng(seed)
     share = torch.bincount(truth.flatten()[::37].long(), minlength=CLASSES).float()
@@ -267,11 +270,13 @@ def train(
     outlines = (truth != truth.roll(1, 1)) | (truth != truth.roll(1, 2))
 
     def some_window() -> tuple[int, slice, slice]:
-        top, left = (16 * int(step) for step in rng.integers(0, (SIDE - CROP) // 16 + 1, 2))  # JPEG's blocks stay put
+        top, left = (
+            16 * int(step) for step in rng.integers(0, (SIDE - CROP) // 16 + 1, 2)
+        )  # at borders of JPEG blocks
         return int(rng.integers(len(masks))), slice(top, top + CROP), slice(left, left + CROP)
 
-    def brief() -> str:
-        return ", ".join(f"{name} {s['miou']:.4f} {s['agreement']:.4f}" for name, s in figures(average, sets).items())
+    def progress() -> str:
+        return ", ".join(f"{name} {s['miou']:.4f} {s['agreement']:.4f}" for name, s in measure(average, sets).items())
 
     losses = []
     for step in range(steps):
@@ -279,14 +284,14 @@ def train(
             group["lr"] = RATE * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
         x, y = [], []
         for _ in range(BATCH):
-            # Of three windows the one with the longest outlines: the inside of an area teaches little.
+            # Of three windows, the one with the longest outlines: there is little to learn inside of an area.
             number, *window = max((some_window() for _ in range(3)), key=lambda place: outlines[place].sum())
-            flips = [axis for axis in (-1, -2) if rng.random() < 0.5]  # the damage is symmetric in both
+            flips = [axis for axis in (-1, -2) if rng.random() < 0.5]  # the degradation is symmetric in both axes
             x.append(masks[number][(slice(None), *window)].flip(flips))
             y.append(truth[number][tuple(window)].flip(flips))
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(torch.stack(x))
-        # A row a pixel, as the logits lie in memory: faster than along the second of four dimensions.
+        # One row per pixel, as the logits lie in memory: faster than along the second of four dimensions.
         logits = logits.permute(0, 2, 3, 1).flatten(0, 2).float()
         loss = cross_entropy(logits, torch.stack(y).flatten().long(), weight=weights)
         model.zero_grad()
@@ -300,19 +305,22 @@ def train(
         losses.append(loss.item())
         if (step + 1) % (steps // 5) == 0:
             save(average, path)
-            print(f"  step {step + 1} loss {np.mean(losses[-200:]):.4f} {brief()}", flush=True)
+            print(f"  step {step + 1} loss {np.mean(losses[-200:]):.4f} {progress()}", flush=True)
     return average
 
 
 def main() -> None:
+    """Train all rounds, and write the weights and the scores."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=Path, required=True, help="folder with train/ and val/")
-    parser.add_argument("--work", type=Path, required=True, help="where weights of each round and the log go")
-    parser.add_argument("--official", type=Path, help="folder of official labels to check against")
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="where the finished weights go")
-    parser.add_argument("--steps", type=int, nargs="+", default=[800, 1200, 2000, 9000], help="of each round")
-    parser.add_argument("--maps", type=int, nargs="+", default=[800, 1000, 1200, 2600], help="of each round")
-    parser.add_argument("--start", type=int, default=0, help="first round; earlier ones are loaded from --work")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the weights of each round and the scores")
+    parser.add_argument("--official", type=Path, help="folder with official labels, to measure on")
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="file of the final weights")
+    parser.add_argument("--steps", type=int, nargs="+", default=[800, 1200, 2000, 9000], help="steps of each round")
+    parser.add_argument("--maps", type=int, nargs="+", default=[800, 1000, 1200, 2600], help="maps of each round")
+    parser.add_argument(
+        "--start", type=int, default=0, help="first round; the result of the round before is loaded from --work"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=2026)
     args = parser.parse_args()
@@ -323,13 +331,13 @@ def main() -> None:
     model = MaskDecoder().to(memory_format=torch.channels_last)
     if args.start:
         model.load_state_dict(torch.load(args.work / f"round{args.start - 1}.pt", weights_only=True))
-    checks = {"official": official_frames(args.official, args.pairs)} if args.official else {}
+    checks = {"official": official_examples(args.official, args.pairs)} if args.official else {}
     record = {"seed": args.seed, "steps": args.steps, "maps": args.maps}
 
     for number in range(args.start, len(args.steps)):
         began, decoded, held_out = time.time(), None, None
         if number:
-            # Every third frame, and others in each round: neighbours in a street resemble one another.
+            # Every third frame, others in each round: consecutive frames show similar scenes.
             masks = read_masks(args.pairs / "train", range(FIRST_FRAME + number % 3, LAST_FRAME + 1, 3))
             decoded = clean(predict(model, torch.from_numpy(masks.transpose(0, 3, 1, 2))))
             masks = read_masks(args.pairs / "train", range(LAST_FRAME + 1, LAST_HELD_OUT + 1, 12))
@@ -341,7 +349,7 @@ def main() -> None:
 
         sets = {"held-out maps": test, **checks}
         model = train(model, pool, args.steps[number], args.seed + number, sets, args.work / f"round{number}.pt")
-        record[f"round {number}"] = figures(model, sets)
+        record[f"round {number}"] = measure(model, sets)
 
     save(model, args.out)
     record["nearest"] = {}

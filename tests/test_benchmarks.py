@@ -13,7 +13,7 @@ def test_contenders_run_in_turn_after_one_unmeasured_turn():
     calls = []
     times = interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b") or 6.0}, 3, {"b": 2})
     assert calls == ["a", "b"] * 4
-    assert times["b"] == [3.0, 3.0, 3.0]  # the seconds that it counted itself, an item
+    assert times["b"] == [3.0, 3.0, 3.0]  # the seconds that it returned, per item
     assert len(times["a"]) == 3
     assert 0 < sum(times["a"]) < 1
 
@@ -29,12 +29,12 @@ def test_ratios_are_taken_turn_by_turn():
 
 def test_the_table_says_what_was_missed():
     rows = [
-        Comparison("1a", "labels", "decoding", [0.003, 0.002], [0.001, 0.001], at_most=1.5, unit="s a pair"),
+        Comparison("1a", "labels", "decoding", [0.003, 0.002], [0.001, 0.001], at_most=1.5, unit="s per pair"),
         Comparison("6", "epoch", "an eighth", [1.0], [1.0], at_most=1.1, at_least=0.9),
     ]
     lines = table(rows).splitlines()
     assert lines[2].startswith(
-        "| 1a | labels | 2.5 ms a pair | decoding | 1 ms a pair | 2.50 (2.00 to 3.00) | at most 1.5"
+        "| 1a | labels | 2.5 ms per pair | decoding | 1 ms per pair | 2.50 (2.00 to 3.00) | at most 1.5"
     )
     assert "**missed**" in lines[2]
     assert lines[3].endswith("| 0.9 to 1.1 | met |")
