@@ -1,4 +1,4 @@
-"""Where and how a model is wrong: what the figures of notebook 4 are drawn from."""
+"""Where and how a model is wrong: the numbers behind the figures of notebook 04."""
 
 from typing import NamedTuple
 
@@ -7,19 +7,15 @@ import torch
 from torch import Tensor
 
 from unet_utils.classes import IGNORE
-from unet_utils.dataset import Frames
-from unet_utils.evaluation import predict_classes
 from unet_utils.metrics import ConfusionMatrix
-from unet_utils.model import UNet
-from unet_utils.platform.environment import progress_bar
 
 
 class Confusion(NamedTuple):
-    """Pixels of one class that were called another.
+    """Pixels of one class that were predicted as another.
 
     Attributes:
         truth, predicted: class indices.
-        pixels: how many.
+        pixels: number of such pixels.
         share: of all pixels of the true class, from 0 to 1.
     """
 
@@ -30,12 +26,12 @@ class Confusion(NamedTuple):
 
 
 class Regions(NamedTuple):
-    """Connected regions of the true classes, one entry each.
+    """Connected regions of the true classes.
 
     Attributes:
-        classes: true class, `uint8 [R]`.
+        classes: true class of each region, `uint8 [R]`.
         areas: pixels, `int64 [R]`.
-        recall: share of the region's pixels that were given its class, `float64 [R]`.
+        recall: share of the region's pixels that were predicted as its class, `float64 [R]`.
     """
 
     classes: np.ndarray
@@ -43,35 +39,8 @@ class Regions(NamedTuple):
     recall: np.ndarray
 
 
-def predict_frames(
-    model: UNet,
-    frames: Frames,
-    image_size: int | tuple[int, int],
-    flip: bool = False,
-    batch_size: int = 16,
-    progress: str = "",
-) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted and true classes of all frames, `uint8 [N, 256, 256]` each; the truth is `IGNORE` where void.
-
-    Args:
-        model, image_size, flip: as in `evaluation.predict_classes`.
-        progress: text of the bar, none for no bar.
-    """
-    device = next(model.parameters()).device
-    predicted = np.empty(frames.codes.shape, dtype=np.uint8)
-    truth = np.empty_like(predicted)
-    with progress_bar(total=len(frames), desc=progress, unit="frame", disable=not progress) as bar:
-        for start in range(0, len(frames), batch_size):
-            where = slice(start, start + batch_size)
-            photos, labels = frames.batch(where, device)
-            predicted[where] = predict_classes(model, photos, image_size, flip).cpu().numpy()
-            truth[where] = labels.cpu().numpy()
-            bar.update(len(photos))
-    return predicted, truth
-
-
 def most_confused(matrix: ConfusionMatrix, count: int = 12) -> list[Confusion]:
-    """The pairs of classes in which the largest share of the true class was called the other, largest share first."""
+    """Return the `count` pairs of classes with the largest share of the true class predicted as the other."""
     pixels = matrix.matrix.cpu().numpy()
     share = pixels / pixels.sum(1, keepdims=True).clip(1)
     np.fill_diagonal(share, 0)
@@ -81,10 +50,10 @@ def most_confused(matrix: ConfusionMatrix, count: int = 12) -> list[Confusion]:
 
 
 def error_map(predicted: np.ndarray, truth: np.ndarray, cell: int = 8) -> np.ndarray:
-    """Share of wrong pixels by place in the frame, over all frames.
+    """Return the share of wrong pixels at each place in the frame, over all frames.
 
     Args:
-        predicted, truth: classes `uint8 [N, H, W]`; H and W divisible by `cell`.
+        predicted, truth: class indices, `uint8 [N, H, W]`; H and W divisible by `cell`.
         cell: side of the squares that are counted together, pixels.
 
     Returns:
@@ -99,7 +68,7 @@ def error_map(predicted: np.ndarray, truth: np.ndarray, cell: int = 8) -> np.nda
 
 
 def entropy(probabilities: Tensor) -> np.ndarray:
-    """Shannon entropy of each pixel's class probabilities, in bits: 0 when certain, log2(C) when all are alike.
+    """Return the Shannon entropy per pixel, in bits: 0 when certain, log2(C) when all classes are equally probable.
 
     Args:
         probabilities: `float32 [N, C, H, W]`, summing to 1 over the classes.
@@ -111,27 +80,27 @@ def entropy(probabilities: Tensor) -> np.ndarray:
 
 
 def connected_regions(classes: np.ndarray) -> np.ndarray:
-    """Numbers the connected regions: pixels of one class that touch along an edge (4-connectivity) share a number.
-
-    Each row is cut into runs of one class. Runs that touch in neighbouring rows are then joined, all at once: of two
-    that are not yet known to belong together, the later one's root is hung on the earlier one's, and every run is
-    pointed to its root, until nothing changes (Shiloach and Vishkin, 1982,
-    https://doi.org/10.1016/0196-6774(82)90008-6).
+    """Number the connected regions: pixels of one class that touch along an edge (4-connectivity) share a number.
 
     Args:
-        classes: integers `[N, H, W]`; void is a class like the others, and frames never touch.
+        classes: integers `[N, H, W]`; void is a class like the others. Regions never extend over two frames.
 
     Returns:
-        `int64 [N, H, W]`, region numbers from 0 on, without gaps.
+        `int64 [N, H, W]`, region numbers from 0, without gaps.
     """
+    # Each row of pixels is cut into runs of one class, numbered through all frames.
     starts = np.ones(classes.shape, dtype=bool)
     starts[..., 1:] = classes[..., 1:] != classes[..., :-1]
     run = starts.ravel().cumsum().reshape(classes.shape) - 1
+    # Pairs of runs of the same class that touch in neighbouring rows. They touch in many pixels: keep the first.
     same = classes[:, 1:] == classes[:, :-1]
-    # Two runs touch in many pixels: the first of them is enough.
     same[..., 1:] &= starts[:, 1:, 1:] | starts[:, :-1, 1:]
     upper, lower = run[:, :-1][same], run[:, 1:][same]
-    root = np.arange(run.max() + 1)
+    # Union of the touching runs, for all pairs at the same time, as in Shiloach and Vishkin (1982),
+    # https://doi.org/10.1016/0196-6774(82)90008-6. Each run points to an earlier run of its region; a root points to
+    # itself. In each round the later root of a pair is pointed to the earlier one (of several assignments to one root
+    # NumPy keeps the last, and the others are done in a later round), and then every run directly to its root.
+    root = np.arange(run.max(initial=-1) + 1)
     while len(upper):
         one, other = root[upper], root[lower]
         root[np.maximum(one, other)] = np.minimum(one, other)
@@ -143,15 +112,14 @@ def connected_regions(classes: np.ndarray) -> np.ndarray:
 
 
 def region_recall(predicted: np.ndarray, truth: np.ndarray, block: int = 64) -> Regions:
-    """How much of each object was found: the recall of each connected region of a true class.
+    """Return how much of each object was found: the recall of each connected region of a true class.
 
-    A region is a largest set of pixels of one true class that touch along edges. Two cars side by side are one
-    region, and a car behind a pole is two: the labels tell classes apart, not objects. False alarms do not count
-    here, since a wrong prediction belongs to no region; so this is a recall, not an IoU.
+    Two cars that touch are one region, and a car behind a pole is two: the labels separate classes, not objects. A
+    wrong prediction elsewhere belongs to no region and does not count, so this is a recall, not an IoU.
 
     Args:
-        predicted, truth: classes `uint8 [N, H, W]`; void regions are left out.
-        block: frames that are worked on together, which bounds the memory.
+        predicted, truth: class indices, `uint8 [N, H, W]`; void regions are left out.
+        block: number of frames to process together, which bounds the memory.
     """
     parts = []
     for start in range(0, len(truth), block):

@@ -1,36 +1,60 @@
-"""The scores of a set, written down for people and for programs."""
+"""The scores of a set, written for people (Markdown) and for programs (JSON, CSV)."""
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from unet_utils.checkpoints import write_csv
-from unet_utils.classes import ClassScheme
-from unet_utils.metrics import ConfusionMatrix
+from unet_utils.classes import ClassScheme, get_scheme
+from unet_utils.metrics import ConfusionMatrix, bootstrap_mean_iou
+from unet_utils.platform.files import replacing
 
-PIX2PIX_L1 = {"pixel_accuracy": 0.86, "class_accuracy": 0.42, "mean_iou": 0.35}
-"""The UNet of pix2pix trained with L1 alone, photo to labels on the same 256x256 pairs, 19 classes: table 5 of
+Scores = Mapping[str, float]
+
+PUBLISHED_19 = {
+    "pix2pix L1 UNet, published": {"pixel_accuracy": 0.86, "class_accuracy": 0.42, "mean_iou": 0.35},
+}
+"""The UNet of pix2pix trained with L1 alone, photo to labels on the same 256x256 pairs: table 5 of
 https://arxiv.org/abs/1611.07004. It regressed colours, which were then matched to the nearest class."""
 
+PUBLISHED_7 = {
+    "MTAN's single-task SegNet from scratch, published": {"pixel_accuracy": 0.907, "mean_iou": 0.511},
+    "DeepLabV3+ with a pretrained ResNet-50, published": {"pixel_accuracy": 0.915, "mean_iou": 0.687},
+}
+"""Seven categories: https://arxiv.org/abs/1803.10704 (128x256 pixels) and https://arxiv.org/abs/2111.10603."""
 
-def score_table(rows: dict[str, dict[str, float]]) -> str:
-    """A Markdown table of set-level scores, one row a method, in the order of the pix2pix paper."""
+CAUTION = (
+    "The published seven-category scores compare only roughly. Those networks saw frames of 128x256 pixels in a fixed "
+    "2:1 aspect and were scored on the official labels; this model sees 256x256 pixels, a scene squeezed to a square, "
+    "and its truth is recovered from JPEG masks. They learned the seven categories; here 19 classes are merged after "
+    "the prediction."
+)
+
+
+def score_table(rows: Mapping[str, Scores]) -> str:
+    """Return a Markdown table of the scores of a set, one row per method, in the order of the pix2pix paper.
+
+    Args:
+        rows: name of the method -> its scores (`ConfusionMatrix.summary`); those that are missing or NaN show a dash.
+    """
     lines = ["| method | pixel accuracy | class accuracy | mIoU |", "|---|---|---|---|"]
     for name, row in rows.items():
-        cells = " | ".join(f"{row[key]:.3f}" for key in ("pixel_accuracy", "class_accuracy", "mean_iou"))
+        values = [row.get(key, math.nan) for key in ("pixel_accuracy", "class_accuracy", "mean_iou")]
+        cells = " | ".join("–" if math.isnan(value) else f"{value:.3f}" for value in values)
         lines.append(f"| {name} | {cells} |")
     return "\n".join(lines)
 
 
 def class_rows(matrix: ConfusionMatrix, scheme: ClassScheme) -> list[dict]:
-    """What is known of each class, best IoU first, absent classes last.
+    """Return the scores of each class, best IoU first, absent classes last.
 
     Returns:
-        one dict a class: `class`, its `pixels` in the truth and their `share`, `precision`, `recall` and `iou`. The
-        three are None where they are not defined: for a class absent from the truth, and the precision of a class
+        one dict per class: `class`, its `pixels` in the truth and their `share`, `precision`, `recall` and `iou`. The
+        last three are None where they are not defined: for a class absent from the truth, and the precision of a class
         that was never predicted.
     """
     pixels = matrix.matrix.sum(1).cpu()
@@ -38,15 +62,14 @@ def class_rows(matrix: ConfusionMatrix, scheme: ClassScheme) -> list[dict]:
     rates[pixels == 0] = torch.nan
     rows = []
     for index in rates[:, 2].nan_to_num(-1).argsort(descending=True, stable=True).tolist():
-        values = [None if np.isnan(rate) else rate for rate in rates[index].tolist()]
         row = {"class": scheme.names[index], "pixels": pixels[index].item()}
-        row["share"] = row["pixels"] / pixels.sum().item()
-        rows.append(row | dict(zip(("precision", "recall", "iou"), values, strict=True)))
+        row["share"] = row["pixels"] / max(1, pixels.sum().item())
+        rows.append(row | dict(zip(("precision", "recall", "iou"), _null_for_nan(rates[index].tolist()), strict=True)))
     return rows
 
 
 def class_table(matrix: ConfusionMatrix, scheme: ClassScheme) -> str:
-    """A Markdown table with a row a class: share of the pixels, precision, recall and IoU; best IoU first."""
+    """Return a Markdown table, one row per class: share of the pixels, precision, recall and IoU; best IoU first."""
     lines = ["| class | pixels % | precision | recall | IoU |", "|---|---|---|---|---|"]
     for row in class_rows(matrix, scheme):
         if row["pixels"] == 0:
@@ -58,22 +81,67 @@ def class_table(matrix: ConfusionMatrix, scheme: ClassScheme) -> str:
     return "\n".join(lines)
 
 
+def merge_categories(matrix: ConfusionMatrix, scheme: ClassScheme) -> ConfusionMatrix:
+    """Return the matrix of the seven Cityscapes categories, from that of the 19 classes."""
+    categories = get_scheme("categories7")
+    return matrix.merge([categories.lookup[scheme.lookup.index(index)] for index in range(scheme.num_classes)])
+
+
+def score_report(matrix: ConfusionMatrix, scheme: ClassScheme, published: bool = False) -> str:
+    """Return the score tables of a set in Markdown: the classes, the seven categories and what to compare with.
+
+    Args:
+        matrix: of the whole set.
+        scheme: the classes of the model.
+        published: add published results. They compare only on the complete validation split of the real pairs.
+    """
+    counts = matrix.matrix.sum(1).cpu().double()
+    shares = counts / counts.sum().clamp(min=1)
+    rows = {
+        "this model": matrix.summary(),
+        "guessing by class frequency": matrix.guessing(shares).summary(),
+        "pure chance": matrix.guessing(torch.full_like(shares, 1 / len(shares))).summary(),
+    }
+    if scheme.name == "cityscapes19" and published:
+        rows |= PUBLISHED_19
+    parts = [score_table(rows)]
+    if scheme.name in ("cityscapes19", "categories7"):
+        merged = scheme.name == "cityscapes19"
+        own = (merge_categories(matrix, scheme) if merged else matrix).summary()
+        name = "this model, its 19 classes merged to 7" if merged else "this model"
+        if merged or published:
+            parts += ["Seven categories:", score_table({name: own} | (PUBLISHED_7 if published else {}))]
+        if published:
+            parts.append(CAUTION)
+    return "\n\n".join(parts)
+
+
+def rank_frames(matrices: Sequence[ConfusionMatrix]) -> list[int]:
+    """Return the indices of the frames from the best to the worst mIoU; frames without a known pixel are left out."""
+    scores = np.array([matrix.mean_iou for matrix in matrices])
+    order = np.argsort(-scores, kind="stable")
+    return order[~np.isnan(scores[order])].tolist()
+
+
 def save_scores(
-    matrices: list[ConfusionMatrix],
+    matrices: Sequence[ConfusionMatrix],
     scheme: ClassScheme,
     folder: str | Path,
     numbers: Sequence[int] | None = None,
+    published: bool = False,
 ) -> Path:
-    """Writes the scores of a set to files, for people and for programs.
+    """Write the scores of a set to files.
 
-    `evaluation.md` has the table of the set and the table of the classes, `evaluation.json` all scores of the set and
-    the 95 % interval of its mIoU, `evaluation.csv` a row a class (as `class_rows`; absent classes with empty rates),
-    `evaluation_frames.csv` a row a frame.
+    `evaluation.md` has the tables, `evaluation.json` the scores of the set and the 95 % interval of its mIoU,
+    `evaluation.csv` one row per class (see `class_rows`), `evaluation_frames.csv` one row per frame. Scores that are
+    not defined are null in JSON and empty in CSV.
 
     Args:
-        matrices: one a frame, as `evaluate` returns them.
-        folder: made if missing; the files of an earlier evaluation of the same run are replaced.
+        matrices: one per frame, as `evaluate` returns them.
+        scheme: the classes of the model.
+        folder: made if missing; the files of an earlier evaluation are replaced.
         numbers: the file number of each frame, by default 1, 2, 3 and so on.
+        published: as in `score_report`.
 
     Returns:
         The path of the Markdown file.
@@ -82,33 +150,28 @@ def save_scores(
     folder.mkdir(parents=True, exist_ok=True)
     classes = class_rows(matrix, scheme)
     iou = {row["class"]: row["iou"] for row in sorted(classes, key=lambda row: scheme.names.index(row["class"]))}
-    scores = matrix.summary() | {"mean_iou_95": bootstrap_mean_iou(matrices), "frames": len(matrices), "iou": iou}
-    (folder / "evaluation.json").write_text(json.dumps(scores, indent=2) + "\n")
-    write_csv(folder / "evaluation.csv", classes)
-    frames = zip(numbers or range(1, len(matrices) + 1), matrices, strict=True)
-    write_csv(folder / "evaluation_frames.csv", [{"frame": number} | frame.summary() for number, frame in frames])
-    report = folder / "evaluation.md"
-    shares = matrix.matrix.sum(1).double() / matrix.matrix.sum()
-    rows = {"this model": matrix.summary(), "guessing by class frequency": matrix.guessing(shares).summary()}
-    rows["pure chance"] = matrix.guessing(torch.full_like(shares, 1 / len(shares))).summary()
+    scores = _null_for_nan(matrix.summary())
+    scores |= {"mean_iou_95": _null_for_nan(list(bootstrap_mean_iou(list(matrices)))), "frames": len(matrices)}
     if scheme.name == "cityscapes19":
-        rows["pix2pix L1 UNet, published for the real pairs"] = PIX2PIX_L1
-    report.write_text(f"{score_table(rows)}\n\n{class_table(matrix, scheme)}\n")
+        scores["categories7"] = _null_for_nan(merge_categories(matrix, scheme).summary())
+    frames = [
+        {"frame": number} | _null_for_nan(frame.summary())
+        for number, frame in zip(numbers or range(1, len(matrices) + 1), matrices, strict=True)
+    ]
+    with replacing(folder / "evaluation.json") as file:
+        file.write_text(json.dumps(scores | {"iou": iou}, indent=2, allow_nan=False) + "\n")
+    for name, rows in (("evaluation.csv", classes), ("evaluation_frames.csv", frames)):
+        with replacing(folder / name) as file:
+            write_csv(file, rows)
+    report = folder / "evaluation.md"
+    with replacing(report) as file:
+        text = f"{score_report(matrix, scheme, published)}\n\n{class_table(matrix, scheme)}\n"
+        file.write_text(text, encoding="utf-8")
     return report
 
 
-def bootstrap_mean_iou(matrices: list[ConfusionMatrix], rounds: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the set's mIoU under resampling of its frames with replacement (Efron's percentile bootstrap).
-
-    It says how much the score depends on which frames happen to be in the set, nothing else.
-    """
-    counts = torch.stack([matrix.matrix for matrix in matrices]).double().cpu()
-    rng = np.random.default_rng(seed)
-    total = ConfusionMatrix(matrices[0].num_classes)
-    scores = []
-    for _ in range(rounds):
-        drawn = np.bincount(rng.integers(len(counts), size=len(counts)), minlength=len(counts))
-        total.matrix = torch.tensordot(torch.from_numpy(drawn).double(), counts, dims=1).round().long()
-        scores.append(total.mean_iou)
-    low, high = np.quantile(scores, [0.025, 0.975])
-    return float(low), float(high)
+def _null_for_nan(values):
+    """Return a list or dict of numbers with None for NaN, which JSON does not have."""
+    if isinstance(values, dict):
+        return {key: None if math.isnan(value) else value for key, value in values.items()}
+    return [None if math.isnan(value) else value for value in values]

@@ -7,7 +7,7 @@ from PIL import Image
 
 from unet_utils import IGNORE, fit, recipe
 from unet_utils.__main__ import main
-from unet_utils.augment import augment, draw_changes, to_photos
+from unet_utils.augment import augment, crop_share, draw_changes, to_photos
 from unet_utils.checkpoints import read_checkpoint
 from unet_utils.extras.full_size import is_official, prepare_official
 
@@ -53,17 +53,17 @@ def test_frames_are_the_files_in_alphabetical_order(official, tmp_path):
     for index, path in enumerate(files):
         with Image.open(path) as image:
             ids = np.asarray(image)
-        assert (frames.codes[index].numpy() == ids).all()
+        assert (frames.label_ids[index].numpy() == ids).all()
         assert (frames.photos[index].numpy() == ids[..., None] * 7).all()
     labels = frames.batch(torch.tensor([3]))[1][0]
-    assert ((labels == IGNORE) == (frames.codes[3] == 0)).all()
-    assert ((labels == 13) == (frames.codes[3] == 26)).all()  # car
+    assert ((labels == IGNORE) == (frames.label_ids[3] == 0)).all()
+    assert ((labels == 13) == (frames.label_ids[3] == 26)).all()  # car
 
 
 def test_smaller_frames_keep_their_labels(official, tmp_path):
     whole, half = prepared(official, tmp_path, height=64), prepared(official, tmp_path, height=32)
     assert half.photos.shape == (12, 32, 64, 3)
-    assert (half.codes == whole.codes[:, ::2, ::2]).all()
+    assert (half.label_ids == whole.label_ids[:, ::2, ::2]).all()
     assert (half.photos[:, 4::16, 4::16] == whole.photos[:, 8::32, 8::32]).all()
 
 
@@ -72,10 +72,10 @@ def test_prepared_once_and_again_when_files_change(official, tmp_path, monkeypat
     write_frame(folder, "train", "ulm", 0, np.random.default_rng(1))
     first = prepared(folder, tmp_path / "cache", height=64)
     with monkeypatch.context() as patch:
-        patch.setattr("unet_utils.extras.full_size.write_missing", lambda shapes, _: [f.stat() for f in shapes])
-        assert torch.equal(prepared(folder, tmp_path / "cache", height=64).codes, first.codes)
+        patch.setattr("unet_utils.extras.full_size.build_arrays", lambda shapes, _: [f.stat() for f in shapes])
+        assert torch.equal(prepared(folder, tmp_path / "cache", height=64).label_ids, first.label_ids)
     write_frame(folder, "train", "ulm", 0, np.random.default_rng(2))
-    assert not torch.equal(prepared(folder, tmp_path / "cache", height=64).codes, first.codes)
+    assert not torch.equal(prepared(folder, tmp_path / "cache", height=64).label_ids, first.label_ids)
 
 
 def test_what_is_wrong_is_named(official, tmp_path):
@@ -84,7 +84,7 @@ def test_what_is_wrong_is_named(official, tmp_path):
         prepare_official(official, "test", tmp_path)
     with pytest.raises(ValueError, match="height is 100"):
         prepared(official, tmp_path, height=100)
-    with pytest.raises(ValueError, match="128 is needed"):
+    with pytest.raises(ValueError, match="at least 128 rows is needed"):
         prepared(official, tmp_path, height=128)
     write_frame(tmp_path / "a", "train", "ulm", 0, rng)
     write_frame(tmp_path / "a", "train", "ulm", 1, rng, size=(64, 160))
@@ -92,7 +92,7 @@ def test_what_is_wrong_is_named(official, tmp_path):
         prepared(tmp_path / "a", tmp_path, height=64)
     label = tmp_path / "a" / "gtFine" / "train" / "ulm" / "ulm_000001_000019_gtFine_labelIds.png"
     label.write_bytes(label.read_bytes()[:60])
-    with pytest.raises(ValueError, match=r"ulm_000001.* Unpack it again"):
+    with pytest.raises(ValueError, match=r"ulm_000001.* unpack it again"):
         prepared(tmp_path / "a", tmp_path, height=64)
     label.unlink()
     with pytest.raises(FileNotFoundError, match="unpack gtFine"):
@@ -102,11 +102,11 @@ def test_what_is_wrong_is_named(official, tmp_path):
 def test_crops_show_pixels_as_they_are(official, tmp_path):
     """Crops of the frames are not squeezed: patches of 16 pixels stay that large, and labels lie on their photo."""
     frames = prepared(official, tmp_path, height=64)
-    view = frames.view(32)
+    view = crop_share(64, 128, 32)
     assert view == (0.5, 0.25)
     changes = draw_changes(12, torch.Generator().manual_seed(0), 0.0, view)
     photos, _ = frames.batch(slice(None))
-    x, ids = augment(photos, frames.codes, 32, changes, view)
+    x, ids = augment(photos, frames.label_ids, 32, changes, view)
     assert ids.shape == (12, 32, 32)
     red = to_photos(x)[..., 0].float() / 7
     assert ((red - ids).abs() < 0.5).float().mean() > 0.85  # the rest are blended along edges
