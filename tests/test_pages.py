@@ -62,6 +62,10 @@ def test_tables_and_figures_fit_a_laptop_and_a_phone(browser, demo, tmp_path):
     parameters = {"DEMO": str(demo), "CACHE": str(tmp_path / "cache")}
     papermill.execute_notebook(notebook, executed, parameters, cwd=ROOT, kernel_name="python3", progress_bar=False)
     assert pages.check_page(executed, browser) == []
+    outputs = nbformat.read(executed, as_version=4).cells[-1].outputs
+    shown = [output.metadata["image/png"] for output in outputs if "image/png" in output.data]
+    assert len(shown) == 1
+    assert shown[0].width > 0  # only figures with twice the pixels have a given size
 
 
 def picture(*sources: bytes, tag: str = ""):

@@ -8,7 +8,9 @@ All functions return the figure without showing it: as the last line of a notebo
 be saved. Figures with a single panel also accept the `Axes` to draw on.
 """
 
+import sys
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, cast
 
 import matplotlib.pyplot as plt
@@ -41,6 +43,19 @@ def text_size(figure: Figure | SubFigure) -> float:
     return max(10.0, 1.3 * figure.bbox.width / figure.dpi)
 
 
+@cache
+def _sharpen_notebook() -> None:
+    """In a notebook with default settings, ask once for figures with twice the pixels, for high-density screens."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython and ipython.get_ipython()
+    if hasattr(shell, "kernel"):
+        from matplotlib_inline.config import InlineBackend
+
+        settings = InlineBackend.instance(parent=shell)
+        if settings.figure_formats == {"png"}:
+            settings.figure_formats = {"retina"}
+
+
 def new_figure(
     rows: int, columns: int, width: float, height: float, title: str, **options
 ) -> tuple[Figure, np.ndarray]:
@@ -49,6 +64,7 @@ def new_figure(
     The figure is closed in pyplot, so that a notebook does not show it a second time. `options` go to
     `pyplot.subplots`.
     """
+    _sharpen_notebook()
     size = max(10.0, 1.3 * width)
     with plt.rc_context(STYLE | {"font.size": size, "axes.titlesize": size}):
         figure, axes = plt.subplots(
