@@ -49,7 +49,7 @@ def get_pairs(source: str | Path, data_dir: str | Path, drive: str | Path | None
 
         root = make_demo(data_dir / "demo")
     elif source == "kaggle":
-        root = _get_kaggle(data_dir, Path(drive) if drive else None)
+        root = _get_kaggle(data_dir, user_path(drive) if drive else None)
     else:
         root = _get_own(user_path(source), data_dir)
     counts = check_pairs(root)
@@ -112,7 +112,7 @@ def check_pairs(root: str | Path) -> dict[str, int]:
         ValueError: a JPEG whose name is not a number, or an empty one; the message names it.
     """
     counts = {}
-    for folder in (Path(root) / split for split in FULL_SET):
+    for folder in (user_path(root) / split for split in FULL_SET):
         files = pair_files(folder)
         if not files:
             raise FileNotFoundError(f"No .jpg files in {folder}. Each split needs pairs named 1.jpg, 2.jpg, ...")
@@ -142,7 +142,7 @@ def unpack(archive: str | Path, folder: str | Path) -> Path:
         ValueError: not a zip, cut short, damaged, or with entries that would leave the folder.
         OSError: not enough space on the disk.
     """
-    archive, folder = Path(archive), Path(folder)
+    archive, folder = user_path(archive), user_path(folder)
     if root := _find_complete(folder):
         return root
     if folder.exists():

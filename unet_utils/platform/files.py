@@ -21,7 +21,7 @@ LEFTOVER_SECONDS = 3600  # an unfinished file or folder of this age belongs to a
 SPACE_ADVICE = "Free some, or set the environment variable UNET_UTILS_DATA to a folder on a larger disk"
 MOUNTED_FOLDERS = ("MyDrive", "Shareddrives")  # Google Drive makes these; if one is missing, Drive is not mounted
 LOCK_FILE = "run.lock"
-BEAT_SECONDS, DEAD_SECONDS = 60, 300  # how often an owner renews its lock; how old the lock of a dead owner is
+BEAT_SECONDS, DEAD_SECONDS = 60, 180  # how often an owner renews its lock; how old the lock of a dead owner is
 
 
 def user_path(path: str | Path) -> Path:
@@ -206,7 +206,8 @@ class RunLock:
                 raise
             except OSError as error:
                 print(f"Warning: cannot lock the run ({error}). Do not train it in two notebooks.")
-        threading.Thread(target=self._renew, daemon=True).start()
+        self._released = threading.Event()
+        threading.Thread(target=self._renew, args=(self._released,), daemon=True).start()
         return self
 
     def __exit__(self, *_) -> None:
@@ -234,13 +235,13 @@ class RunLock:
             if _is_alive(owner):
                 raise LockedError(
                     f"{_describe(file, owner)} Stop it there, or choose another run name here. If it no longer runs, "
-                    f"delete {file} and run this again."
+                    f"wait {DEAD_SECONDS // 60} minutes, or delete {file}, and run this again."
                 )
             print(f"Taking over the run in {file.parent} from process {owner['process']} on {owner['host']}: it ended.")
         file.write_text(self._text())
 
-    def _renew(self) -> None:
-        while not self._released.wait(BEAT_SECONDS):
+    def _renew(self, released: threading.Event) -> None:
+        while not released.wait(BEAT_SECONDS):
             for file in self.files:
                 # "r+" never creates the file: somebody may have deleted it to take over, or Drive may be gone.
                 # Written in place, because Drive moves each replaced file to its bin.
