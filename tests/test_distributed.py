@@ -16,9 +16,9 @@ from torch import nn
 
 from unet_utils import fit, load_trained, prepare, recipe
 from unet_utils.checkpoints import read_checkpoint
+from unet_utils.evaluation import score
 from unet_utils.extras.distributed import TorchrunProcess, open_processes
 from unet_utils.platform.processes import SingleProcess
-from unet_utils.training import score
 
 ROOT = Path(__file__).parent.parent
 KNOBS = {"base_channels": 4, "fold": 1, "image_size": 32, "batch_size": 5, "epochs": 3}

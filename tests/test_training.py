@@ -98,6 +98,7 @@ PATIENCE = 120  # seconds, for one process; a sound one needs a few
 
 
 def train_longer(begun, demo, cache, folder):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background begins with it ignored
     torch.set_num_threads(1)
     frames = prepare(demo, "train", cache, method="nearest", progress=False)
     begun.send(True)
@@ -258,6 +259,14 @@ def test_starting_afresh_sets_the_old_run_aside(frames, tmp_path):
     run(frames, tmp_path, recipe("demo", **{**vars(TINY), "seed": 5}), resume=False)
     assert (tmp_path / "last-1.pt").read_bytes() == old
     assert (tmp_path / "last.pt").read_bytes() != old
+
+
+def test_a_best_pt_without_last_pt_is_not_overwritten(frames, tmp_path, capsys):
+    (tmp_path / "drive").mkdir()
+    (tmp_path / "drive" / "best.pt").write_bytes(b"the only copy of a long training")
+    run(frames, tmp_path / "machine", backup=tmp_path / "drive")
+    assert (tmp_path / "drive" / "best-1.pt").read_bytes() == b"the only copy of a long training"
+    assert "best.pt in" in capsys.readouterr().out
 
 
 def test_the_second_copy_brings_a_run_back(frames, tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from unet_utils.platform.files import RunLock, copy_verified, is_disk_full, make_backup_folder, replacing
+from unet_utils.platform.files import RunLock, copy_verified, is_disk_full, make_backup_folder, replacing, user_path
 
 NAMES = ("best.pt", "history.csv", "last.pt")
 """The files of a run. `last.pt` holds all that is needed to go on; `best.pt` all that is needed to use the model."""
@@ -23,7 +23,7 @@ def read_checkpoint(path: str | Path) -> dict:
         FileNotFoundError: there is none.
         ValueError: the file is damaged, or not a checkpoint of this package.
     """
-    path = Path(path)
+    path = user_path(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"no checkpoint at {path}: train one first (notebook 03, or TRAIN_DEMO in notebook 04), "
@@ -162,7 +162,8 @@ def _rename_files(folder: Path) -> None:
         number += 1
     for path in (folder / name for name in NAMES):
         if path.exists():
-            path.rename(path.with_stem(f"{path.stem}-{number}"))
+            earlier = path.rename(path.with_stem(f"{path.stem}-{number}"))
+            print(f"An earlier {path.name} in {folder} is kept as {earlier.name}.")
 
 
 def _write_best(path: Path, checkpoint: dict) -> None:

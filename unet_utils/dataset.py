@@ -28,7 +28,7 @@ from unet_utils.decoding import SIDE
 from unet_utils.frames import Frames
 from unet_utils.platform.archive import find_pairs, pair_files
 from unet_utils.platform.environment import progress_bar
-from unet_utils.platform.files import make_backup_folder, replacing, require_space
+from unet_utils.platform.files import make_backup_folder, replacing, require_space, user_path
 
 
 def read_pair(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -159,11 +159,11 @@ def prepare(
     """
     scheme, pairs = get_scheme(scheme), CityscapesPairs(root, split)
     key = _label_key(scheme, method)
-    folder = Path(cache) / f"{split}-{pairs.fingerprint}"
+    folder = user_path(cache) / f"{split}-{pairs.fingerprint}"
     folder.mkdir(parents=True, exist_ok=True)
     photos_file, labels_file = folder / "photos.npy", folder / f"labels-{key}.npy"
     shape = (len(pairs), SIDE, SIDE)
-    kept = Path(keep) / f"{folder.name}-{key}.npz" if keep else None
+    kept = user_path(keep) / f"{folder.name}-{key}.npz" if keep else None
     if kept and not _is_complete(labels_file, shape):
         _restore_labels(kept, labels_file, shape)
 

@@ -17,6 +17,7 @@ from unet_utils.frames import Frames
 from unet_utils.metrics import ConfusionMatrix
 from unet_utils.model import UNet, autocast, memory_format
 from unet_utils.platform.environment import progress_bar
+from unet_utils.platform.processes import SingleProcess
 
 SMALL_MODEL = Path(__file__).parent / "weights" / "small.pt"
 """A small model trained on the real pairs; `weights/README.md` describes it."""
@@ -233,6 +234,20 @@ def evaluate(
     for _, predicted, truth in predict_frames(model, frames, image_size, flip, progress, batch_size):
         matrices += frame_matrices(predicted, truth, frames.scheme.num_classes)
     return matrices
+
+
+def score(
+    model: UNet, frames: Frames, scene_size: tuple[int, int], processes: SingleProcess | None = None
+) -> ConfusionMatrix:
+    """Return the confusion matrix of all frames; each process predicts a part of the batches."""
+    processes = processes or SingleProcess()
+    batch_size = frames_per_batch(scene_size, frames)
+    part = frames.part(processes.part(len(frames), batch_size))
+    result = ConfusionMatrix(frames.scheme.num_classes)
+    for _, predicted, truth in predict_frames(model, part, scene_size, batch_size=batch_size):
+        result.update(predicted, truth)
+    result.matrix = processes.sum(result.matrix.to(next(model.parameters()).device))
+    return result
 
 
 def frame_matrices(

@@ -175,5 +175,5 @@ def bootstrap_mean_iou(matrices: list[ConfusionMatrix], rounds: int = 1000, seed
         drawn = np.bincount(rng.integers(len(counts), size=len(counts)), minlength=len(counts))
         total.matrix = torch.tensordot(torch.from_numpy(drawn).double(), counts, dims=1).round().long()
         scores.append(total.mean_iou)
-    low, high = np.quantile(scores, [0.025, 0.975])
+    low, high = np.nanquantile(scores, [0.025, 0.975])  # NaN: only frames without a labelled pixel were drawn
     return float(low), float(high)

@@ -6,6 +6,7 @@ path can also be a known network with ImageNet weights, see `encoders`.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 
 import torch
@@ -216,10 +217,10 @@ def compute_dtype(device: torch.device | str) -> torch.dtype:
     return torch.float32
 
 
-def autocast(device: torch.device | str) -> torch.autocast:
+def autocast(device: torch.device | str) -> AbstractContextManager:
     """Return the context to run a network in on that device: mixed precision where it is faster."""
     dtype = compute_dtype(device)
-    return torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype != torch.float32)
+    return nullcontext() if dtype == torch.float32 else torch.autocast(torch.device(device).type, dtype=dtype)
 
 
 def memory_format(device: torch.device | str) -> torch.memory_format:

@@ -15,10 +15,9 @@ from unet_utils.augment import augment, crop_share, draw_changes
 from unet_utils.checkpoints import RunFiles, load_matching, read_checkpoint
 from unet_utils.classes import ClassScheme
 from unet_utils.config import TrainConfig, continued
-from unet_utils.evaluation import frames_per_batch, predict_frames
+from unet_utils.evaluation import score
 from unet_utils.frames import Frames
 from unet_utils.losses import AuxiliaryHeads, class_weights, prior_correction, segmentation_loss
-from unet_utils.metrics import ConfusionMatrix
 from unet_utils.model import UNet, autocast, compute_dtype, memory_format
 from unet_utils.optimizer import Muon, parameter_groups
 from unet_utils.platform.environment import progress_bar
@@ -82,11 +81,11 @@ def fit(
         checkpoint = None
         if resume:
             processes.once(files.restore)
-            if files.last.exists():
-                checkpoint = read_checkpoint(files.last)
-                config = continued(config, checkpoint, files.last)
+        if resume and files.last.exists():
+            checkpoint = read_checkpoint(files.last)
+            config = continued(config, checkpoint, files.last)
         else:
-            processes.once(files.set_aside)
+            processes.once(files.set_aside)  # also a best.pt without a last.pt: nothing is overwritten
         run = _Run(frames, config, device, processes, checkpoint, files.last, start_from)
         while run.epoch < config.epochs:
             try:
@@ -111,20 +110,6 @@ def fit(
             if on_epoch:
                 on_epoch(run.history, model)
         return run.history
-
-
-def score(
-    model: UNet, frames: Frames, scene_size: tuple[int, int], processes: SingleProcess | None = None
-) -> ConfusionMatrix:
-    """Return the confusion matrix of all frames; each process predicts a part of the batches."""
-    processes = processes or SingleProcess()
-    batch_size = frames_per_batch(scene_size, frames)
-    part = frames.part(processes.part(len(frames), batch_size))
-    result = ConfusionMatrix(frames.scheme.num_classes)
-    for _, predicted, truth in predict_frames(model, part, scene_size, batch_size=batch_size):
-        result.update(predicted, truth)
-    result.matrix = processes.sum(result.matrix.to(next(model.parameters()).device))
-    return result
 
 
 class _Run:
@@ -167,7 +152,10 @@ class _Run:
         training_model.to(device, memory_format=memory_format(device))
         self.heads, self.forward = training_model.heads, processes.wrap(training_model)
         if config.compile:
-            self.forward = torch.compile(self.forward)
+            try:
+                self.forward = torch.compile(self.forward)
+            except RuntimeError as error:  # not on this system, or not with this version of Python
+                raise RuntimeError(f"torch.compile failed ({error}): set compile to False (COMPILE)") from error
         groups = parameter_groups(training_model, self.model.encoder, config.encoder_rate)
         self.optimizer = Muon(groups, weight_decay=config.weight_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=compute_dtype(device) == torch.float16)
