@@ -184,7 +184,7 @@ def test_a_resumed_run_keeps_its_settings_and_compares_only_chosen_ones(frames, 
 def test_more_epochs_after_the_end_train_on_with_a_new_schedule(frames, tmp_path, capsys):
     first = run(frames, tmp_path)
     history = run(frames, tmp_path, recipe("demo", **{**vars(TINY), "epochs": 5}))
-    assert "It goes on with epochs = 5 (before: 3)" in capsys.readouterr().out
+    assert "Resuming with epochs = 5 (before: 3)" in capsys.readouterr().out
     assert [row["epoch"] for row in history] == [1, 2, 3, 4, 5]
     assert history[:3] == first
     rates = [row["learning_rate"] for row in history]
@@ -201,7 +201,7 @@ def test_a_lower_learning_rate_heals_a_run_that_diverged(frames, tmp_path, monke
         return step(run, x, y, rate) * (math.nan if len(calls) > 5 and run.config.learning_rate == 0.01 else 1)
 
     monkeypatch.setattr(training, "_step", diverging)
-    with pytest.raises(FloatingPointError, match=r"loss of epoch 2 is nan.*goes on after epoch 1"):
+    with pytest.raises(FloatingPointError, match=r"loss of epoch 2 is nan.*resumes after epoch 1"):
         run(frames, tmp_path)
     history = run(frames, tmp_path, recipe("demo", **{**vars(TINY), "learning_rate": 1e-3}))
     assert len(history) == TINY.epochs

@@ -11,7 +11,7 @@ from torch import nn
 from unet_utils.platform.files import RunLock, copy_verified, is_disk_full, make_backup_folder, replacing, user_path
 
 NAMES = ("best.pt", "history.csv", "last.pt")
-"""The files of a run. `last.pt` holds all that is needed to go on; `best.pt` all that is needed to use the model."""
+"""The files of a run. `last.pt` holds all that is needed to resume; `best.pt` all that is needed to use the model."""
 PARTS = ("format", "model", "model_config", "epoch", "history", "config", "scheme")
 """The keys of every checkpoint."""
 
@@ -78,7 +78,7 @@ class RunFiles:
 
     @property
     def last(self) -> Path:
-        """Path of the checkpoint to go on from."""
+        """Path of the checkpoint to resume from."""
         return self.folder / "last.pt"
 
     @property
@@ -87,7 +87,7 @@ class RunFiles:
         return self.folder / "best.pt"
 
     def save(self, checkpoint: dict, is_best: bool) -> None:
-        """Write the files of an epoch and copy them to the backup. A failure is reported, and the training goes on.
+        """Write the files of an epoch and copy them to the backup. A failure is reported, and the training continues.
 
         Raises:
             LockedError: another process has taken over the run.

@@ -33,7 +33,7 @@ class TrainConfig:
         compile: use torch.compile. The first steps then take minutes.
         seed: of the weights, the order and the augmentation.
         chosen: names of the settings that the person chose; the others follow the recipe. None counts all as chosen. A
-            run that goes on must not differ from its checkpoint in a chosen setting, and keeps all others.
+            resumed run must not differ from its checkpoint in a chosen setting, and keeps all others.
 
     Raises:
         ValueError: an impossible value; the message names the setting.
@@ -135,11 +135,11 @@ def recipe(name: str, **knobs) -> TrainConfig:
 
 
 CHANGEABLE = ("epochs", "learning_rate", "compile")
-"""Settings that may change in a run that goes on."""
+"""Settings that may change when a run is resumed."""
 
 
 def continued(config: TrainConfig, checkpoint: dict, path: Path) -> TrainConfig:
-    """Return the settings of a run that goes on: those of its checkpoint, and the chosen ones that may change.
+    """Return the settings of a resumed run: those of its checkpoint, and the chosen ones that may change.
 
     Raises:
         ValueError: a chosen setting differs from that of the checkpoint, and may not change.
@@ -151,18 +151,18 @@ def continued(config: TrainConfig, checkpoint: dict, path: Path) -> TrainConfig:
             continue
         if name not in CHANGEABLE:
             raise ValueError(
-                f"{path} was trained with {name} = {was}, now it is {now}: set it back to go on with that run, choose "
+                f"{path} was trained with {name} = {was}, now it is {now}: set it back to resume that run, choose "
                 "another run name, or switch resume off to begin again"
             )
         changes[name] = now
     print(f"{path}: {done} of {saved.epochs} epochs are done.")
     for name, value in changes.items():
-        print(f"It goes on with {name} = {value} (before: {getattr(saved, name)}).")
+        print(f"Resuming with {name} = {value} (before: {getattr(saved, name)}).")
     return replace(saved, **changes)
 
 
 def settings_table(config: TrainConfig, name: str) -> str:
-    """Return a Markdown table of the settings, beside the values of the recipe `name` where they differ."""
+    """Return a Markdown table of the settings, and the values of the recipe `name` where they differ."""
     usual = RECIPES.get(name, RECIPES["gpu"])
     lines = ["| setting | value | recipe |", "|---|---|---|"]
     for setting in SETTINGS:

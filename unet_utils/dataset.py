@@ -213,7 +213,7 @@ def _keep_labels(file: Path, kept: Path) -> None:
             with replacing(kept) as unfinished:
                 np.savez_compressed(unfinished, label_ids=np.load(file, mmap_mode="r"))
     except OSError as error:
-        print(f"Warning: no copy of the labels could be kept at {kept} ({error}). Everything else goes on.")
+        print(f"Warning: no copy of the labels could be kept at {kept} ({error}).")
 
 
 def build_arrays(

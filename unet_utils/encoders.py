@@ -57,8 +57,8 @@ FEATURES = (0, 1, 2, 4, 6)
 class ConvNorm(nn.Module):
     """Convolution and batch normalization with fixed statistics, computed as one convolution with a bias.
 
-    `[N, in, H, W] -> [N, out, H / stride, W / stride]`, H and W even. The statistics stay those of ImageNet: those of
-    a small batch of street scenes are worse, and one convolution for both takes less time. Scale and shift are learned.
+    `[N, in, H, W] -> [N, out, H / stride, W / stride]`, H and W even. The statistics stay those of ImageNet, so that one
+    convolution does both, which takes less time. Scale and shift are learned.
     """
 
     def __init__(
@@ -109,8 +109,7 @@ class EfficientNetLite0(nn.Module):
     padding, the eps of the normalization, and inputs of (pixel - 127) / 128.
 
     `float [N, 3, H, W]`, normalized as `to_input` does, to features at strides 2, 4, 8, 16 and 32. The stem and the
-    first two stages keep their ImageNet weights: edges and textures are the same in streets, and a step takes a quarter
-    less time.
+    first two stages keep their ImageNet weights: edges and textures are the same in streets, and steps are faster.
 
     Args:
         pretrained: start from the ImageNet weights.

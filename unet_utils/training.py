@@ -1,4 +1,4 @@
-"""The training loop: one epoch after another, a checkpoint after each, and how an interrupted run goes on."""
+"""The training loop: one epoch after another, a checkpoint after each, and how a run is resumed."""
 
 import contextlib
 import copy
@@ -43,20 +43,20 @@ def fit(
 ) -> list[dict]:
     """Train a UNet, or continue an interrupted run.
 
-    After every epoch `folder` holds `last.pt` (all that is needed to go on), `best.pt` (the averaged weights of the
+    After every epoch `folder` holds `last.pt` (all that is needed to resume), `best.pt` (the averaged weights of the
     best epoch) and `history.csv`. All randomness of an epoch follows from the seed and its number, so an interrupted
-    run ends exactly like one that was not interrupted. A run that goes on keeps the settings of its checkpoint; only
-    settings in `config.chosen` are compared with it. With more epochs than before, a run that has ended goes on with a
-    new schedule.
+    run ends exactly like one that was not interrupted. A resumed run keeps the settings of its checkpoint; only
+    settings in `config.chosen` are compared with it. With more epochs than before, a run that has ended continues with
+    a new schedule.
 
     Args:
         frames: the training split.
         config: the settings.
         folder: where the files of the run go.
         device: where to train.
-        resume: go on from `last.pt` if it exists; if False, earlier files of the run are renamed, not overwritten.
+        resume: continue from `last.pt` if it exists; if False, earlier files of the run are renamed, not overwritten.
         backup: a second folder (on Drive) that gets a copy of the files after every epoch, and from which a run is
-            restored if `folder` is empty. If it fails, a message says so, and training goes on.
+            restored if `folder` is empty. If it fails, a message says so, and training continues.
         on_epoch: called after every epoch with the history and the averaged model.
         on_step: called after every step with the epoch (from 1), the photos used in it so far, and their number.
         progress: show a progress bar and print one line per epoch.
@@ -96,7 +96,7 @@ def fit(
             if not math.isfinite(row["loss"]):
                 raise FloatingPointError(
                     f"the loss of epoch {run.epoch + 1} is {row['loss']}: lower learning_rate (LEARNING_RATE) and run "
-                    f"again. It goes on after epoch {run.epoch}"
+                    f"again: it resumes after epoch {run.epoch}"
                 )
             run.epoch += 1
             model = run.model_to_use()
