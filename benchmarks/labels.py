@@ -80,7 +80,7 @@ def preparing(setting: Setting) -> Result:
             row("1b", "labels by nearest colour", "nearest", "copied recipe: Pillow and k-means", "copied", 0.2),
             row("1c", "labels by nearest colour", "nearest", "brute force in NumPy", "brute force", 0.2),
         ],
-        f"Row 1: {len(pairs)} pairs ({len(part)} for the slow ways); all read the files. All use every core, but for the "
+        f"Row 1: {len(pairs)} pairs ({len(part)} for the slow ways); all read the files. All use all cores, except the "
         f"copied recipe, which loads its data without workers. Only decoding the JPEGs is {room:.1f} times as fast as "
         "the copied recipe, which is the limit for 1b.",
     )
