@@ -134,7 +134,7 @@ def test_it_learns_in_crops_and_is_scored_on_whole_frames(official, tmp_path):
     history = fit(frames, config, tmp_path / "run", "cpu", progress=False)
     assert history[-1]["loss"] < 0.6 * history[0]["loss"]
     assert history[-1]["pixel_accuracy"] > 0.5
-    assert read_checkpoint(tmp_path / "run" / "best.pt")["config"]["scene_size"] == (64, 128)
+    assert read_checkpoint(tmp_path / "run" / "best.pt")["config"]["scene_size"] == [64, 128]
     with pytest.raises(ValueError, match="scene_size"):
         fit(prepared(official, tmp_path / "cache", height=32), config, tmp_path / "run", "cpu", progress=False)
     with pytest.raises(ValueError, match="only 128x64 pixels"):

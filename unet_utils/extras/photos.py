@@ -23,6 +23,7 @@ MOST_PIXELS, LONGEST_SIDE = 50 * 10**6, 2**14
 """Larger photos are reduced when they are read. A very long side costs memory, because logits are enlarged along it."""
 MOST_JPEG_PIXELS, MOST_OTHER_PIXELS = 1000 * 10**6, 200 * 10**6
 """Photos with more pixels are refused. JPEG is reduced while it is decoded; other kinds have to fit in memory whole."""
+DEEP = ("F", "I")  # Pillow's modes of one channel with more than 8 bits start so
 ORIENTATION, SHORT = 0x0112, 3  # tag and data type of the EXIF entry
 
 
@@ -38,8 +39,7 @@ def find_photos(paths: Iterable[str | Path]) -> list[Path]:
     Hidden files are skipped. Everything else in a folder that is not a photo is named in one line.
 
     Raises:
-        FileNotFoundError: a path does not exist, or a folder has no photo.
-        ValueError: a path is an address.
+        FileNotFoundError, ValueError: a path does not exist, or is a URL; a folder has no photo.
     """
     photos: list[Path] = []
     for path in map(user_path, paths):
@@ -106,7 +106,7 @@ def _reduced(image: Image.Image) -> Image.Image:
     image.draft(None, (max(1, image.width // factor), max(1, image.height // factor)))
     if (factor := _reduction(image)) == 1:
         return image
-    if _is_deep(image):  # reduce() does not take all of these
+    if image.mode.startswith(DEEP):  # reduce() does not take all of these
         return Image.fromarray(np.asarray(image)[::factor, ::factor])
     return (image.convert("RGBA") if image.mode in ("P", "PA") else image).reduce(factor)
 
@@ -116,13 +116,8 @@ def _reduction(image: Image.Image) -> int:
     return math.ceil(max(math.sqrt(width * height / MOST_PIXELS), width / LONGEST_SIDE, height / LONGEST_SIDE))
 
 
-def _is_deep(image: Image.Image) -> bool:
-    """Return whether an image has one channel of more than 8 bits."""
-    return image.mode == "F" or image.mode.startswith("I")
-
-
 def _rgb(image: Image.Image) -> Image.Image:
-    if _is_deep(image):
+    if image.mode.startswith(DEEP):
         return Image.fromarray(_scaled_to_8_bits(np.asarray(image))).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -180,13 +175,13 @@ def choose_photo(path: str, env: Environment) -> Path:
     """Return the path of a photo to segment.
 
     Args:
-        path: of a photo; "upload" asks for one in Colab; "" is a street drawn by this package. If the upload fails or
-            is cancelled, it is the drawn street, too.
-        env: of the notebook. An upload is saved in the current folder, the drawn street in `env.data`.
+        path: of a photo; "upload" asks for one in Colab; "" is a street drawn by this package, and so is an upload that
+            fails or is cancelled.
+        env: of the notebook; the drawn street is saved in `env.data`.
     """
     if path.strip().lower() == "upload":
         try:
-            from google.colab import files  # type: ignore[import-untyped]
+            from google.colab import files
 
             if name := next(iter(files.upload()), None):
                 return user_path(name)
@@ -203,15 +198,12 @@ def choose_photo(path: str, env: Environment) -> Path:
 
 
 def segment(trained: Trained, photo: np.ndarray, flip: bool = False) -> np.ndarray:
-    """Return the class of each pixel of a photo, at the photo's own size.
+    """Return class indices `uint8 [H, W]` of a photo `uint8 [H, W, 3]`, at its own size.
 
     Args:
         trained: the model.
-        photo: `uint8 [H, W, 3]`, any size and aspect.
+        photo: of any size and aspect.
         flip: as in `evaluation.predict`.
-
-    Returns:
-        class indices, `uint8 [H, W]`.
     """
     height, width = photo.shape[:2]
     size = photo_size(height, width, trained.scene_size, trained.model.divisor)
@@ -257,9 +249,6 @@ def save_pictures(
 
     Returns:
         The paths.
-
-    Raises:
-        ValueError: as `official_ids`, with `label_ids`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     blended = np.empty_like(photo)
@@ -282,16 +271,10 @@ def save_pictures(
 def predict_photos(
     trained: Trained, paths: Iterable[str | Path], folder: str | Path, flip: bool = False, label_ids: bool = False
 ) -> list[str]:
-    """Segment photos, save the pictures, and print one line per photo. What fails does not stop the others.
-
-    Args:
-        trained: the model.
-        paths: files, and folders of photos.
-        folder, label_ids: as in `save_pictures`.
-        flip: as in `segment`.
+    """Segment photos and folders of photos, save the pictures, and print one line per photo.
 
     Returns:
-        One message per path or photo that failed.
+        One message per path or photo that failed; it did not stop the others.
     """
     folder, problems = user_path(folder), []
     folder.mkdir(parents=True, exist_ok=True)

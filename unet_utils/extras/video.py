@@ -38,17 +38,11 @@ FFMPEG_ADVICE = (
 
 
 class Clip(NamedTuple):
-    """A video to read.
+    """A video to read."""
 
-    Attributes:
-        frames: yields `uint8 [H, W, 3]`, all of one size; H and W are even.
-        rate: frames per second.
-        length: number of frames, None if not known.
-    """
-
-    frames: Iterator[np.ndarray]
-    rate: float
-    length: int | None
+    frames: Iterator[np.ndarray]  # uint8 [H, W, 3], all of one size; H and W are even
+    rate: float  # frames per second
+    length: int | None  # number of frames, if known
 
 
 def is_video(path: str | Path) -> bool:
@@ -111,14 +105,10 @@ def segment_video(
         first = next(pairs, None)
         if first is None:
             raise ValueError(f"{path} has no frame that can be read: give a video or a folder of frames")
-        pairs = itertools.chain([first], pairs)
         out.mkdir(parents=True, exist_ok=True)
         name = path.stem if path.is_file() else path.name
         target = _free_path(out, f"{name}-segmented", ".mp4" if has_ffmpeg else ".webp")
-        if has_ffmpeg:
-            _write_mp4(pairs, clip.rate, first.shape, target)
-        else:
-            _write_images(pairs, clip.rate, target)
+        (_write_mp4 if has_ffmpeg else _write_images)(itertools.chain([first], pairs), clip.rate, target)
     return target
 
 
@@ -230,8 +220,9 @@ def _read_ppm(stream) -> np.ndarray | None:
     return np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
 
 
-def _write_mp4(frames: Iterator[np.ndarray], rate: float, shape: tuple[int, ...], target: Path) -> None:
-    size = f"{shape[1]}x{shape[0]}"
+def _write_mp4(frames: Iterator[np.ndarray], rate: float, target: Path) -> None:
+    first = next(frames)
+    size = f"{first.shape[1]}x{first.shape[0]}"
     command = ["ffmpeg", "-nostdin", "-y", "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size]
     command += ["-r", str(rate), "-i", "-", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-movflags", "+faststart"]
     with replacing(target) as unfinished, tempfile.TemporaryFile() as errors, contextlib.ExitStack() as stack:
@@ -239,7 +230,7 @@ def _write_mp4(frames: Iterator[np.ndarray], rate: float, shape: tuple[int, ...]
         stack.callback(_end, process)
         assert process.stdin
         with contextlib.suppress(BrokenPipeError), process.stdin:  # broken: ffmpeg has ended early and says why
-            for frame in frames:
+            for frame in itertools.chain([first], frames):
                 process.stdin.write(frame.tobytes())
         if process.wait():
             raise RuntimeError(f"ffmpeg could not write {target} ({_last_line(errors)})")
