@@ -13,6 +13,7 @@ from PIL import Image
 from unet_utils.__main__ import _parser, main
 
 ROOT = Path(__file__).parent.parent
+COMMANDS = ("prepare", "audit", "train", "evaluate", "predict", "export", "compare")
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_errors_are_one_line_that_says_what_to_do(machine, monkeypatch):
         main(["prepare", "--data", str(machine / "nowhere.zip")])
 
 
-@pytest.mark.parametrize("command", ["prepare", "audit", "train", "evaluate", "predict", "export", "compare"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
@@ -75,7 +76,7 @@ def readme_commands(program):
 
 def test_it_is_called_as_the_readme_says():
     commands = readme_commands("python -m unet_utils")
-    assert {command[3] for command in commands} == {"prepare", "train", "evaluate", "predict", "export", "audit", "compare"}
+    assert {command[3] for command in commands} == set(COMMANDS)
     for command in commands:
         _parser().parse_args(command[3:])
 

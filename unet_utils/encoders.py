@@ -57,8 +57,8 @@ FEATURES = (0, 1, 2, 4, 6)
 class ConvNorm(nn.Module):
     """Convolution and batch normalization with fixed statistics, computed as one convolution with a bias.
 
-    `[N, in, H, W] -> [N, out, H / stride, W / stride]`, H and W even. The statistics stay those of ImageNet, so that one
-    convolution does both, which takes less time. Scale and shift are learned.
+    `[N, in, H, W] -> [N, out, H / stride, W / stride]`, H and W even. The statistics stay those of ImageNet, so that
+    one convolution does both, which takes less time. Scale and shift are learned.
     """
 
     def __init__(
