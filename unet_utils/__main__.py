@@ -4,6 +4,7 @@ import argparse
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -176,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     def flip(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--flip", action="store_true", help="average with the mirrored photo; twice the time")
 
-    scheme = {
+    scheme: dict[str, Any] = {
         "choices": ("cityscapes19", "categories7", "cityscapes30", "clusters"),
         "default": "cityscapes19",
         "help": "the classes (default: cityscapes19)",
@@ -198,11 +199,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--start-from", metavar="CHECKPOINT", help="start a new run from the weights of another one")
     sub.add_argument("--skip-first", type=int, default=0, help="leave the first N training pairs out")
     for setting in SETTINGS:
-        kind = (
-            {"action": argparse.BooleanOptionalAction}
-            if setting.type is bool
-            else {"type": setting.type, "metavar": setting.type.__name__.upper()}
-        )
+        kind: dict[str, Any] = {"type": setting.type, "metavar": getattr(setting.type, "__name__", "").upper()}
+        if setting.type is bool:
+            kind = {"action": argparse.BooleanOptionalAction}
         sub.add_argument(f"--{setting.name.replace('_', '-')}", default=None, help="default: the recipe's", **kind)
     sub = command("evaluate", _evaluate, "score a model on the validation pairs")
     data(sub)

@@ -142,8 +142,8 @@ def augment(
     device, n = photos.device, len(photos)
     grid = _grid(changes.matrix.to(device, non_blocking=True), size)
     # Downsample first, if the result is smaller: grid_sample has no antialiasing.
-    smaller = tuple(min(side, round(size / part)) for side, part in zip(photos.shape[2:], share, strict=True))
-    x = F.grid_sample(_resize(photos, smaller), grid, padding_mode="reflection", align_corners=False)
+    height, width = (min(side, round(size / part)) for side, part in zip(photos.shape[2:], share, strict=True))
+    x = F.grid_sample(_resize(photos, (height, width)), grid, padding_mode="reflection", align_corners=False)
     # grid_sample can only pad with zeros. Shift the labels by one, so that 0 means IGNORE, and shift them back.
     shifted = (labels.int() + 1).remainder(IGNORE + 1).float()[:, None]
     y = F.grid_sample(shifted, grid, mode="nearest", padding_mode="zeros", align_corners=False)[:, 0]

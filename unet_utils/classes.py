@@ -23,7 +23,7 @@ class Label(NamedTuple):
     id: int
     train_id: int
     category: str
-    color: tuple[int, int, int]
+    color: tuple[int, ...]
 
 
 _V = IGNORE
@@ -87,9 +87,9 @@ class ClassScheme:
 
     name: str
     names: tuple[str, ...]
-    colors: tuple[tuple[int, int, int], ...]
+    colors: tuple[tuple[int, ...], ...]
     lookup: tuple[int, ...]
-    cluster_colors: tuple[tuple[int, int, int], ...] = ()
+    cluster_colors: tuple[tuple[int, ...], ...] = ()
     cluster_ids: tuple[int, ...] = ()
 
     @property

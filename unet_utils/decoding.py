@@ -131,6 +131,8 @@ class MaskDecoder(nn.Module):
     8x8 (luma) and 16x16 (chroma) pixels; a learned 16x16 offset tells the network where in its block a pixel lies.
     """
 
+    palette: Tensor
+
     def __init__(self, width: int = 48, deep: int = 96):
         super().__init__()
         classes = len(PALETTE_COLORS)

@@ -52,7 +52,7 @@ class AuxiliaryHeads(nn.Module):
     def __init__(self, model: UNet, use: bool):
         super().__init__()
         self.model = model
-        channels = [up.upsample.out_channels for up in model.up] if use else []
+        channels = model.expanding_channels if use else []
         self.heads = nn.ModuleList(nn.Conv2d(c, model.config["num_classes"], 1) for c in channels)
 
     def forward(self, x: Tensor) -> list[Tensor]:

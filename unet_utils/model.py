@@ -8,6 +8,7 @@ path can also be a known network with ImageNet weights, see `encoders`.
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +89,7 @@ class UNet(nn.Module):
     Attributes:
         config: the arguments that build the same network again, without its weights.
         divisor: height and width of the image must be divisible by it.
+        expanding_channels: channels of each level of the expanding path, coarse to fine.
 
     Raises:
         ValueError: unknown encoder, or `in_channels`, `fold` or `expanding_channels` do not fit the encoder.
@@ -104,7 +106,7 @@ class UNet(nn.Module):
         expanding_channels: Sequence[int] | None = None,
     ):
         super().__init__()
-        self.config = {
+        self.config: dict[str, Any] = {
             "in_channels": in_channels,
             "num_classes": num_classes,
             "base_channels": base_channels,
@@ -125,7 +127,7 @@ class UNet(nn.Module):
             if len(expanding_channels) != len(skips):
                 raise ValueError(f"expanding_channels has {len(expanding_channels)} entries, needed are {len(skips)}")
             self.config["expanding_channels"] = list(expanding_channels)
-        out = list(expanding_channels or skips)
+        self.expanding_channels = out = list(expanding_channels or skips)
         self.divisor = scale * 2 ** len(skips)
         self.fold = nn.PixelUnshuffle(fold) if fold > 1 else nn.Identity()  # PixelUnshuffle(1) would copy
         self.up = nn.ModuleList(Up(*channels) for channels in zip([widths[-1], *out], skips, out, strict=False))
@@ -137,7 +139,7 @@ class UNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         # A last layer near zero gives all classes the same probability at the start, not a random prediction.
         nn.init.normal_(self.head.weight, std=0.01)
-        nn.init.zeros_(self.head.bias)
+        self.head.bias.data.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the class logits `float [N, num_classes, H, W]` of a batch of images `float [N, in_channels, H, W]`.

@@ -43,10 +43,11 @@ class Muon(torch.optim.Optimizer):
             params = [param for param in group["params"] if param.grad is not None]
             grads = [param.grad for param in params]
             lr = group["lr"] * group["rate"]
-            if getattr(self, "found_inf", None) is not None:
+            found_inf = getattr(self, "found_inf", None)
+            if found_inf is not None:
                 # After an overflow: zeros in the place of the gradients, and a step of length zero.
-                grads = [torch.where(self.found_inf > 0, 0.0, grad) for grad in grads]
-                lr = lr * (1 - self.found_inf)
+                grads = [torch.where(found_inf > 0, 0.0, grad) for grad in grads]
+                lr = lr * (1 - found_inf)
             for param, grad in zip(params, grads, strict=True):
                 is_kernel = param.ndim >= 2
                 state = self.state[param]

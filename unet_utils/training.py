@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -127,6 +128,7 @@ class _Run:
     ):
         torch.manual_seed(config.seed)
         self.config, self.scheme, self.device, self.processes = config, frames.scheme, device, processes
+        self.held_out: Frames | None
         learn, self.held_out = frames.split_cities() if config.hold_out else (frames, None)
         if config.batch_size > len(learn):
             raise ValueError(f"batch_size is {config.batch_size}, but there are only {len(learn)} frames to learn from")
@@ -153,13 +155,14 @@ class _Run:
         self.heads, self.forward = training_model.heads, processes.wrap(training_model)
         if config.compile:
             try:
-                self.forward = torch.compile(self.forward)
+                self.forward = torch.compile(self.forward)  # type: ignore[assignment]
             except RuntimeError as error:  # not on this system, or not with this version of Python
                 raise RuntimeError(f"torch.compile failed ({error}): set compile to False (COMPILE)") from error
         groups = parameter_groups(training_model, self.model.encoder, config.encoder_rate)
         self.optimizer = Muon(groups, weight_decay=config.weight_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=compute_dtype(device) == torch.float16)
-        self.epoch, self.schedule_start, self.history = 0, 0, []
+        self.epoch, self.schedule_start = 0, 0
+        self.history: list[dict] = []
         if checkpoint:
             self._load(checkpoint, path)
         steps = max(1.0, config.averaging * (config.epochs - self.schedule_start) * self.steps_per_epoch)
@@ -179,7 +182,7 @@ class _Run:
     def model_to_use(self) -> UNet:
         """Return the averaged model in evaluation mode, with the prior correction."""
         self.processes.share_buffers(self.model, self.averaged.module)
-        model = copy.deepcopy(self.averaged.module).eval()
+        model: Any = copy.deepcopy(self.averaged.module).eval()
         model.shift_logits(prior_correction(self.class_weights, self.config.prior_correction))
         return model
 
@@ -204,7 +207,10 @@ class _Run:
 
     def _load(self, checkpoint: dict, path: Path) -> None:
         scheme = ClassScheme.from_dict(checkpoint["scheme"])
-        pairs = [("class scheme", scheme.name, self.scheme.name), ("classes", scheme.names, self.scheme.names)]
+        pairs: list[tuple] = [
+            ("class scheme", scheme.name, self.scheme.name),
+            ("classes", scheme.names, self.scheme.names),
+        ]
         pairs.append(("cluster colours", scheme.cluster_colors, self.scheme.cluster_colors))
         if "scene_size" in checkpoint["config"]:
             pairs.append(("scene size", tuple(checkpoint["config"]["scene_size"]), self.scene_size))

@@ -132,7 +132,7 @@ def class_legend(figure: Figure, classes: Sequence[np.ndarray], scheme: ClassSch
     color_legend(figure, names | ({"void (ignored)": (0, 0, 0)} if IGNORE in present else {}))
 
 
-def color_legend(figure: Figure, colors: dict[str, tuple[int, int, int]]) -> None:
+def color_legend(figure: Figure, colors: dict[str, tuple[int, ...]]) -> None:
     """Add a legend below the figure with these names and colours (RGB, 0 to 255)."""
     handles = [Patch(facecolor="#" + bytes(c).hex(), edgecolor=GREY, label=name) for name, c in colors.items()]
     size = text_size(figure)
