@@ -135,7 +135,7 @@ def test_it_learns_in_crops_and_is_scored_on_whole_frames(official, tmp_path):
     assert history[-1]["loss"] < 0.6 * history[0]["loss"]
     assert history[-1]["pixel_accuracy"] > 0.5
     assert read_checkpoint(tmp_path / "run" / "best.pt")["config"]["scene_size"] == [64, 128]
-    with pytest.raises(ValueError, match="scene_size"):
+    with pytest.raises(ValueError, match="scene size"):
         fit(prepared(official, tmp_path / "cache", height=32), config, tmp_path / "run", "cpu", progress=False)
     with pytest.raises(ValueError, match="only 128x64 pixels"):
         fit(frames, recipe("demo", **KNOBS | {"image_size": 96}), tmp_path / "large", "cpu", progress=False)
