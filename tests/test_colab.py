@@ -42,11 +42,13 @@ class Colab:
             path.write_text(path.read_text("utf-8").replace("/content", str(self.machine)), "utf-8")
 
     def start(self, name: str, **knobs) -> subprocess.Popen:
-        """Opens a notebook on a new machine and runs all of its cells."""
+        """Open a notebook on a new machine and run all of its cells."""
         if self.machine.exists():
             (self.machine / "drive" / "MyDrive").unlink(missing_ok=True)
             shutil.rmtree(self.machine)
         self.machine.mkdir()
+        if "FAKE_COLAB_NO_DRIVE" in self.environment:  # the code does not come from Drive then
+            shutil.copytree(self.clone / "unet_utils", self.machine / "repo" / "unet_utils")
         self.executed = self.machine.parent / f"{name}.ipynb"
         command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--cwd", self.machine, "-k", "python3"]
         for knob, value in knobs.items():
@@ -61,7 +63,7 @@ class Colab:
         return subprocess.Popen([*command, notebook, self.executed], env=env, stderr=subprocess.PIPE, text=True)
 
     def run(self, name: str, **knobs) -> str:
-        """Runs a notebook to its end, and returns all that its cells printed."""
+        """Run a notebook to its end; return all that its cells printed."""
         process = self.start(name, **knobs)
         problem = process.communicate(timeout=300)[1]
         assert process.returncode == 0, problem[-3000:]
@@ -76,7 +78,7 @@ class Colab:
 
 
 def power_off(process: subprocess.Popen) -> None:
-    """What a disconnect is to a notebook: it, and the kernel that runs it, are gone at once."""
+    """End a notebook and its kernel the way a disconnect does: without notice."""
     doomed = [*psutil.Process(process.pid).children(recursive=True), process]
     for each in doomed:
         each.kill()
@@ -93,12 +95,12 @@ def colab(demo, tmp_path_factory):
     return colab
 
 
-def test_evaluating_before_training_says_what_to_do(colab):
-    process = colab.start("04_evaluate", LABELS="nearest")
-    problem = process.communicate(timeout=300)[1]
-    assert process.returncode != 0
-    assert "no checkpoint at" in problem
-    assert "train one first (notebook 03, or TRAIN_DEMO in notebook 04)" in problem
+def test_evaluating_before_training_uses_the_small_model(colab):
+    printed = colab.run("04_evaluate", LABELS="nearest")
+    assert f"No model in {colab.kept / 'runs' / 'unet'}: using the small model" in printed.replace(
+        str(colab.machine / "drive" / "MyDrive"), str(colab.drive)
+    )
+    assert "Mounted at" in printed
 
 
 def test_training_goes_on_on_a_new_machine(colab):
@@ -129,6 +131,16 @@ def test_each_notebook_alone(colab):
     assert "Mounted at" in printed
     assert "95 % interval" in colab.run("04_evaluate", LABELS="nearest")
     assert not (colab.kept / "data").exists()  # photos live on the machine's own disk
+
+
+def test_without_drive_everything_goes_on(tiny_pairs, tmp_path):
+    asked = tmp_path / "asked"
+    colab = Colab(tmp_path, FAKE_COLAB_NO_DRIVE="refused", FAKE_COLAB_ASKED=str(asked))
+    printed = colab.run("01_download", DATA=tiny_pairs)
+    assert printed.count("going on without Google Drive") == 1
+    assert "pairs in" in printed
+    assert asked.read_text() == "asked\n"
+    assert not colab.kept.exists()
 
 
 def test_a_key_from_the_secrets_is_used_and_seen_nowhere(tiny_archive, tmp_path):
