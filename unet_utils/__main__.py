@@ -1,6 +1,7 @@
 """The steps of the notebooks as commands: `python -m unet_utils COMMAND --help`."""
 
 import argparse
+import io
 import sys
 import warnings
 from pathlib import Path
@@ -20,7 +21,7 @@ from unet_utils.extras.distributed import open_processes
 from unet_utils.extras.export import export_model, frames_per_second
 from unet_utils.extras.full_size import is_official, prepare_official
 from unet_utils.extras.photos import predict_photos, printable
-from unet_utils.extras.reports import class_table, save_scores, score_table
+from unet_utils.extras.reports import class_table, save_scores, score_report, score_table
 from unet_utils.extras.tensorboard import TensorBoardLog
 from unet_utils.extras.video import is_video, segment_video
 from unet_utils.frames import Frames
@@ -33,6 +34,8 @@ from unet_utils.training import fit
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; print user errors in one line."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may not fit the terminal's encoding
     options = _parser().parse_args(arguments)
     try:
         with open_processes() as options.processes:
@@ -104,12 +107,14 @@ def _evaluate(options: argparse.Namespace, env: Environment) -> None:
     matrices = evaluate(trained.model, frames, trained.scene_size, flip=options.flip, progress="evaluating")
     matrix = ConfusionMatrix.total(matrices)
     print(class_table(matrix, trained.scheme), end="\n\n")
-    print(score_table({f"this model on {len(frames)} frames": matrix.summary()}))
-    if not options.official:
-        run = user_path(options.checkpoint).parent.name if options.checkpoint else options.run
-        published = not is_official(root) and is_full_set(root)
-        report = save_scores(matrices, trained.scheme, env.results / run, frames.numbers, published)
-        print(f"\nsaved as {report}, and in the same folder as .json and .csv")
+    if options.official:
+        print(score_table({f"this model on {len(frames)} frames": matrix.summary()}))
+        return
+    published = not is_official(root) and is_full_set(root)
+    print(score_report(matrix, trained.scheme, published))
+    run = user_path(options.checkpoint).parent.name if options.checkpoint else options.run
+    report = save_scores(matrices, trained.scheme, env.results / run, frames.numbers, published)
+    print(f"\nsaved as {report}, and in the same folder as .json and .csv")
 
 
 def _predict(options: argparse.Namespace, env: Environment) -> None:
