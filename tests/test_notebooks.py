@@ -208,7 +208,7 @@ def test_one_pair_is_learned_by_heart(same_folders, tmp_path):
     pair = make_demo(tmp_path, train=1, val=1, progress=False)
     knobs = {"DATA": str(pair), "RUN": "heart", "EPOCHS": 3, "HOLD_OUT": False, "BATCH_SIZE": 1, "START_FROM": "small"}
     printed = train(tmp_path, knobs)
-    assert "1 frames: 1 to learn from, 0 held out" in printed
+    assert "frames to learn from: 1, held out: 0" in printed
     assert "Starting from" in printed
     assert "3 epochs in" in printed
     assert (same_folders / "heart" / "best.pt").is_file()
