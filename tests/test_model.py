@@ -95,9 +95,7 @@ def test_imagenet_weights_that_cannot_be_had_are_said_so(monkeypatch, capsys):
 
 
 def test_impossible_encoders_are_refused():
-    with pytest.raises(
-        ValueError, match="unknown encoder 'vgg': choose one of efficientnet_lite0, resnet34"
-    ):
+    with pytest.raises(ValueError, match="unknown encoder 'vgg': choose one of efficientnet_lite0, resnet34"):
         UNet(encoder="vgg")
     with pytest.raises(ValueError, match="takes 3 channels and no fold"):
         UNet(encoder="resnet34", fold=2)
