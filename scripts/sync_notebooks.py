@@ -41,6 +41,7 @@ BADGES = re.compile(
     r"\[!\[Open in Colab\]\([^()]*\)\]\(https://colab\.research\.google\.com/github/[^\s()]+/([\w-]+\.ipynb)\)"
     r"( *\[!\[Open in Kaggle\]\([^()]*\)\]\([^()]*\))?"
 )
+PICTURES = re.compile(r"https://raw\.githubusercontent\.com/[\w.-]+/[\w.-]+/main/docs/")
 PYPROJECT_LINE = re.compile(r'^Repository = "(.*)"$', re.MULTILINE)
 
 
@@ -61,7 +62,7 @@ def github_url(address: str) -> str | None:
 
 
 def with_badges(text: str, url: str) -> str:
-    """Return `text` with each "Open in Colab" badge pointing at its notebook in `url`, followed by one for Kaggle."""
+    """Return `text` with badges and pictures from the repository `url`: "Open in Colab", followed by "Open in Kaggle"."""
 
     def badges(match: re.Match) -> str:
         page = f"{url}/blob/main/notebooks/{match[1]}"
@@ -71,7 +72,8 @@ def with_badges(text: str, url: str) -> str:
             f"(https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src={page})"
         )
 
-    return BADGES.sub(badges, text)
+    raw = url.replace("https://github.com/", "https://raw.githubusercontent.com/")
+    return PICTURES.sub(f"{raw}/main/docs/", BADGES.sub(badges, text))
 
 
 def synced_notebook(text: str, url: str) -> str:

@@ -298,6 +298,12 @@ def test_the_status_has_a_bar_the_time_left_and_plain_text(page, monkeypatch):
     assert "nbsp" not in text
 
 
+def test_a_resumed_run_shows_its_own_number_of_epochs(page, model):
+    live = training_plots.LiveTraining(frames(5), 64, epochs=32)
+    live.step(41, 10, 100, 60)
+    assert "epoch 41 of 60" in page.html
+
+
 def test_the_status_is_updated_at_most_twice_per_second(page, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(training_plots.time, "monotonic", lambda: now[0])

@@ -465,8 +465,8 @@ def test_each_auxiliary_head_has_its_own_size():
 def test_on_step_counts_the_photos_of_each_epoch(frames, tmp_path):
     steps = []
     run(frames, tmp_path, on_step=lambda *step: steps.append(step))
-    assert steps[:5] == [(1, 4, 20), (1, 8, 20), (1, 12, 20), (1, 16, 20), (1, 20, 20)]
-    assert steps[-1] == (3, 20, 20)
+    assert steps[:5] == [(1, used, 20, 3) for used in (4, 8, 12, 16, 20)]
+    assert steps[-1] == (3, 20, 20, 3)
 
 
 def test_one_pair_can_be_learned_by_heart(frames, tmp_path):

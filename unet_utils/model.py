@@ -152,12 +152,7 @@ class UNet(nn.Module):
 
     def features(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return the feature maps of the contracting path (fine to coarse) and the expanding path (coarse to fine)."""
-        step, channels = self.divisor, self.config["in_channels"]
-        if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % step or x.shape[3] % step:
-            raise ValueError(
-                f"UNet takes [N, {channels}, H, W] with H and W divisible by {step}, got {list(x.shape)}: "
-                f"resize or pad the image to a multiple of {step}"
-            )
+        self._check(x)
         contracting = self.encoder(self.fold(x))
         if isinstance(contracting, dict):  # torchvision's feature extractors return a dict
             contracting = list(contracting.values())
@@ -167,6 +162,14 @@ class UNet(nn.Module):
             x = up(x, skips.pop())
             expanding.append(x)
         return contracting, expanding
+
+    def _check(self, x: Tensor) -> None:
+        step, channels = self.divisor, self.config["in_channels"]
+        if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % step or x.shape[3] % step:
+            raise ValueError(
+                f"UNet takes [N, {channels}, H, W] with H and W divisible by {step}, got {list(x.shape)}: "
+                f"resize or pad the image to a multiple of {step}"
+            )
 
     def shift_logits(self, shift: Tensor) -> None:
         """Add a constant to the logit of each class, `float [num_classes]`, by changing the bias of the last layer."""

@@ -37,7 +37,7 @@ def fit(
     resume: bool = True,
     backup: str | Path | None = None,
     on_epoch: Callable[[list[dict], UNet], None] | None = None,
-    on_step: Callable[[int, int, int], None] | None = None,
+    on_step: Callable[[int, int, int, int], None] | None = None,
     progress: bool = True,
     start_from: str | Path | None = None,
     processes: SingleProcess | None = None,
@@ -59,7 +59,7 @@ def fit(
         backup: a second folder (on Drive) that gets a copy of the files after every epoch, and from which a run is
             restored if `folder` is empty. If it fails, a message says so, and training continues.
         on_epoch: called after every epoch with the history and the averaged model.
-        on_step: called after every step with the epoch (from 1), the photos used in it so far, and their number.
+        on_step: called after every step with the epoch (from 1), the photos used in it, photos per epoch, and epochs.
         progress: show a progress bar and print one line per epoch.
         start_from: checkpoint whose weights a new run starts from, as far as they fit.
         processes: the processes that train together; None for one.
@@ -230,7 +230,7 @@ class _Run:
         self.schedule_start = self.epoch if ended else checkpoint.get("schedule_start", 0)
 
 
-def _train_epoch(run: _Run, progress: bool, on_step: Callable[[int, int, int], None] | None) -> dict:
+def _train_epoch(run: _Run, progress: bool, on_step: Callable[[int, int, int, int], None] | None) -> dict:
     config, processes = run.config, run.processes
     # All randomness of the epoch comes from this generator: no random state has to be saved.
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + run.epoch)
@@ -250,7 +250,7 @@ def _train_epoch(run: _Run, progress: bool, on_step: Callable[[int, int, int], N
             total += _step(run, x, y, rate)  # not read before the end of the epoch: that would wait for the GPU
             bar.update(config.batch_size)
             if on_step:
-                on_step(run.epoch + 1, (number + 1) * config.batch_size, images)
+                on_step(run.epoch + 1, (number + 1) * config.batch_size, images, config.epochs)
     loss, seconds = (processes.sum(total) / len(batches)).item(), time.perf_counter() - started
     return {
         "epoch": run.epoch + 1,

@@ -128,8 +128,12 @@ class LiveTraining:
         self._start: tuple[float, float] | None = None  # time and finished share of the training at the first call
         self._updated = self._drawn = -math.inf
 
-    def step(self, epoch: int, images_done: int, images_per_epoch: int) -> None:
-        """Update the status line, at most twice per second. `epoch` counts from 1."""
+    def step(self, epoch: int, images_done: int, images_per_epoch: int, epochs: int | None = None) -> None:
+        """Update the status line, at most twice per second. `epoch` counts from 1.
+
+        `epochs` is the number of epochs of the run: one that is resumed keeps the settings of its checkpoint.
+        """
+        self._epochs = epochs or self._epochs
         done = (epoch - 1 + images_done / images_per_epoch) / self._epochs
         self._start = self._start or (time.monotonic(), done)
         if time.monotonic() - self._updated >= 0.5:
