@@ -62,7 +62,7 @@ def github_url(address: str) -> str | None:
 
 
 def with_badges(text: str, url: str) -> str:
-    """Return `text` with badges and pictures from the repository `url`: "Open in Colab", followed by "Open in Kaggle"."""
+    """Return `text` with the badges ("Open in Colab", "Open in Kaggle") and pictures of the repository `url`."""
 
     def badges(match: re.Match) -> str:
         page = f"{url}/blob/main/notebooks/{match[1]}"
