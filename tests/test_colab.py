@@ -60,13 +60,15 @@ class Colab:
             "FAKE_COLAB_DRIVE": str(self.drive),
         } | self.environment
         notebook = self.clone / "notebooks" / f"{name}.ipynb"
-        return subprocess.Popen([*command, notebook, self.executed], env=env, stderr=subprocess.PIPE, text=True)
+        # A file, not a pipe: a kernel that outlives papermill would keep a pipe open, and reading it would never end.
+        self.errors = self.machine.parent / "errors.txt"
+        with open(self.errors, "w") as errors:
+            return subprocess.Popen([*command, notebook, self.executed], env=env, stderr=errors)
 
     def run(self, name: str, **knobs) -> str:
         """Run a notebook to its end; return all that its cells printed."""
         process = self.start(name, **knobs)
-        problem = process.communicate(timeout=300)[1]
-        assert process.returncode == 0, problem[-3000:]
+        assert process.wait(timeout=600) == 0, self.errors.read_text()[-3000:]
         return self.printed()
 
     def printed(self) -> str:
@@ -109,7 +111,7 @@ def test_training_goes_on_on_a_new_machine(colab):
     while not colab.run_file("last.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.2)
     time.sleep(1)
-    assert process.poll() is None, process.stderr.read()[-3000:]
+    assert process.poll() is None, colab.errors.read_text()[-3000:]
     power_off(process)
     assert colab.run_file("history.csv").exists()
     done = len(colab.run_file("history.csv").read_text().splitlines()) - 1
