@@ -16,15 +16,15 @@ def test_cityscapes19_is_the_order_of_the_benchmark():
     assert scheme.names[:3] == ("road", "sidewalk", "building")
     assert scheme.names[-2:] == ("motorcycle", "bicycle")
     by_name = {label.name: label.id for label in LABELS}
-    codes = np.array([by_name["road"], by_name["bicycle"], by_name["parking"], by_name["tunnel"], 0], dtype=np.uint8)
-    assert scheme.encode(codes).tolist() == [0, 18, IGNORE, IGNORE, IGNORE]
+    label_ids = np.array([by_name["road"], by_name["bicycle"], by_name["parking"], by_name["tunnel"], 0], dtype=np.uint8)
+    assert scheme.encode(label_ids).tolist() == [0, 18, IGNORE, IGNORE, IGNORE]
 
 
 def test_categories7_groups_the_same_pixels():
     nineteen, seven = get_scheme("cityscapes19"), get_scheme("categories7")
     assert seven.names == ("flat", "construction", "object", "nature", "sky", "human", "vehicle")
-    codes = np.arange(256, dtype=np.uint8)
-    assert ((nineteen.encode(codes) == IGNORE) == (seven.encode(codes) == IGNORE)).all()
+    label_ids = np.arange(256, dtype=np.uint8)
+    assert ((nineteen.encode(label_ids) == IGNORE) == (seven.encode(label_ids) == IGNORE)).all()
 
 
 def test_cityscapes30_keeps_every_annotated_class():
