@@ -36,10 +36,10 @@ def results(tmp_path):
 def test_runs_are_side_by_side(results):
     comparison = compare_runs(results)
     assert comparison.table.splitlines() == [
-        "| run | base_channels | epochs | minutes | held-out mIoU | val mIoU | 95 % interval |",
-        "|---|---|---|---|---|---|---|",
-        "| wide | 32 | 2 of 5 | 2.0 | 0.400 | 0.350 | 0.300 to 0.410 |",
-        "| plain | 16 | 3 of 5 | 3.0 | 0.300 | – | – |",
+        "| run | settings that differ | epochs | minutes | held-out mIoU | val mIoU (95 % interval) |",
+        "|---|---|---|---|---|---|",
+        "| wide | base_channels 32 | 2 of 5 | 2.0 | 0.400 | 0.350 (0.300 to 0.410) |",
+        "| plain | base_channels 16 | 3 of 5 | 3.0 | 0.300 | – |",
     ]
     minutes, scores = comparison.curves["plain"]
     assert minutes.tolist() == [1, 2, 3]
@@ -50,9 +50,10 @@ def test_runs_are_side_by_side(results):
 
 def test_only_settings_that_differ_are_shown(results):
     write_run(results, "seven", [0.5], scheme="categories7", learning_rate=0.01)
-    header = compare_runs(results).table.splitlines()[0]
-    assert header.startswith("| run | classes | base_channels | learning_rate | epochs |")
-    assert compare_runs(results, ["plain"]).table.startswith("| run | epochs |")
+    settings = {row["run"]: row["settings"] for row in compare_runs(results).rows}
+    assert settings["seven"] == {"classes": "categories7", "base_channels": 16, "learning_rate": 0.01}
+    assert "| seven | classes categories7, base_channels 16, learning_rate 0.01 |" in compare_runs(results).table
+    assert compare_runs(results, ["plain"]).table.splitlines()[2].startswith("| plain |  | 3 of 5 |")
 
 
 def test_damaged_and_foreign_runs_are_named_and_left_out(results, capsys):
@@ -80,8 +81,8 @@ def test_a_run_without_last_or_without_scores_counts(results, capsys):
     (results / "all frames" / "evaluation.json").write_text('{"mean_iou": null, "mean_iou_95": [null, null]}')
     (results / "plain" / "evaluation.json").write_text('{"mean_iou": ')
     table = compare_runs(results).table
-    assert "| best only | 16 | True | 2 of 5 | 2.0 | 0.200 | – | – |" in table
-    assert "| all frames | 16 | False | 1 of 5 | 1.0 | – | – | – |" in table
+    assert "| best only | base_channels 16, hold_out True | 2 of 5 | 2.0 | 0.200 | – |" in table
+    assert "| all frames | base_channels 16, hold_out False | 1 of 5 | 1.0 | – | – |" in table
     assert "evaluation.json cannot be read" in capsys.readouterr().out
 
 

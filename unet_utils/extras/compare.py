@@ -31,15 +31,15 @@ class Comparison(NamedTuple):
     @property
     def table(self) -> str:
         """The rows as a Markdown table."""
-        knobs = list(self.rows[0]["settings"])
-        header = ["run", *knobs, "epochs", "minutes", "held-out mIoU", "val mIoU", "95 % interval"]
+        header = ["run", "settings that differ", "epochs", "minutes", "held-out mIoU", "val mIoU (95 % interval)"]
         lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
         for row in self.rows:
-            values = (f"{value:g}" if isinstance(value, float) else str(value) for value in row["settings"].values())
+            values = {key: f"{v:g}" if isinstance(v, float) else str(v) for key, v in row["settings"].items()}
+            settings = ", ".join(f"{key} {value}" for key, value in values.items())
+            interval = f" ({' to '.join(map(_score, row['interval']))})" if row["interval"] else ""
             done, planned = row["epochs"]
-            cells = [row["run"], *values, f"{done} of {planned}", f"{row['minutes']:.1f}"]
-            cells += [_score(row["held_out"]), _score(row["val"])]
-            cells.append(" to ".join(map(_score, row["interval"])) if row["interval"] else _score(None))
+            cells = [row["run"], settings, f"{done} of {planned}", f"{row['minutes']:.1f}"]
+            cells += [_score(row["held_out"]), _score(row["val"]) + interval]
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         return "\n".join(lines)
 

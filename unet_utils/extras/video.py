@@ -294,5 +294,5 @@ def show_video(path: str | Path):
     data = base64.b64encode(path.read_bytes()).decode()
     if path.suffix == ".webp":
         return HTML(f'<img src="data:image/webp;base64,{data}" style="max-width: 100%" alt="segmented video">')
-    style = 'controls loop muted playsinline style="max-width: 100%"'
+    style = 'autoplay controls loop muted playsinline style="max-width: 100%"'
     return HTML(f'<video {style} src="data:video/mp4;base64,{data}"></video>')
