@@ -330,7 +330,7 @@ def test_a_useless_archive_on_drive_is_replaced(machine, kaggle, capsys, content
     assert check_pairs(get_pairs("kaggle", machine, drive)) == TINY
     printed = capsys.readouterr().out
     assert f"{drive / ARCHIVE} is " in printed
-    assert printed.count("Going on without it") == 2
+    assert printed.count("Trying the next source") == 2
     assert (drive / ARCHIVE).read_bytes() == kaggle.body
     assert (drive.parent / ARCHIVE).read_bytes() == content  # that one is not ours
 

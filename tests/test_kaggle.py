@@ -284,8 +284,8 @@ def test_nobody_to_ask(machine, kaggle, public, capsys):
     with pytest.raises(DownloadError, match=r"set it as KAGGLE_API_TOKEN .* or download the archive yourself"):
         get_pairs("kaggle", machine)
     printed = capsys.readouterr().out
-    assert f"Kaggle wants an account for this download ({public})" in printed
-    assert "Nobody can be asked here" in printed
+    assert f"Kaggle requires an account for this download ({public})" in printed
+    assert "No key can be typed here" in printed
 
 
 def test_a_page_to_log_in_counts_as_refused(machine, kaggle, monkeypatch):

@@ -83,15 +83,15 @@ def test_on_a_torchvision_encoder(name):
         model(torch.zeros(1, 3, 48, 64))
 
 
-def test_imagenet_weights_that_cannot_be_had_are_said_so(monkeypatch, capsys):
+def test_imagenet_weights_that_cannot_be_had_are_an_error(monkeypatch):
     def offline(*_, **__):
         raise OSError("no route to host")
 
     monkeypatch.setattr("torch.hub.download_url_to_file", offline)
     monkeypatch.setattr("torch.hub.get_dir", lambda: "/nowhere")
     monkeypatch.setattr("os.makedirs", lambda *_, **__: None)
-    UNet(3, 5, encoder="resnet34", pretrained=True)
-    assert "Could not download the ImageNet weights of resnet34 (no route to host)" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"ImageNet weights of resnet34 \(no route to host\): check the internet"):
+        UNet(3, 5, encoder="resnet34", pretrained=True)
 
 
 def test_impossible_encoders_are_refused():

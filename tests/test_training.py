@@ -280,7 +280,7 @@ def test_training_goes_on_without_the_second_copy(frames, tmp_path, capsys):
     (tmp_path / "drive").write_text("a file where a folder should be")
     history = run(frames, tmp_path / "machine", backup=tmp_path / "drive" / "run")
     assert len(history) == TINY.epochs
-    assert "Could not copy the checkpoint" in capsys.readouterr().out
+    assert "cannot be reached: this run is not copied there" in capsys.readouterr().out
 
 
 def test_a_full_disk_does_not_end_the_training(frames, tmp_path, capsys, monkeypatch):
@@ -587,3 +587,55 @@ def test_on_a_gpu_no_devices_are_mixed(encoder, monkeypatch):
             parameter.grad = torch.empty_like(parameter)
         Muon(model.parameters()).step()
         assert predict_classes(model.eval(), photos, 64, flip=True).device.type == "cuda"
+
+
+def test_a_run_knows_that_its_frames_are_others(frames, tmp_path):
+    """The same name of a run for the demo set and then for the real pairs."""
+    run(frames, tmp_path)
+    with pytest.raises(ValueError, match="number of training frames 24, now it is 23"):
+        run(frames.part(slice(1, None)), tmp_path)
+
+
+def test_settings_that_a_resumed_run_keeps_are_printed(frames, tmp_path, capsys):
+    run(frames, tmp_path)
+    run(frames, tmp_path, dataclasses.replace(TINY, base_channels=64, chosen=frozenset()))
+    printed = capsys.readouterr().out
+    assert "Settings kept from the checkpoint: base_channels 2 (not 64)." in printed
+    assert "Nothing is left to train" in printed
+
+
+def test_an_unchanged_best_pt_is_not_copied_again(frames, tmp_path, monkeypatch):
+    """Drive moves each replaced file to its bin, and counts it."""
+    copied = []
+    monkeypatch.setattr("unet_utils.checkpoints.copy_verified", lambda source, target: copied.append(source.name))
+    files = RunFiles(tmp_path / "machine", tmp_path / "drive")
+    for folder in (files.folder, files.backup):
+        folder.mkdir()
+        (folder / "best.pt").touch()
+    checkpoint = {key: {} for key in ("format", "model", "model_config", "config", "scheme", "averaged")}
+    checkpoint |= {"epoch": 1, "history": [{"epoch": 1}]}
+    files.save(checkpoint, is_best=False)
+    assert copied == ["history.csv", "last.pt"]
+    files.save(checkpoint, is_best=True)
+    assert copied[2:] == ["best.pt", "history.csv", "last.pt"]
+
+
+def test_a_checkpoint_of_a_newer_version_is_named(frames, tmp_path):
+    run(frames, tmp_path)
+    torch.save(read_checkpoint(tmp_path / "last.pt") | {"format": 99}, tmp_path / "last.pt")
+    with pytest.raises(ValueError, match=r"newer version of unet_utils.*switch resume off"):
+        run(frames, tmp_path)
+
+
+def test_weights_that_are_not_finite_are_not_saved(frames, tmp_path, monkeypatch):
+    step = training._step
+
+    def last_step_breaks(state, x, y, rate):
+        loss = step(state, x, y, rate)
+        state.model.head.bias.data.fill_(math.nan if state.epoch == 1 else 0)
+        return loss
+
+    monkeypatch.setattr(training, "_step", last_step_breaks)
+    with pytest.raises(FloatingPointError, match="a weight is not finite"):
+        run(frames, tmp_path)
+    assert read_checkpoint(tmp_path / "last.pt")["epoch"] == 1

@@ -14,7 +14,7 @@ from unet_utils.clustering import choose_scheme
 from unet_utils.config import RECIPES, SETTINGS, recipe, settings_table
 from unet_utils.dataset import prepare
 from unet_utils.decoding import METHODS
-from unet_utils.evaluation import Trained, evaluate, find_checkpoint, load_trained
+from unet_utils.evaluation import SMALL_MODEL, Trained, evaluate, find_checkpoint, load_trained
 from unet_utils.extras.audit import audit, official_frames
 from unet_utils.extras.compare import compare_runs
 from unet_utils.extras.distributed import open_processes
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _root(options: argparse.Namespace, env: Environment) -> Path:
-    return user_path(options.data) if is_official(options.data) else get_pairs(options.data, env.data, env.drive)
+    return user_path(options.data) if is_official(options.data) else get_pairs(options.data, env.data)
 
 
 def _frames(
@@ -83,7 +83,7 @@ def _train(options: argparse.Namespace, env: Environment) -> None:
     name = options.recipe or ("demo" if options.data == "demo" else env.device.type)
     config = recipe(name, **{setting.name: getattr(options, setting.name) for setting in SETTINGS})
     print(settings_table(config, name))
-    folder = env.results / options.run
+    folder, _ = env.run_folders(options.run)
     log = TensorBoardLog(folder) if options.processes.rank == 0 else None
     fit(
         frames,
@@ -112,8 +112,9 @@ def _evaluate(options: argparse.Namespace, env: Environment) -> None:
         return
     published = not is_official(root) and is_full_set(root)
     print(score_report(matrix, trained.scheme, published))
-    run = user_path(options.checkpoint).parent.name if options.checkpoint else options.run
-    report = save_scores(matrices, trained.scheme, env.results / run, frames.numbers, published)
+    checkpoint = _checkpoint(options, env)
+    folder = env.results / ("small-model" if checkpoint == SMALL_MODEL else checkpoint.parent.name)
+    report = save_scores(matrices, trained.scheme, folder, frames.numbers, published)
     print(f"\nsaved as {report}, and in the same folder as .json and .csv")
 
 
@@ -148,9 +149,12 @@ def _compare(options: argparse.Namespace, env: Environment) -> None:
     print(compare_runs(env.results, options.runs).table)
 
 
+def _checkpoint(options: argparse.Namespace, env: Environment) -> Path:
+    return user_path(options.checkpoint) if options.checkpoint else find_checkpoint(env.run_folders(options.run)[0])
+
+
 def _trained(options: argparse.Namespace, env: Environment) -> Trained:
-    path = user_path(options.checkpoint) if options.checkpoint else find_checkpoint(env.results / options.run)
-    return load_trained(path, env.device)
+    return load_trained(_checkpoint(options, env), env.device)
 
 
 def _parser() -> argparse.ArgumentParser:

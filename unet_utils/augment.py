@@ -15,6 +15,12 @@ from unet_utils.classes import IGNORE
 from unet_utils.encoders import MEAN, STD
 
 
+def to_device(x: Tensor, device: torch.device | str) -> Tensor:
+    """Copy a tensor to the device; to a CUDA GPU without waiting for it."""
+    # Asynchronous copies to Apple GPUs may read freed memory: https://github.com/pytorch/pytorch/issues/189690.
+    return x.to(device, non_blocking=torch.device(device).type == "cuda")
+
+
 def to_input(photos: Tensor, size: int | tuple[int, int]) -> Tensor:
     """Return network input: resized with antialiasing if needed, and scaled to about zero mean and unit variance.
 
@@ -140,7 +146,7 @@ def augment(
         network input `float32 [N, 3, size, size]` and labels `int64 [N, size, size]`.
     """
     device, n = photos.device, len(photos)
-    grid = _grid(changes.matrix.to(device, non_blocking=True), size)
+    grid = _grid(to_device(changes.matrix, device), size)
     # Downsample first, if the result is smaller: grid_sample has no antialiasing.
     height, width = (min(side, round(size / part)) for side, part in zip(photos.shape[2:], share, strict=True))
     x = F.grid_sample(_resize(photos, (height, width)), grid, padding_mode="reflection", align_corners=False)
@@ -149,7 +155,7 @@ def augment(
     y = F.grid_sample(shifted, grid, mode="nearest", padding_mode="zeros", align_corners=False)[:, 0]
     y = (y.long() - 1).remainder(IGNORE + 1)
     # Normalization and colour are one 3x3 matrix per sample: one pass over the pixels.
-    factors, offsets = (values.to(device, non_blocking=True) for values in changes.colors())
+    factors, offsets = (to_device(values, device) for values in changes.colors())
     return torch.baddbmm(offsets, factors, x.view(n, 3, -1)).view_as(x), y
 
 

@@ -10,6 +10,8 @@ from torch import nn
 
 from unet_utils.platform.files import RunLock, copy_verified, is_disk_full, make_backup_folder, replacing, user_path
 
+FORMAT = 1
+"""Version of the checkpoint's layout."""
 NAMES = ("best.pt", "history.csv", "last.pt")
 """The files of a run. `last.pt` holds all that is needed to resume; `best.pt` all that is needed to use the model."""
 PARTS = ("format", "model", "model_config", "epoch", "history", "config", "scheme")
@@ -35,6 +37,8 @@ def read_checkpoint(path: str | Path) -> dict:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         if missing := [part for part in PARTS if part not in checkpoint]:
             raise ValueError(f"it lacks {', '.join(missing)}")
+        if checkpoint["format"] > FORMAT:
+            raise ValueError("a newer version of unet_utils wrote it")
     except Exception as error:  # torch, pickle and zipfile have different errors for a damaged file
         problem = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
@@ -94,7 +98,7 @@ class RunFiles:
         """
         self.lock.check()
         try:
-            if is_best or not self.best.exists():
+            if new_best := is_best or not self.best.exists():
                 _write_best(self.best, checkpoint)
             with replacing(self.folder / "history.csv") as unfinished:
                 write_csv(unfinished, checkpoint["history"])
@@ -105,13 +109,15 @@ class RunFiles:
             print(f"Could not save epoch {checkpoint['epoch']} in {self.folder} ({error}): {advice}.")
             return
         if self.backup:
-            self._copy_to_backup(self.backup)
+            self._copy_to_backup(self.backup, new_best)
 
-    def _copy_to_backup(self, backup: Path) -> None:
+    def _copy_to_backup(self, backup: Path, new_best: bool) -> None:
         try:
             make_backup_folder(backup)
             for name in NAMES:
-                copy_verified(self.folder / name, backup / name)
+                # Drive moves each replaced file to its bin, which counts as used space: copy only what has changed.
+                if name != "best.pt" or new_best or self.backup_failed or not (backup / name).exists():
+                    copy_verified(self.folder / name, backup / name)
         except OSError as error:
             if not self.backup_failed:
                 advice = " Free some space there." if is_disk_full(error) else ""
@@ -148,7 +154,10 @@ class RunFiles:
     def set_aside(self) -> None:
         """Rename the files of an earlier run of this name: `last.pt` becomes `last-1.pt`, and so on."""
         _rename_files(self.folder)
-        if self.backup and os.path.isdir(self.backup):
+        if self.backup and not os.path.isdir(self.backup):
+            print(f"{self.backup} cannot be reached: this run is not copied there, as it could replace an earlier one.")
+            self.backup = None
+        elif self.backup:
             try:
                 _rename_files(self.backup)
             except OSError as error:

@@ -94,7 +94,7 @@ def find_clusters(
         counts: pixels of each colour, `int64 [M]`.
         num_clusters: None starts at the 29 official colours; a number K starts with k-means++ from the data alone.
         seed: of the k-means++ start; the same seed gives the same clusters.
-        max_iterations: a bound that real data does not reach.
+        max_iterations: maximum number of rounds; real data converges earlier.
 
     Raises:
         ValueError: `num_clusters` is smaller than 2 or larger than 29 or than the number of colours.

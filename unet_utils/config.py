@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
+import torch
+
 from unet_utils.encoders import ENCODERS, expanding_levels
 
 
@@ -24,8 +26,8 @@ class TrainConfig:
         augmentation: strength of random zoom, rotation and colour, see `draw_changes`; 0 for the flip alone.
         class_weighting: power of the inverse class frequency that weights the loss; 0 weights all pixels equally, 1 all
             classes.
-        prior_correction: how much of the class weights is taken back in the logits of the trained model: that power of
-            them. 0 leaves the logits as they are, 1 removes the shift towards rare classes.
+        prior_correction: this fraction of log(class weight) is subtracted from each class logit of the trained model. 0
+            changes nothing, 1 removes the whole shift towards rare classes.
         auxiliary: weight of the loss of auxiliary heads on each level of the expanding path, in training only.
         averaging: the kept weights are a running average over about this share of the training.
         hold_out: keep two training cities out, and keep the epoch with the best score on them; otherwise train on
@@ -62,9 +64,19 @@ class TrainConfig:
         for name in ("base_channels", "fold", "batch_size", "epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        for name in ("encoder_rate", "weight_decay", "augmentation", "prior_correction", "auxiliary", "averaging"):
+        for name in (
+            "encoder_rate",
+            "weight_decay",
+            "augmentation",
+            "class_weighting",
+            "prior_correction",
+            "auxiliary",
+            "averaging",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must not be negative")
+        if self.augmentation > 2:
+            raise ValueError(f"augmentation is {self.augmentation}: choose 0 to 2, more would invert colours")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate}: it must be positive")
         if self.encoder not in ("none", *ENCODERS):
@@ -144,10 +156,14 @@ def continued(config: TrainConfig, checkpoint: dict, path: Path) -> TrainConfig:
     Raises:
         ValueError: a chosen setting differs from that of the checkpoint, and may not change.
     """
-    saved, done, changes = TrainConfig.from_dict(checkpoint["config"]), checkpoint["epoch"], {}
+    saved, done = TrainConfig.from_dict(checkpoint["config"]), checkpoint["epoch"]
+    changes, kept = {}, []
     for name in (setting.name for setting in SETTINGS):
         was, now = getattr(saved, name), getattr(config, name)
-        if was == now or (config.chosen is not None and name not in config.chosen):
+        if was == now:
+            continue
+        if config.chosen is not None and name not in config.chosen:
+            kept.append(f"{name} {was} (not {now})")
             continue
         if name not in CHANGEABLE:
             raise ValueError(
@@ -156,9 +172,25 @@ def continued(config: TrainConfig, checkpoint: dict, path: Path) -> TrainConfig:
             )
         changes[name] = now
     print(f"{path}: {done} of {saved.epochs} epochs are done.")
+    if kept:
+        print(f"Settings kept from the checkpoint: {', '.join(kept)}.")
     for name, value in changes.items():
         print(f"Resuming with {name} = {value} (before: {getattr(saved, name)}).")
+    if done >= replace(saved, **changes).epochs:
+        print("Nothing is left to train: set epochs (EPOCHS) higher, or choose another run name.")
     return replace(saved, **changes)
+
+
+def explain_error(error: Exception, config: TrainConfig) -> None:
+    """Raise a RuntimeError that names the setting to change, for errors of torch that a setting avoids."""
+    if isinstance(error, torch.OutOfMemoryError):
+        raise RuntimeError(
+            f"the GPU's memory is full at batch_size {config.batch_size}, image_size {config.image_size}, "
+            f"base_channels {config.base_channels}: halve batch_size first, then base_channels"
+        ) from error
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        problem = next(iter(str(error).splitlines()), type(error).__name__)
+        raise RuntimeError(f"torch.compile failed ({problem}): set compile to False (COMPILE)") from error
 
 
 def settings_table(config: TrainConfig, name: str) -> str:

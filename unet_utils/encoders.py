@@ -33,8 +33,10 @@ def build_encoder(name: str, pretrained: bool) -> tuple[nn.Module, list[int], in
     try:
         network = get_model(name, weights="DEFAULT" if pretrained else None)
     except (OSError, RuntimeError) as error:  # offline, or a corrupt download
-        print(f"Could not download the ImageNet weights of {name} ({error}): it starts from random weights.")
-        network = get_model(name, weights=None)
+        raise ValueError(
+            f"could not download the ImageNet weights of {name} ({error}): check the internet connection, or set "
+            "encoder to none (ENCODER)"
+        ) from error
     encoder = create_feature_extractor(network, list(TORCHVISION[name]))
     with torch.no_grad():
         shapes = [level.shape for level in encoder.eval()(torch.zeros(1, 3, 64, 64)).values()]

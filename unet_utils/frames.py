@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from unet_utils.augment import to_device
 from unet_utils.classes import ClassScheme
 
 HELD_OUT_CITIES = range(2712, 2976)
@@ -40,7 +41,7 @@ class Frames:
 
     def batch(self, where: slice | Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """Return photos `uint8 [n, 3, H, W]` (channels last in memory) and class indices `uint8 [n, H, W]`."""
-        photos, label_ids = (array[where].to(device, non_blocking=True) for array in (self.photos, self.label_ids))
+        photos, label_ids = (to_device(array[where], device) for array in (self.photos, self.label_ids))
         return self._encoded(photos, label_ids)
 
     def batches(self, order: Iterable[Tensor], device: torch.device | str) -> Iterator[tuple[Tensor, Tensor]]:
@@ -49,13 +50,13 @@ class Frames:
         Frames in CPU memory are read ahead: while one batch is used, the next ones are copied to the device.
         """
         if self.photos.device.type != "cpu":
-            yield from (self.batch(indices.to(self.photos.device, non_blocking=True), device) for indices in order)
+            yield from (self.batch(to_device(indices, self.photos.device), device) for indices in order)
         else:
             yield from (self._encoded(*rows) for rows in read_ahead((self.photos, self.label_ids), order, device))
 
     def _encoded(self, photos: Tensor, label_ids: Tensor) -> tuple[Tensor, Tensor]:
         # Building the table on the GPU would force a synchronization in every batch; a non-blocking copy does not.
-        lookup = torch.tensor(self.scheme.lookup, dtype=torch.uint8).to(label_ids.device, non_blocking=True)
+        lookup = to_device(torch.tensor(self.scheme.lookup, dtype=torch.uint8), label_ids.device)
         return photos.permute(0, 3, 1, 2), lookup[label_ids.int()]
 
     def to(self, device: torch.device | str) -> "Frames":
@@ -67,7 +68,7 @@ class Frames:
         return replace(self, photos=self.photos.to(device), label_ids=self.label_ids.to(device))
 
     def split_cities(self) -> tuple["Frames", "Frames"]:
-        """Return the frames to learn from and the frames to choose on, from different cities.
+        """Return the training frames and the held-out frames, on which epochs and settings are chosen.
 
         In the Kaggle set the second part is `HELD_OUT_CITIES`. In other sets it is the last tenth, at least one frame.
 
@@ -120,7 +121,7 @@ def read_ahead(
             for place in indices.argsort().tolist():  # in the order on the disk
                 for target, array in zip(rows, arrays, strict=True):
                     target.numpy()[place] = array[indices[place]].numpy()
-            rows = [target.to(device, non_blocking=True) for target in rows]
+            rows = [to_device(target, device) for target in rows]
             if stream:
                 stream.synchronize()  # blocks this thread only
         return rows

@@ -39,7 +39,10 @@ class Down(DoubleConv):
 
 
 class Up(nn.Module):
-    """One level of the expanding path: double the size, join the skip. `[N, in, H, W] -> [N, out, 2H, 2W]`."""
+    """One level of the expanding path: double the size, concatenate the skip connection, convolve.
+
+    `[N, in, H, W]` and the skip connection `[N, skip, 2H, 2W]` -> `[N, out, 2H, 2W]`.
+    """
 
     def __init__(self, in_channels: int, skip_channels: int, out_channels: int):
         super().__init__()
@@ -76,13 +79,12 @@ class UNet(nn.Module):
     Args:
         in_channels: channels of the image; must be 3 with an encoder.
         num_classes: channels of the output, one logit per class.
-        base_channels: channels of the first level; 64 gives the paper's 64 to 1024. Parameters and time grow with its
-            square. Ignored with an encoder.
+        base_channels: channels of the first level; 64 gives the paper's 64 to 1024. The number of parameters
+            grows with its square. Ignored with an encoder.
         fold: fold each fold x fold block of pixels into channels first, and the logits back at the end
-            (https://arxiv.org/abs/1609.05158). 2 takes a quarter of the time of 1 at the same width.
+            (https://arxiv.org/abs/1609.05158). 2 takes a third to a half of the time of 1.
         encoder: one of `ENCODERS` as the contracting path, or None for the paper's.
-        pretrained: start the encoder from its ImageNet weights. Where they cannot be had, a message says so, and the
-            encoder starts from random weights.
+        pretrained: start the encoder from its ImageNet weights, which are downloaded or come from a package.
         expanding_channels: channels of each level of the expanding path, coarse to fine; by default those of the skip
             connections.
 
@@ -92,7 +94,8 @@ class UNet(nn.Module):
         expanding_channels: channels of each level of the expanding path, coarse to fine.
 
     Raises:
-        ValueError: unknown encoder, or `in_channels`, `fold` or `expanding_channels` do not fit the encoder.
+        ValueError: unknown encoder; `in_channels`, `fold` or `expanding_channels` do not fit it; or its ImageNet
+            weights cannot be had.
     """
 
     def __init__(

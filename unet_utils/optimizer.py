@@ -15,8 +15,8 @@ class Muon(torch.optim.Optimizer):
     AdamW step (https://arxiv.org/abs/2502.16982), so one learning rate serves kernels and everything else: parameters
     with one dimension (biases, normalization) are updated by Adam. Weight decay is decoupled, for kernels only.
 
-    Works with a GradScaler that has unscaled the gradients: a step with an overflow changes nothing, and no value is
-    copied to the CPU to find out.
+    Works with a GradScaler that has unscaled the gradients: after an overflow the weights stay unchanged, and the
+    moving averages are updated as for a zero gradient. No value is copied to the CPU to find out.
 
     Args:
         params: parameters, or parameter groups. Kernels of a group with `"muon": False` are updated by AdamW, and

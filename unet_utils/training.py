@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from unet_utils.augment import augment, crop_share, draw_changes
-from unet_utils.checkpoints import RunFiles, load_matching, read_checkpoint
+from unet_utils.checkpoints import FORMAT, RunFiles, load_matching, read_checkpoint
 from unet_utils.classes import ClassScheme
-from unet_utils.config import TrainConfig, continued
+from unet_utils.config import TrainConfig, continued, explain_error
 from unet_utils.evaluation import score
 from unet_utils.frames import Frames
 from unet_utils.losses import AuxiliaryHeads, class_weights, prior_correction, segmentation_loss
@@ -24,9 +24,6 @@ from unet_utils.optimizer import Muon, parameter_groups
 from unet_utils.platform.environment import progress_bar
 from unet_utils.platform.files import user_path
 from unet_utils.platform.processes import SingleProcess
-
-FORMAT = 1
-"""Version of the checkpoint's layout."""
 
 
 def fit(
@@ -45,10 +42,10 @@ def fit(
     """Train a UNet, or continue an interrupted run.
 
     After every epoch `folder` holds `last.pt` (all that is needed to resume), `best.pt` (the averaged weights of the
-    best epoch) and `history.csv`. All randomness of an epoch follows from the seed and its number, so an interrupted
-    run ends exactly like one that was not interrupted. A resumed run keeps the settings of its checkpoint; only
-    settings in `config.chosen` are compared with it. With more epochs than before, a run that has ended continues with
-    a new schedule.
+    best epoch) and `history.csv`. All randomness of an epoch follows from the seed and its number, so on the same
+    machine an interrupted run ends like one that was not interrupted, on CPUs bit by bit. A resumed run keeps the
+    settings of its checkpoint; only settings in `config.chosen` are compared with it. With more epochs than before, a
+    run that has ended continues with a new schedule.
 
     Args:
         frames: the training split.
@@ -80,10 +77,16 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     with files.lock if processes.rank == 0 else contextlib.nullcontext():
         checkpoint = None
-        if resume:
-            processes.once(files.restore)
-        if resume and files.last.exists():
-            checkpoint = read_checkpoint(files.last)
+        try:
+            if resume:
+                processes.once(files.restore)
+            if resume and files.last.exists():
+                checkpoint = read_checkpoint(files.last)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}. To begin again, switch resume off (RESUME): the file is then renamed"
+            ) from error
+        if checkpoint:
             config = continued(config, checkpoint, files.last)
         else:
             processes.once(files.set_aside)  # also a best.pt without a last.pt: nothing is overwritten
@@ -92,12 +95,13 @@ def fit(
             try:
                 row = _train_epoch(run, progress and processes.rank == 0, on_step)
             except Exception as error:
-                _explain(error, config)
+                explain_error(error, config)
                 raise
-            if not math.isfinite(row["loss"]):
+            weights = run.model.parameters()
+            if not (math.isfinite(row["loss"]) and all(weight.isfinite().all() for weight in weights)):
                 raise FloatingPointError(
-                    f"the loss of epoch {run.epoch + 1} is {row['loss']}: lower learning_rate (LEARNING_RATE) and run "
-                    f"again: it resumes after epoch {run.epoch}"
+                    f"the loss of epoch {run.epoch + 1} is {row['loss']}, or a weight is not finite: lower "
+                    f"learning_rate (LEARNING_RATE) and run again. It resumes after epoch {run.epoch}"
                 )
             run.epoch += 1
             model = run.model_to_use()
@@ -134,6 +138,7 @@ class _Run:
             raise ValueError(f"batch_size is {config.batch_size}, but there are only {len(learn)} frames to learn from")
         if config.batch_size < processes.size:
             raise ValueError(f"batch_size is {config.batch_size}, too small for {processes.size} processes")
+        self.num_frames = len(frames)
         height, width = frames.photos.shape[1:3]
         self.scene_size = config.scene_size(height, width)
         self.crop = crop_share(height, width, config.image_size)
@@ -146,7 +151,9 @@ class _Run:
                 )
         self.class_weights = class_weights(counts, config.class_weighting).to(device)
         network = checkpoint["model_config"] if checkpoint else config.network(frames.scheme.num_classes)
-        pretrained = not (checkpoint or start_from)  # else the weights come from a checkpoint
+        source = read_checkpoint(start_from)["model_config"].get("encoder") if start_from else None
+        # Else the weights of the encoder come from a checkpoint.
+        pretrained = not checkpoint and (not start_from or source != network.get("encoder"))
         self.model = processes.in_turn(lambda: UNet(**network, pretrained=pretrained))  # which may download them
         if start_from and not checkpoint:
             load_matching(self.model, user_path(start_from))
@@ -200,9 +207,9 @@ class _Run:
             "epoch": self.epoch,
             "schedule_start": self.schedule_start,
             "history": self.history,
+            "frames": self.num_frames,
             "config": self.config.to_dict() | {"scene_size": list(self.scene_size)},
             "scheme": self.scheme.to_dict(),
-            "versions": {"torch": str(torch.__version__)},
         }
 
     def _load(self, checkpoint: dict, path: Path) -> None:
@@ -212,6 +219,8 @@ class _Run:
             ("classes", scheme.names, self.scheme.names),
         ]
         pairs.append(("cluster colours", scheme.cluster_colors, self.scheme.cluster_colors))
+        if "frames" in checkpoint:  # other pairs under the same name of a run
+            pairs.append(("number of training frames", checkpoint["frames"], self.num_frames))
         if "scene_size" in checkpoint["config"]:
             pairs.append(("scene size", tuple(checkpoint["config"]["scene_size"]), self.scene_size))
         for what, was, now in pairs:
@@ -234,6 +243,7 @@ def _train_epoch(run: _Run, progress: bool, on_step: Callable[[int, int, int, in
     config, processes = run.config, run.processes
     # All randomness of the epoch comes from this generator: no random state has to be saved.
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + run.epoch)
+    torch.manual_seed(generator.initial_seed())  # for layers with random numbers of their own, as in ConvNeXt
     order = torch.randperm(len(run.learn), generator=generator)
     total = torch.zeros((), device=run.device)
     started, step = time.perf_counter(), run.epoch * run.steps_per_epoch
@@ -275,18 +285,6 @@ def _step(run: _Run, x: Tensor, y: Tensor, rate: float) -> Tensor:
     run.scaler.update()
     run.averaged.update_parameters(run.model)
     return loss.detach()
-
-
-def _explain(error: Exception, config: TrainConfig) -> None:
-    """Raise a RuntimeError that names the setting to change, for errors of torch that a setting avoids."""
-    if isinstance(error, torch.OutOfMemoryError):
-        raise RuntimeError(
-            f"the GPU's memory is full at batch_size {config.batch_size}, image_size {config.image_size}, "
-            f"base_channels {config.base_channels}: halve batch_size first, then base_channels"
-        ) from error
-    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-        problem = next(iter(str(error).splitlines()), type(error).__name__)
-        raise RuntimeError(f"torch.compile failed ({problem}): set compile to False (COMPILE)") from error
 
 
 def _line(history: list[dict], epochs: int) -> str:

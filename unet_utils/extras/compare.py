@@ -90,7 +90,7 @@ def _read_run(folder: Path) -> tuple[dict, tuple[np.ndarray, np.ndarray]]:
     planned = settings.pop("epochs")  # has a column of its own
     minutes = np.cumsum([row["seconds"] for row in history]) / 60
     held_out = np.array([row.get("mean_iou", math.nan) for row in history], dtype=float)
-    val, interval = _read_scores(folder / "evaluation.json")
+    val, interval = _read_scores(folder / "evaluation.json", folder / "best.pt")
     row = {
         "run": folder.name,
         "settings": settings,
@@ -103,9 +103,11 @@ def _read_run(folder: Path) -> tuple[dict, tuple[np.ndarray, np.ndarray]]:
     return row, (minutes, held_out)
 
 
-def _read_scores(file: Path) -> tuple[float | None, list[float] | None]:
-    """Return the mIoU of an evaluation and its interval; None for a run that has not been evaluated."""
+def _read_scores(file: Path, best: Path) -> tuple[float | None, list[float] | None]:
+    """Return the mIoU of an evaluation and its interval; None for a run not evaluated since `best` was written."""
     try:
+        if best.exists() and best.stat().st_mtime > file.stat().st_mtime:
+            return None, None
         scores = json.loads(file.read_text())
         score, interval = scores["mean_iou"], scores.get("mean_iou_95") or [None, None]
         if score is None:  # no known pixel

@@ -55,7 +55,7 @@ def get_pairs(source: str | Path, data_dir: str | Path, drive: str | Path | None
     counts = check_pairs(root)
     print(f"{counts['train']} training and {counts['val']} validation pairs in {root}")
     if source != "demo" and counts != FULL_SET:
-        print(f"Note: the full Kaggle set has {FULL_SET['train']} and {FULL_SET['val']}; this one will do as well.")
+        print(f"Note: the full Kaggle set has {FULL_SET['train']} and {FULL_SET['val']}; a smaller set works too.")
     if unused := [f"{split}/{path.name}" for split in counts for path in _visible(root / split) if not _is_jpeg(path)]:
         more = f" and {len(unused) - 5} more" if len(unused) > 5 else ""
         print(f"Not used, because pairs are named 1.jpg, 2.jpg, ...: {', '.join(unused[:5])}{more}")
@@ -214,7 +214,7 @@ def _get_kaggle(data_dir: Path, drive: Path | None) -> Path:
             except (ValueError, OSError) as error:
                 if archive.parent == data_dir and is_disk_full(error):
                     raise
-                print(f"{error} Going on without it.")
+                print(f"{error} Trying the next source.")
     with _partial_download(data_dir / "download") as part:
         download(part)
         try:

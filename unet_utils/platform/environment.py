@@ -148,7 +148,7 @@ def describe(env: Environment) -> str:
 def _default_folders(platform: str, drive: Path | None) -> tuple[Path, Path]:
     """Return the folders for data and results on this platform, if no environment variable names others."""
     if platform == "colab":
-        return COLAB_MACHINE / "data", (drive or COLAB_MACHINE) / "runs"
+        return COLAB_MACHINE / "data", (drive or COLAB_MACHINE / "data") / "runs"
     if platform == "kaggle":
         # /kaggle/working is published with the notebook: the photos must not end up there, their licence forbids it.
         return Path(tempfile.gettempdir()) / "unet_utils_data", KAGGLE_RESULTS / "runs"
@@ -206,8 +206,9 @@ def _copy_attached_run(name: str, folder: Path) -> None:
     source = max(found, key=os.path.getmtime).parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # last.pt comes last: without it the run does not count as there.
-        for file in sorted(filter(Path.is_file, source.iterdir()), key=lambda path: path.name == "last.pt"):
+        # last.pt after best.pt: without it the run does not count as there. Scores are newer than their model.
+        order = {"last.pt": 1, "evaluation.json": 2}
+        for file in sorted(filter(Path.is_file, source.iterdir()), key=lambda path: order.get(path.name, 0)):
             copy_verified(file, folder / file.name)
         print(f"Found the run {name} in {source}, and copied it to {folder}.")
     except OSError as error:

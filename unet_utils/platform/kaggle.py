@@ -178,12 +178,12 @@ def _download_with_client(path: Path, credentials: Credentials) -> None:
 def _explain_status(status: int, source: str = "") -> DownloadError:
     """Return an error that says what an HTTP status means. `source` says where the key is from, empty without one."""
     if status in (401, 403) and not source:
-        return DownloadError(f"Kaggle wants an account for this download ({status}).", try_next=True)
+        return DownloadError(f"Kaggle requires an account for this download ({status}).", try_next=True)
     messages = {
         401: f"Kaggle does not accept {source} (401): it may be mistyped, expired or replaced by a newer one.",
-        403: f"Kaggle forbids {source} (403): open {PAGE}, signed in, and accept what it asks for.",
+        403: f"Kaggle denies access with {source} (403): open {PAGE}, signed in, and accept what it asks for.",
         404: f"Kaggle does not know {DATASET} (404): see whether {PAGE} still exists, or use the path of a .zip.",
-        429: "Kaggle says that these are too many requests (429): wait a few minutes and run this again.",
+        429: "Too many requests to Kaggle (429): wait a few minutes and run this again.",
     }
     message = messages.get(status, f"Kaggle answered with error {status}: wait a few minutes and run this again.")
     return DownloadError(message, try_next=status in (401, 403))
@@ -285,7 +285,7 @@ def _ask_credentials() -> Iterator[Credentials]:
             username = getpass.getpass("Kaggle username (leave empty if you have an API token): ").strip()
             key = getpass.getpass("Kaggle key or API token: ").strip()
     except (EOFError, OSError, NotImplementedError, getpass.GetPassWarning):  # a notebook run by a program, no terminal
-        print("Nobody can be asked here.")
+        print("No key can be typed here: this notebook runs without a prompt.")
         return
     if key:
         yield Credentials("what you typed", username, key) if username else Credentials("what you typed", token=key)
