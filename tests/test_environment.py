@@ -89,7 +89,7 @@ def test_colab_without_drive(colab, capsys):
     env = environment.setup()
     assert env.platform == "colab"
     assert env.drive is None
-    assert (env.data, env.results) == (colab / "content" / "data", colab / "content" / "runs")
+    assert (env.data, env.results) == (colab / "content" / "data", colab / "content" / "data" / "runs")
     printed = capsys.readouterr().out
     assert "Warning: no GPU" in printed
     assert "Runtime > Change runtime type" in printed
@@ -125,7 +125,7 @@ def test_colab_without_a_drive_that_was_wanted(colab, monkeypatch, capsys, failu
     for _ in range(3):
         env = environment.setup(use_drive=True)
         assert env.drive is None
-        assert env.results == colab / "content" / "runs"
+        assert env.results == colab / "content" / "data" / "runs"
     warnings = [line for line in capsys.readouterr().out.splitlines() if "Google Drive" in line]
     assert len(warnings) == 3
     assert re.search(reason, warnings[0])
@@ -145,7 +145,7 @@ def test_a_drive_that_cannot_be_written_to_is_left_out(colab, monkeypatch, capsy
 
     monkeypatch.setattr(tempfile, "TemporaryFile", fail_on_drive)
     env = environment.setup(use_drive=True)
-    assert (env.drive, env.results) == (None, colab / "content" / "runs")
+    assert (env.drive, env.results) == (None, colab / "content" / "data" / "runs")
     assert os.strerror(number) in capsys.readouterr().out
 
 
