@@ -98,7 +98,8 @@ def _train(options: argparse.Namespace, env: Environment) -> None:
 
 
 def _evaluate(options: argparse.Namespace, env: Environment) -> None:
-    trained = _trained(options, env)
+    checkpoint = _checkpoint(options, env)
+    trained = load_trained(checkpoint, env.device)
     root = _root(options, env)
     if options.official:
         frames = official_frames(options.official, root, trained.scheme)
@@ -112,7 +113,6 @@ def _evaluate(options: argparse.Namespace, env: Environment) -> None:
         return
     published = not is_official(root) and is_full_set(root)
     print(score_report(matrix, trained.scheme, published))
-    checkpoint = _checkpoint(options, env)
     folder = env.results / ("small-model" if checkpoint == SMALL_MODEL else checkpoint.parent.name)
     report = save_scores(matrices, trained.scheme, folder, frames.numbers, published)
     print(f"\nsaved as {report}, and in the same folder as .json and .csv")

@@ -47,13 +47,13 @@ def read_checkpoint(path: str | Path) -> dict:
     return checkpoint
 
 
-def load_matching(model: nn.Module, path: str | Path) -> None:
-    """Load those weights of another run whose name and shape fit the model.
+def load_matching(model: nn.Module, checkpoint: dict, path: str | Path | None) -> None:
+    """Load those weights of the checkpoint of another run, read from `path`, whose name and shape fit the model.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_checkpoint`; or no weight fits.
+        ValueError: no weight fits.
     """
-    own, checkpoint = model.state_dict(), read_checkpoint(path)
+    own = model.state_dict()
     weights = checkpoint.get("averaged", checkpoint["model"])
     fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
     if not any(value.ndim > 1 for value in fitting.values()):  # counters and biases fit by chance

@@ -150,13 +150,14 @@ class _Run:
                     f"no pixel of the {name} frames has a class of the scheme {frames.scheme.name!r}: look at the masks"
                 )
         self.class_weights = class_weights(counts, config.class_weighting).to(device)
+        self.logit_shift = prior_correction(self.class_weights, config.prior_correction)
         network = checkpoint["model_config"] if checkpoint else config.network(frames.scheme.num_classes)
-        source = read_checkpoint(start_from)["model_config"].get("encoder") if start_from else None
+        source = read_checkpoint(start_from) if start_from and not checkpoint else None
         # Else the weights of the encoder come from a checkpoint.
-        pretrained = not checkpoint and (not start_from or source != network.get("encoder"))
+        pretrained = not checkpoint and (not source or source["model_config"].get("encoder") != network.get("encoder"))
         self.model = processes.in_turn(lambda: UNet(**network, pretrained=pretrained))  # which may download them
-        if start_from and not checkpoint:
-            load_matching(self.model, user_path(start_from))
+        if source:
+            load_matching(self.model, source, start_from)
         training_model = AuxiliaryHeads(self.model, config.auxiliary > 0)
         training_model.to(device, memory_format=memory_format(device))
         self.heads, self.forward = training_model.heads, processes.wrap(training_model)
@@ -190,7 +191,7 @@ class _Run:
         """Return the averaged model in evaluation mode, with the prior correction."""
         self.processes.share_buffers(self.model, self.averaged.module)
         model: Any = copy.deepcopy(self.averaged.module).eval()
-        model.shift_logits(prior_correction(self.class_weights, self.config.prior_correction))
+        model.shift_logits(self.logit_shift)
         return model
 
     def checkpoint(self) -> dict:
@@ -201,7 +202,7 @@ class _Run:
             "heads": self.heads.state_dict(),
             "averaged": self.averaged.module.state_dict(),
             "averaged_steps": self.averaged.n_averaged,
-            "logit_shift": prior_correction(self.class_weights, self.config.prior_correction).cpu(),
+            "logit_shift": self.logit_shift.cpu(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
