@@ -14,14 +14,17 @@ from unet_utils.extras.export import export_model, frames_per_second
 SIZES = ((256, 256), (90, 200), (300, 170))  # of photos
 
 
-@pytest.fixture(params=[1, 2], ids=["fold 1", "fold 2"])
+NETWORKS = {"fold 1": {"fold": 1}, "fold 2": {"fold": 2}, "encoder": {"encoder": "efficientnet_lite0"}}
+
+
+@pytest.fixture(params=NETWORKS.values(), ids=NETWORKS)
 def trained(request, monkeypatch):
     # Exported models compute in float32; so does the package here, and the labels can be compared pixel by pixel.
     monkeypatch.setattr(evaluation, "autocast", lambda device: contextlib.nullcontext())
     torch.manual_seed(0)
-    model = UNet(3, 19, 4, fold=request.param).eval()
+    model = UNet(3, 19, 4, **request.param).eval()
     torch.nn.init.normal_(model.head.weight)
-    return Trained(model, get_scheme("cityscapes19"), {"image_size": 64}, [])
+    return Trained(model, get_scheme("cityscapes19"), {"image_size": 64, "scene_size": (64, 96)}, [])
 
 
 def random_photos(height: int, width: int) -> torch.Tensor:
@@ -71,7 +74,7 @@ def test_torchscript_gives_the_same_labels_without_this_package(trained, tmp_pat
         assert labels.dtype == torch.uint8
         own = predict_classes(model, photos, photo_size(*size, trained.scene_size, model.divisor))
         assert agreement(labels, own) > 0.9999
-        assert agreement(squeezed, predict_classes(model, photos, 64)) > 0.9999
+        assert agreement(squeezed, predict_classes(model, photos, trained.scene_size)) > 0.9999
 
 
 def test_onnx_gives_the_same_labels(trained, tmp_path):

@@ -143,7 +143,8 @@ def _write_onnx(trained: Trained, path: Path) -> None:
 
 
 def _on_cpu(model: UNet) -> UNet:
-    return copy.deepcopy(model).cpu().float().eval()
+    # With gradients, in-place operations such as ReLU6 fail in the exported model.
+    return copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
 
 
 def frames_per_second(run: Callable[[Tensor], Tensor], photos: Tensor, seconds: float = 2) -> float:
