@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.text import Text
 
-from unet_utils import IGNORE, ConfusionMatrix, UNet, find_clusters, get_scheme
+from unet_utils import IGNORE, ConfusionMatrix, TrainConfig, UNet, find_clusters, get_scheme
 from unet_utils.classes import PALETTE, PALETTE_COLORS
 from unet_utils.frames import Frames
 from unet_utils.plots import data as data_plots
@@ -269,7 +269,7 @@ def model():
 
 
 def test_a_training_is_shown_in_three_places_that_keep_their_size(page, model):
-    live = training_plots.LiveTraining(frames(5), 64, epochs=2)
+    live = training_plots.LiveTraining(frames(5), TrainConfig(image_size=64, epochs=2))
     sizes, rows = [], []
     for epoch in (1, 2):
         live.step(epoch, 8, 16)
@@ -286,9 +286,9 @@ def test_a_training_is_shown_in_three_places_that_keep_their_size(page, model):
 def test_the_status_has_a_bar_the_time_left_and_plain_text(page, monkeypatch):
     clock = iter(range(0, 1000, 10))
     monkeypatch.setattr(training_plots.time, "monotonic", lambda: next(clock))
-    live = training_plots.LiveTraining(frames(5), 64, epochs=4)
-    live.step(1, 10, 100)
-    live.step(2, 10, 100)
+    live = training_plots.LiveTraining(frames(5), TrainConfig(image_size=64, epochs=4))
+    live.step(1, 10, 100)  # at 0 s, 1/40 of the training is over
+    live.step(2, 10, 100)  # 10/40 more, 29/40 are left
     assert "epoch 2 of 4, 10 of 100 images, about" in page.html
     assert " left" in page.html
     assert "value='0.2750'" in page.html
@@ -298,8 +298,17 @@ def test_the_status_has_a_bar_the_time_left_and_plain_text(page, monkeypatch):
     assert "nbsp" not in text
 
 
+def test_the_time_left_knows_that_a_growing_input_slows_the_training_down(page, monkeypatch):
+    clock = iter((0, 100))
+    monkeypatch.setattr(training_plots.time, "monotonic", lambda: next(clock))
+    live = training_plots.LiveTraining(frames(5), TrainConfig(image_size=64, growth=1.0, epochs=2))
+    live.step(1, 0, 100)
+    live.step(2, 0, 100)  # half of the photos, which took (0.75 ** 3 - 0.5 ** 3) / (1 - 0.5 ** 3) = 19/56 of the time
+    assert "about 3 min left" in page.html  # 100 s * 37 / 19 = 195 s
+
+
 def test_a_resumed_run_shows_its_own_number_of_epochs(page, model):
-    live = training_plots.LiveTraining(frames(5), 64, epochs=32)
+    live = training_plots.LiveTraining(frames(5), TrainConfig(image_size=64, epochs=32))
     live.step(41, 10, 100, 60)
     assert "epoch 41 of 60" in page.html
 
@@ -307,7 +316,7 @@ def test_a_resumed_run_shows_its_own_number_of_epochs(page, model):
 def test_the_status_is_updated_at_most_twice_per_second(page, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(training_plots.time, "monotonic", lambda: now[0])
-    live = training_plots.LiveTraining(frames(5), 64, epochs=1)
+    live = training_plots.LiveTraining(frames(5), TrainConfig(image_size=64, epochs=1))
     for step in range(1, 101):
         now[0] = step / 100
         live.step(1, step, 100)
@@ -319,7 +328,7 @@ def test_quick_epochs_do_not_wait_for_their_pictures(page, model, monkeypatch):
     monkeypatch.setattr(training_plots.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(training_plots, "plot_history", lambda history: Figure((1, 1)))
     monkeypatch.setattr(training_plots, "plot_predictions", lambda *_, **__: Figure((1, 1)))
-    live = training_plots.LiveTraining(frames(2), 64, epochs=100)
+    live = training_plots.LiveTraining(frames(2), TrainConfig(image_size=64, epochs=100))
     drawn = []
     for epoch in range(1, 101):
         now[0] += 1
@@ -333,7 +342,7 @@ def test_quick_epochs_do_not_wait_for_their_pictures(page, model, monkeypatch):
 def test_a_long_training_shows_its_last_epochs_and_the_best_one(page, model):
     rows = history(True, 30)
     rows[3]["mean_iou"] = 0.9
-    live = training_plots.LiveTraining(frames(2), 64, epochs=40)
+    live = training_plots.LiveTraining(frames(2), TrainConfig(image_size=64, epochs=40))
     live.epoch(rows, model)
     lines = page.places[0]["text/plain"].splitlines()[2:]
     assert [line.split()[:2] for line in lines[:2]] == [["best:", "4"], ["21", "0.048"]]
@@ -344,6 +353,6 @@ def test_a_long_training_shows_its_last_epochs_and_the_best_one(page, model):
 @pytest.mark.filterwarnings("error::UserWarning", "error::RuntimeWarning")
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_few_frames_or_none_and_no_scores_can_be_shown(page, model, count):
-    live = training_plots.LiveTraining(frames(count), 64, epochs=1)
+    live = training_plots.LiveTraining(frames(count), TrainConfig(image_size=64, epochs=1))
     live.epoch(history(False, 1), model)
     assert len(page.places) == 2 + (count > 0)

@@ -72,7 +72,7 @@ def test_phantom_classes_vanish_when_decoded(root):
 def test_the_small_model_scores_what_is_written_beside_it(root, tmp_path):
     trained = load_trained(SMALL_MODEL, "cpu")
     frames = prepare(root, "val", tmp_path, progress=False)
-    matrix = ConfusionMatrix.total(evaluate(trained.model, frames, trained.config["image_size"]))
+    matrix = ConfusionMatrix.total(evaluate(trained.model, frames, trained.scene_size))
     written = json.loads(SMALL_MODEL.with_name("small-evaluation.json").read_text())
     for name, value in matrix.summary().items():
         # Other processors and precisions round otherwise; another decoder would show.

@@ -327,6 +327,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(frames, tmp_path):
     ("knob", "value", "message"),
     [
         ("image_size", 100, "multiple of 16"),
+        ("growth", 2, "choose 0 to 1"),
         ("batch_size", 1000, "only 22 frames"),
         ("epochs", 0, "at least 1"),
         ("base_channels", 0, "at least 1"),
@@ -343,6 +344,65 @@ def test_every_knob_changes_the_training(frames, tmp_path, knob):
     config = recipe("demo", **{**vars(TINY), "epochs": 1})
     changed = recipe("demo", **{**vars(config), knob: other[knob]})
     assert run(frames, tmp_path / "a", config)[0]["loss"] != run(frames, tmp_path / "b", changed)[0]["loss"]
+
+
+def test_the_input_grows_and_its_work_is_known():
+    config = recipe("demo", image_size=128, growth=0.5, fold=1)
+    steps = [number / 1000 for number in range(1000)]
+    sizes = [config.input_size(done) for done in steps]
+    assert sizes == sorted(sizes)
+    assert (sizes[0], sizes[500], sizes[-1]) == (64, 128, 128)
+    assert set(sizes) == {64, 80, 96, 112, 128}
+    work = torch.tensor(sizes).double().square().cumsum(0)
+    for done in (0.1, 0.25, 0.5, 0.75, 1.0):  # counted, against the formula for sizes that are not rounded
+        assert config.work(done) == pytest.approx(float(work[round(done * 1000) - 1] / work[-1]), abs=0.01)
+    flat = recipe("demo", image_size=128)
+    assert {flat.input_size(done) for done in steps} == {128}
+    assert flat.work(0.3) == pytest.approx(0.3)
+
+
+def test_each_step_of_a_run_has_the_size_of_its_time(frames, tmp_path, monkeypatch):
+    sizes = []
+
+    def recorded(photos, labels, size, *others):
+        sizes.append(size)
+        return augment(photos, labels, size, *others)
+
+    monkeypatch.setattr("unet_utils.training.augment", recorded)
+    config = recipe("demo", **{**vars(TINY), "image_size": 64, "growth": 0.5, "epochs": 2})
+    run(frames, tmp_path, config)
+    assert sizes[0] == 32
+    assert sizes == sorted(sizes)
+    assert sizes[len(sizes) // 2 :] == [64] * (len(sizes) - len(sizes) // 2)
+    sizes.clear()
+    run(frames, tmp_path, dataclasses.replace(config, epochs=3))  # the run had ended: it goes on at full size
+    assert set(sizes) == {64}
+
+
+def test_square_scenes_are_shown_wider_than_in_training():
+    for augmentation, width in ((0.0, 256), (0.5, 320), (1.0, 352)):
+        config = recipe("cpu", augmentation=augmentation)
+        zooms = draw_changes(20000, torch.Generator().manual_seed(0), augmentation).matrix[:, :, :2].norm(dim=1)
+        assert config.scene_size(256, 256) == (256, width)
+        assert width == pytest.approx(256 / float(zooms.min()) ** 0.5, abs=16)
+        assert config.scene_size(256, 512) == (256, 512)
+
+
+def test_a_run_of_an_earlier_version_is_scored_as_it_began(frames, tmp_path):
+    """Version 0.1 showed square frames as wide as in training."""
+    config = recipe("demo", **{**vars(TINY), "image_size": 64, "augmentation": 1.0})
+    with pytest.raises(Interrupted):
+        run(frames, tmp_path, config, on_epoch=stop_after(1))
+    checkpoint = read_checkpoint(tmp_path / "last.pt")
+    assert checkpoint["config"]["scene_size"] == [64, 96]
+    checkpoint["config"]["scene_size"] = [64, 64]
+    torch.save(checkpoint, tmp_path / "last.pt")
+    assert len(run(frames, tmp_path, config)) == TINY.epochs
+    assert load_trained(tmp_path / "best.pt", "cpu").scene_size == (64, 64)
+    checkpoint["config"]["scene_size"] = [64, 128]  # of full-size frames
+    torch.save(checkpoint, tmp_path / "last.pt")
+    with pytest.raises(ValueError, match="scene size"):
+        run(frames, tmp_path, config)
 
 
 def test_averaging_changes_the_kept_weights_only(frames, tmp_path):
@@ -558,6 +618,7 @@ def test_checkpoints_of_the_first_version_load_and_go_on(frames, tmp_path):
     for key in ("prior_correction", "auxiliary"):
         del checkpoint["config"][key]
     checkpoint["config"] |= {"sync_batchnorm": True, "scene_size": (32, 32)}
+    del checkpoint["config"]["growth"]
     for key in ("cluster_colors", "cluster_ids"):
         del checkpoint["scheme"][key]
     for group in checkpoint["optimizer"]["param_groups"]:

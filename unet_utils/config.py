@@ -16,7 +16,11 @@ class TrainConfig:
         base_channels: width of the first level of the UNet; with an encoder, of the last level of the expanding path.
         fold: fold each fold x fold block of pixels into channels inside the network, see `UNet`.
         encoder: a network with ImageNet weights as the contracting path, see `encoders`, or "none" for the UNet's own.
-        image_size: height and width of the network's input, pixels. Scores are always at 256.
+        image_size: height and width of the network's input at the end of the training, pixels. Scores are always at
+            256.
+        growth: share of the training in which the input grows from half of `image_size` to all of it, because the first
+            steps learn as much from small photos, in less time (https://arxiv.org/abs/2104.00298). 0 for full size
+            from the start.
         batch_size: photos per step.
         epochs: number of times that every photo is used.
         learning_rate: maximum of the one-cycle schedule.
@@ -45,6 +49,7 @@ class TrainConfig:
     fold: int = 1
     encoder: str = "none"
     image_size: int = 256
+    growth: float = 0.0
     batch_size: int = 16
     epochs: int = 60
     learning_rate: float = 6e-3
@@ -65,6 +70,7 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
         for name in (
+            "growth",
             "encoder_rate",
             "weight_decay",
             "augmentation",
@@ -83,15 +89,32 @@ class TrainConfig:
             raise ValueError(f"encoder is {self.encoder!r}: choose one of none, {', '.join(ENCODERS)}")
         if self.encoder != "none" and self.fold != 1:
             raise ValueError(f"fold is {self.fold}, but {self.encoder} takes photos as they are: set fold to 1")
-        step = 32 if self.encoder != "none" else 16 * self.fold
+        if self.growth > 1:
+            raise ValueError(f"growth is {self.growth}: it is a share of the training, choose 0 to 1")
+        step = self._step
         if self.image_size % step or self.image_size < 32:
             raise ValueError(f"image_size is {self.image_size}: choose a multiple of {step}, at least 32")
-        bottom = self.image_size // step
-        if self.batch_size == 1 and bottom == 1:
+        if self.batch_size == 1 and self.input_size(0.0) == step:
             raise ValueError(
-                f"batch_size is 1 and image_size {self.image_size} leaves a single pixel at the lowest level, which "
-                f"batch normalization cannot normalize: set batch_size to 2 or image_size to {2 * step}"
+                f"batch_size is 1 and an input of {step} pixels leaves a single pixel at the lowest level, which batch "
+                f"normalization cannot normalize: set batch_size to 2, or image_size to {2 * step} and growth to 0"
             )
+
+    @property
+    def _step(self) -> int:
+        return 32 if self.encoder != "none" else 16 * self.fold
+
+    def input_size(self, done: float) -> int:
+        """Return height and width of the network's input, pixels, when a share `done` of the training is over."""
+        share = 1.0 if done >= self.growth else 0.5 + 0.5 * done / self.growth
+        return max(1, round(self.image_size * share / self._step)) * self._step
+
+    def work(self, done: float) -> float:
+        """Return the share of the computation that is over when a share `done` of the training is over."""
+        # The integral of the squared size: a third of its cube while the input grows.
+        grown = min(done, self.growth)
+        small = 2 / 3 * self.growth * ((0.5 + 0.5 * grown / self.growth) ** 3 - 0.125) if self.growth else 0.0
+        return (small + done - grown) / (1 - 5 / 12 * self.growth)
 
     def to_dict(self) -> dict:
         """Return the settings as plain values, for checkpoints and tables."""
@@ -112,8 +135,16 @@ class TrainConfig:
         return network | {"encoder": self.encoder, "expanding_channels": widths[-expanding_levels(self.encoder) :]}
 
     def scene_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the height and width at which the trained network sees a whole frame of this size, pixels."""
-        return (self.image_size, self.image_size) if height == width else (height, width)
+        """Return the height and width at which the trained network sees a whole frame of this size, pixels.
+
+        Square frames are squeezed scenes. They are shown wider than in training, by the square root of the largest zoom
+        of the augmentation: objects are then about as large as they were there (https://arxiv.org/abs/1906.06423), and
+        less squeezed. On held-out cities, this was better than showing height and width larger.
+        """
+        if height != width:
+            return height, width
+        steps = round(self.image_size * 2 ** (self.augmentation / 2) / self._step)
+        return self.image_size, steps * self._step
 
 
 SETTINGS = tuple(setting for setting in fields(TrainConfig) if setting.name != "chosen")
@@ -127,7 +158,14 @@ RECIPES = {
 """Settings for a GPU, for two CPU cores, and for the 240 pairs of the demo set; docs/training.md has the evidence."""
 
 
-ENCODER_SETTINGS = {"fold": 1, "base_channels": 32, "encoder_rate": 0.15, "auxiliary": 0.0}
+ENCODER_SETTINGS = {
+    "fold": 1,
+    "base_channels": 32,
+    "image_size": 320,
+    "growth": 0.75,
+    "encoder_rate": 0.15,
+    "auxiliary": 0.4,
+}
 """What a pretrained encoder changes in each recipe."""
 
 

@@ -43,7 +43,7 @@ class Trained:
 
     @property
     def scene_size(self) -> tuple[int, int]:
-        """Height and width at which the network sees a whole street scene, pixels: a square for pairs."""
+        """Height and width at which the network sees a whole street scene, pixels."""
         size = self.config["image_size"]
         height, width = self.config.get("scene_size", (size, size))
         return height, width
@@ -161,7 +161,7 @@ def enlarge_classes(logits: Tensor, height: int, width: int, most: int = 2**23) 
 def photo_size(height: int, width: int, scene_size: tuple[int, int], divisor: int = 16) -> tuple[int, int]:
     """Return the height and width of the network's input for a photo of another shape, pixels.
 
-    The scenes that it learned from are 2:1, squeezed to squares in the pairs. Other photos are squeezed by the same
+    The scenes that it learned from are 2:1, and squeezed when it sees pairs. Other photos are squeezed by the same
     factor. The width is at most 16 times the height, so that the cost of a very wide photo is bounded.
 
     Args:

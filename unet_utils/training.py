@@ -111,7 +111,7 @@ def fit(
             is_best = not run.held_out or row["mean_iou"] >= max(r["mean_iou"] for r in run.history if "mean_iou" in r)
             processes.once(files.save, run.checkpoint(), is_best)
             if progress:
-                print(_line(run.history, config.epochs))
+                print(_line(run.history, config))
             if on_epoch:
                 on_epoch(run.history, model)
         return run.history
@@ -215,16 +215,16 @@ class _Run:
 
     def _load(self, checkpoint: dict, path: Path) -> None:
         scheme = ClassScheme.from_dict(checkpoint["scheme"])
-        pairs: list[tuple] = [
+        scene_size = tuple(checkpoint["config"].get("scene_size", self.scene_size))
+        if self.crop == (1.0, 1.0) and scene_size == (self.config.image_size, self.config.image_size):
+            self.scene_size = scene_size  # version 0.1 showed square frames as wide as in training
+        for what, was, now in (
             ("class scheme", scheme.name, self.scheme.name),
             ("classes", scheme.names, self.scheme.names),
-        ]
-        pairs.append(("cluster colours", scheme.cluster_colors, self.scheme.cluster_colors))
-        if "frames" in checkpoint:  # other pairs under the same name of a run
-            pairs.append(("number of training frames", checkpoint["frames"], self.num_frames))
-        if "scene_size" in checkpoint["config"]:
-            pairs.append(("scene size", tuple(checkpoint["config"]["scene_size"]), self.scene_size))
-        for what, was, now in pairs:
+            ("cluster colours", scheme.cluster_colors, self.scheme.cluster_colors),
+            ("number of training frames", checkpoint.get("frames", self.num_frames), self.num_frames),
+            ("scene size", scene_size, self.scene_size),
+        ):
             if was != now:
                 raise ValueError(
                     f"{path} was trained with the {what} {was}, now it is {now}: set it back, choose another run name, "
@@ -256,7 +256,9 @@ def _train_epoch(run: _Run, progress: bool, on_step: Callable[[int, int, int, in
         bar.set_description(f"epoch {run.epoch + 1}/{config.epochs}")
         for number, (photos, labels) in enumerate(run.learn.batches((batch[mine] for batch in batches), run.device)):
             changes = draw_changes(config.batch_size, generator, config.augmentation, run.crop).part(mine)
-            x, y = augment(photos, labels, config.image_size, changes, run.crop)
+            # A run that had ended goes on at full size.
+            done = 1.0 if run.schedule_start else (step + number) / (config.epochs * run.steps_per_epoch)
+            x, y = augment(photos, labels, config.input_size(done), changes, run.crop)
             rate = run.learning_rate(step + number)
             total += _step(run, x, y, rate)  # not read before the end of the epoch: that would wait for the GPU
             bar.update(config.batch_size)
@@ -288,12 +290,11 @@ def _step(run: _Run, x: Tensor, y: Tensor, rate: float) -> Tensor:
     return loss.detach()
 
 
-def _line(history: list[dict], epochs: int) -> str:
-    row = history[-1]
-    # Epochs take about equally long, so the last ones predict the time that is left.
-    recent = [r["seconds"] for r in history[-3:]]
-    left = (epochs - row["epoch"]) * sum(recent) / len(recent) / 60
-    text = f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.3f}  {row['images_per_second']:.0f} images/s"
+def _line(history: list[dict], config: TrainConfig) -> str:
+    row, recent = history[-1], history[-3:]
+    before, now = (config.work(number / config.epochs) for number in (row["epoch"] - len(recent), row["epoch"]))
+    left = sum(r["seconds"] for r in recent) * (1 - now) / (now - before) / 60
+    text = f"epoch {row['epoch']}/{config.epochs}  loss {row['loss']:.3f}  {row['images_per_second']:.0f} images/s"
     if "mean_iou" in row:
         text += f"  held-out cities: pixel accuracy {row['pixel_accuracy']:.3f}, mIoU {row['mean_iou']:.3f}"
     return text + (f"  {left:.1f} min left" if left else "")

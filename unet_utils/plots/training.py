@@ -11,6 +11,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from unet_utils.config import TrainConfig
 from unet_utils.evaluation import predict_classes
 from unet_utils.frames import Frames
 from unet_utils.model import UNet
@@ -108,21 +109,20 @@ class LiveTraining:
     From top to bottom: a status line with a bar, a table of the epochs, the curves, and the predictions for a few
     frames. Use it as::
 
-        live = LiveTraining(held_out, scene_size, config.epochs)
+        live = LiveTraining(held_out, config)
         fit(..., progress=False, on_step=live.step, on_epoch=live.epoch)
 
     Args:
         frames: the frames to show are taken from these, evenly spaced.
-        image_size: size at which the network sees them, pixels.
-        epochs: number of epochs of the training.
+        config: the settings of the training.
         count: number of frames to show.
     """
 
     LAST = 10  # The table has a row for each of the last epochs, and one for the best.
 
-    def __init__(self, frames: Frames, image_size: int | tuple[int, int], epochs: int, count: int = 3):
+    def __init__(self, frames: Frames, config: TrainConfig, count: int = 3):
         self._photos, self._truth = frames.batch(torch.linspace(0, len(frames) - 1, min(count, len(frames))).long())
-        self._scheme, self._image_size, self._epochs = frames.scheme, image_size, epochs
+        self._scheme, self._config, self._epochs = frames.scheme, config, config.epochs
         self._history: list[dict] = []
         self._handles: dict[str, Any] = {}
         self._start: tuple[float, float] | None = None  # time and finished share of the training at the first call
@@ -151,7 +151,8 @@ class LiveTraining:
             return
         self._show_figure("curves", plot_history(history))
         if len(self._photos):
-            predicted = predict_classes(model, self._photos, self._image_size).cpu().numpy()
+            size = self._config.scene_size(*self._photos.shape[2:])
+            predicted = predict_classes(model, self._photos, size).cpu().numpy()
             photos = self._photos.permute(0, 2, 3, 1).numpy()
             figure = plot_predictions(photos, self._truth.numpy(), predicted, self._scheme, all_classes=True)
             self._show_figure("predictions", figure)
@@ -160,8 +161,8 @@ class LiveTraining:
     def _show_status(self, text: str, done: float) -> None:
         self._updated = time.monotonic()
         if self._start and self._start[1] < done < 1:
-            start, done_at_start = self._start
-            text += f", about {_duration((self._updated - start) * (1 - done) / (done - done_at_start))} left"
+            before, now = self._config.work(self._start[1]), self._config.work(done)
+            text += f", about {_duration((self._updated - self._start[0]) * (1 - now) / (now - before))} left"
         head, *rows = self._table()
         lines = ["</td><td>".join(row) for row in ([f"<b>{cell}</b>" for cell in head], *rows)]
         table = "".join(f"<tr><td>{line}</td></tr>" for line in lines)
