@@ -299,10 +299,11 @@ def test_the_status_has_a_bar_the_time_left_and_plain_text(page, monkeypatch):
 
 
 def test_the_time_left_knows_that_a_growing_input_slows_the_training_down(page, monkeypatch):
-    clock = iter((0, 100))
-    monkeypatch.setattr(training_plots.time, "monotonic", lambda: next(clock))
+    now = [0.0]
+    monkeypatch.setattr(training_plots.time, "monotonic", lambda: now[0])
     live = training_plots.LiveTraining(frames(5), TrainConfig(image_size=64, growth=1.0, epochs=2))
     live.step(1, 0, 100)
+    now[0] = 100.0
     live.step(2, 0, 100)  # half of the photos, which took (0.75 ** 3 - 0.5 ** 3) / (1 - 0.5 ** 3) = 19/56 of the time
     assert "about 3 min left" in page.html  # 100 s * 37 / 19 = 195 s
 

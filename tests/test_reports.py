@@ -97,7 +97,7 @@ def test_published_scores_only_where_they_compare():
     assert "| pix2pix L1 UNet, published | 0.860 | 0.420 | 0.350 |" in text
     assert "published | 0.907 | – | 0.511 |" in text
     assert "published | 0.915 | – | 0.687 |" in text
-    assert "squeezed to a square" in text
+    assert "squeezed to 256x256 pixels" in text
     assert "published" not in score_report(matrix, SCHEME)
     seven = score_report(matrix_of([0], [0], 7), get_scheme("categories7"), published=True)
     assert "pix2pix" not in seven

@@ -398,7 +398,7 @@ def test_a_run_of_an_earlier_version_is_scored_as_it_began(frames, tmp_path):
     checkpoint["config"]["scene_size"] = [64, 64]
     torch.save(checkpoint, tmp_path / "last.pt")
     assert len(run(frames, tmp_path, config)) == TINY.epochs
-    assert load_trained(tmp_path / "best.pt", "cpu").scene_size == (64, 64)
+    assert load_trained(tmp_path / "last.pt", "cpu").scene_size == (64, 64)
     checkpoint["config"]["scene_size"] = [64, 128]  # of full-size frames
     torch.save(checkpoint, tmp_path / "last.pt")
     with pytest.raises(ValueError, match="scene size"):
