@@ -297,4 +297,4 @@ def _line(history: list[dict], config: TrainConfig) -> str:
     text = f"epoch {row['epoch']}/{config.epochs}  loss {row['loss']:.3f}  {row['images_per_second']:.0f} images/s"
     if "mean_iou" in row:
         text += f"  held-out cities: pixel accuracy {row['pixel_accuracy']:.3f}, mIoU {row['mean_iou']:.3f}"
-    return text + (f"  {left:.1f} min left" if left else "")
+    return text + (f"  {left:.1f} min left" if row["epoch"] < config.epochs else "")
