@@ -104,10 +104,14 @@ class TrainConfig:
     def _step(self) -> int:
         return 32 if self.encoder != "none" else 16 * self.fold
 
+    def _possible(self, pixels: float) -> int:
+        """Return the nearest size that the network can take."""
+        return max(1, round(pixels / self._step)) * self._step
+
     def input_size(self, done: float) -> int:
         """Return height and width of the network's input, pixels, when a share `done` of the training is over."""
         share = 1.0 if done >= self.growth else 0.5 + 0.5 * done / self.growth
-        return max(1, round(self.image_size * share / self._step)) * self._step
+        return self._possible(self.image_size * share)
 
     def work(self, done: float) -> float:
         """Return the share of the computation that is over when a share `done` of the training is over."""
@@ -143,8 +147,7 @@ class TrainConfig:
         """
         if height != width:
             return height, width
-        steps = round(self.image_size * 2 ** (self.augmentation / 2) / self._step)
-        return self.image_size, steps * self._step
+        return self.image_size, self._possible(self.image_size * 2 ** (self.augmentation / 2))
 
 
 SETTINGS = tuple(setting for setting in fields(TrainConfig) if setting.name != "chosen")
