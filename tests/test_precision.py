@@ -59,14 +59,32 @@ def test_an_overflow_is_skipped_and_the_training_goes_on():
         assert all(torch.isfinite(value).all() for value in state.values())
 
 
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
-def test_orthogonal_steps_stay_in_range_in_float16(monkeypatch, scale):
+@pytest.mark.parametrize(
+    ("shape", "scale"), [((64, 576), 1e-6), ((64, 576), 1.0), ((64, 576), 1e4), ((1024, 9216), 1.0)]
+)
+def test_orthogonal_steps_stay_in_range_in_float16(monkeypatch, shape, scale):
     """Muon's iteration brings the singular values to between 0.5 and 1.5, whatever the size of the gradient."""
     compute_in(torch.float16, monkeypatch)
-    generator = torch.Generator().manual_seed(0)
-    matrix = torch.randn(64, 64 * 9, generator=generator) * scale
-    values = torch.linalg.svdvals(_orthogonal(matrix))
+    step = _orthogonal(torch.randn(shape, generator=torch.Generator().manual_seed(0)) * scale)
+    values = torch.linalg.eigvalsh(step @ step.T).sqrt()
     assert 0.5 < values.min() < values.max() < 1.5
+
+
+def test_the_largest_kernel_of_the_gpu_recipe_is_among_these():
+    with torch.device("meta"):
+        network = UNet(**recipe("gpu").network(19))
+    assert max(p.flatten(1).shape for p in network.parameters() if p.ndim > 1) == (1024, 9216)
+
+
+@pytest.mark.parametrize("shape", [(16, 144), (144, 16), (64, 64)])
+def test_all_steps_at_once_are_the_steps_one_by_one(shape):
+    """In float32 the matrix itself is multiplied once; here it is in each step, in float64."""
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    x = matrix.double() / matrix.double().norm()
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    assert torch.allclose(_orthogonal(matrix).double(), x, atol=1e-5)
 
 
 def test_a_gradient_of_zeros_gives_a_step_of_zeros(monkeypatch):
