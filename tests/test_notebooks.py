@@ -180,7 +180,7 @@ def train(tmp_path, knobs):
     notebook = nbformat.read(ROOT / "notebooks" / "03_train.ipynb", as_version=4)
     notebook.cells = [cell for cell in notebook.cells if "solution" not in tags(cell)]
     nbformat.write(notebook, tmp_path / "train.ipynb")
-    knobs = {"BASE_CHANNELS": 4, "IMAGE_SIZE": 64} | knobs
+    knobs = {"BASE_CHANNELS": 4, "IMAGE_SIZE": 64, "GROWTH": 0} | knobs
     done = papermill.execute_notebook(
         tmp_path / "train.ipynb", tmp_path / "done.ipynb", knobs, cwd=ROOT, kernel_name="python3", progress_bar=False
     )

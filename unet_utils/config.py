@@ -154,8 +154,17 @@ SETTINGS = tuple(setting for setting in fields(TrainConfig) if setting.name != "
 """The dataclass fields of all settings, for options and tables."""
 
 RECIPES = {
-    "gpu": TrainConfig(prior_correction=0.5),
-    "cpu": TrainConfig(base_channels=16, fold=2, batch_size=8, epochs=32, augmentation=0.5, prior_correction=0.5),
+    "gpu": TrainConfig(prior_correction=0.5, auxiliary=0.4),
+    "cpu": TrainConfig(
+        base_channels=32,
+        fold=2,
+        growth=0.75,
+        batch_size=8,
+        epochs=17,
+        augmentation=0.5,
+        prior_correction=0.5,
+        auxiliary=0.4,
+    ),
     "demo": TrainConfig(base_channels=16, fold=2, batch_size=8, epochs=20, augmentation=0.5),
 }
 """Settings for a GPU, for two CPU cores, and for the 240 pairs of the demo set; docs/training.md has the evidence."""
