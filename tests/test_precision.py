@@ -77,8 +77,9 @@ def test_the_largest_kernel_of_the_gpu_recipe_is_among_these():
 
 
 @pytest.mark.parametrize("shape", [(16, 144), (144, 16), (64, 64)])
-def test_all_steps_at_once_are_the_steps_one_by_one(shape):
+def test_all_steps_at_once_are_the_steps_one_by_one(monkeypatch, shape):
     """In float32 the matrix itself is multiplied once; here it is in each step, in float64."""
+    compute_in(torch.float32, monkeypatch)
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     x = matrix.double() / matrix.double().norm()
     for _ in range(5):
