@@ -120,6 +120,11 @@ class TrainConfig:
         small = 2 / 3 * self.growth * ((0.5 + 0.5 * grown / self.growth) ** 3 - 0.125) if self.growth else 0.0
         return (small + done - grown) / (1 - 5 / 12 * self.growth)
 
+    def time_left(self, seconds: float, before: float, done: float) -> float:
+        """Return the seconds that are left, if the training took `seconds` from the share `before` to `done`."""
+        before, now = self.work(before), self.work(done)
+        return seconds * (1 - now) / (now - before)
+
     def to_dict(self) -> dict:
         """Return the settings as plain values, for checkpoints and tables."""
         return {name: value for name, value in asdict(self).items() if name != "chosen"}

@@ -292,8 +292,8 @@ def _step(run: _Run, x: Tensor, y: Tensor, rate: float) -> Tensor:
 
 def _line(history: list[dict], config: TrainConfig) -> str:
     row, recent = history[-1], history[-3:]
-    before, now = (config.work(number / config.epochs) for number in (row["epoch"] - len(recent), row["epoch"]))
-    left = sum(r["seconds"] for r in recent) * (1 - now) / (now - before) / 60
+    before, done = (number / config.epochs for number in (row["epoch"] - len(recent), row["epoch"]))
+    left = config.time_left(sum(r["seconds"] for r in recent), before, done) / 60
     text = f"epoch {row['epoch']}/{config.epochs}  loss {row['loss']:.3f}  {row['images_per_second']:.0f} images/s"
     if "mean_iou" in row:
         text += f"  held-out cities: pixel accuracy {row['pixel_accuracy']:.3f}, mIoU {row['mean_iou']:.3f}"

@@ -161,8 +161,8 @@ class LiveTraining:
     def _show_status(self, text: str, done: float) -> None:
         self._updated = time.monotonic()
         if self._start and self._start[1] < done < 1:
-            before, now = self._config.work(self._start[1]), self._config.work(done)
-            text += f", about {_duration((self._updated - self._start[0]) * (1 - now) / (now - before))} left"
+            start, before = self._start
+            text += f", about {_duration(self._config.time_left(self._updated - start, before, done))} left"
         head, *rows = self._table()
         lines = ["</td><td>".join(row) for row in ([f"<b>{cell}</b>" for cell in head], *rows)]
         table = "".join(f"<tr><td>{line}</td></tr>" for line in lines)
