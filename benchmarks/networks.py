@@ -1,16 +1,18 @@
-"""Row 3: the network alone, forward and backward: time and memory."""
+"""Row 3: the network alone, forward and backward: time and memory; and the step of the optimizer."""
 
 from collections.abc import Callable
+from functools import partial
 
 import segmentation_models_pytorch as smp
 import torch
 from torch import Tensor, nn
 
-from benchmarks.peers import PlainUNet
+from benchmarks.peers import PlainUNet, step_by_step
 from benchmarks.setting import Setting
 from benchmarks.timing import Comparison, Result, in_fresh_process, interleave
 from unet_utils import UNet, count_parameters
 from unet_utils.model import autocast
+from unet_utils.optimizer import _orthogonal
 from unet_utils.platform.environment import find_device
 
 CLASSES = 19
@@ -76,6 +78,12 @@ def three_steps(*arguments) -> None:
         both(model, x)
 
 
+def step_all(orthogonal: Callable[[Tensor], Tensor], kernels: list[Tensor]) -> None:
+    """Orthogonalize all kernels of a network, as an optimizer's step does."""
+    for kernel in kernels:
+        orthogonal(kernel)
+
+
 def networks(setting: Setting) -> Result:
     """Row 3."""
     gpu = setting.device.type == "cuda"
@@ -98,6 +106,10 @@ def networks(setting: Setting) -> Result:
         times = interleave(contenders, setting.rounds)
         for us, them, title, at_most in matches:
             comparisons.append(Comparison("3", f"{ours[us]}: {work}", title, times[us], times[them], at_most))
+    muon = {"ours": _orthogonal, "theirs": step_by_step}
+    kernels = [kernel.detach().flatten(1) for kernel in made["plain"][0].parameters() if kernel.ndim >= 2]
+    steps = interleave({name: partial(step_all, f, kernels) for name, f in muon.items()}, setting.rounds)
+    comparisons.append(Comparison("3", "Muon's step", "step by step, in float32", steps["ours"], steps["theirs"], 1.0))
     for us, them, title, at_most in matches[:3]:
         work = f"{ours[us]}: peak memory"
         comparisons.append(Comparison("3", work, title, memory[us], memory[them], at_most, unit="MB"))

@@ -133,6 +133,16 @@ class TextbookDataset(Dataset):
         return tuple(self.transform(tv_tensors.Image(photo), tv_tensors.Mask(labels)))
 
 
+def step_by_step(matrix: Tensor) -> Tensor:
+    """Muon's Newton-Schulz iteration as published (https://kellerjordan.github.io/posts/muon), in the matrix's type."""
+    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x = x / (x.norm() + 1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
 class Trainer:
     """The training loop of a tutorial: forward, cross-entropy, backward, step.
 
