@@ -2,21 +2,25 @@
 
     python scripts/ablation.py --data pairs.zip                         # all variants, one after another
     python scripts/ablation.py --data pairs.zip --only "flip" "width"   # variants with these words in their name
+    python scripts/ablation.py --data pairs.zip --set encoder=efficientnet_lite0 --every 4
 
-Each variant is the CPU recipe at half its width with one thing changed, trained for the same few epochs with a whole
-schedule. Runs are kept in --out, and an interrupted one goes on. docs/training.md holds the results.
+Each variant is the CPU recipe, at half its width or with an encoder, with one thing changed. It is trained for the same
+few epochs with a whole schedule. Runs are kept in --out, and an interrupted one goes on. docs/training.md holds the
+results.
 """
 
 import argparse
+import json
 from contextlib import ExitStack
 from functools import partial
 from unittest import mock
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import conv2d, cross_entropy, one_hot, pad, relu6
 
-from unet_utils import fit, get_pairs, prepare, recipe, setup
+from unet_utils import Frames, fit, get_pairs, prepare, recipe, setup
+from unet_utils.encoders import ConvNorm, EfficientNetLite0
 from unet_utils.platform.files import user_path
 
 
@@ -53,6 +57,24 @@ def with_lovasz(logits: Tensor, truth: Tensor, weights: Tensor, **options) -> Te
     return cross_entropy(logits, truth, weights, **options) + known.sum() * lovasz
 
 
+class RandomEncoder(EfficientNetLite0):
+    """EfficientNet-Lite0 from random weights, in which all layers are trained."""
+
+    def __init__(self, pretrained: bool):
+        super().__init__(False)
+        self.requires_grad_(True)
+        for layer in self.modules():
+            if isinstance(layer, torch.nn.Conv2d):
+                torch.nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+
+
+def batch_statistics(self: ConvNorm, x: Tensor) -> Tensor:
+    """`ConvNorm.forward` with batch normalization as usual: random weights have no statistics to keep."""
+    padding = (0, 0, 0, 0) if self.conv.kernel_size == (1, 1) else 2 * self.pad
+    x = self.norm(conv2d(pad(x, padding), self.conv.weight, None, self.conv.stride, groups=self.conv.groups))
+    return relu6(x) if self.relu else x
+
+
 OPTIMIZER, LOSS = "unet_utils.training.Muon", "unet_utils.losses.cross_entropy"
 
 VARIANTS = {
@@ -73,8 +95,22 @@ VARIANTS = {
     "no fold, half the image size": {"fold": 1, "image_size": 128},
     "width 24": {"base_channels": 24},
     "width 32": {"base_channels": 32},
+    "random weights of the encoder": {
+        "unet_utils.encoders.EfficientNetLite0": RandomEncoder,
+        "unet_utils.encoders.ConvNorm.forward": batch_statistics,
+    },
 }
 """Name of each variant, and what differs: settings, or names in the package (with a dot) and their replacements."""
+
+
+def every(step: int, frames: Frames) -> Frames:
+    """Return every `step`-th of the frames to learn from, and all held-out frames."""
+    if step == 1:
+        return frames  # without copying them into memory
+    held_out = len(frames) - len(frames.split_cities()[1])
+    keep = [index for index in range(len(frames)) if index % step == 0 or index >= held_out]
+    numbers = tuple(frames.numbers[index] for index in keep)
+    return Frames(frames.photos[keep], frames.label_ids[keep], frames.scheme, numbers)
 
 
 def main() -> None:
@@ -84,19 +120,25 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4, help="of each variant (default: 4)")
     parser.add_argument("--out", default="runs/ablation", help="folder of the runs (default: runs/ablation)")
     parser.add_argument("--only", nargs="+", default=list(VARIANTS), help="words in the names of variants")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of all variants")
+    parser.add_argument("--every", type=int, default=1, help="learn from every Nth photo only")
     options = parser.parse_args()
+    given = dict(setting.split("=", 1) for setting in options.set)
+    given = {name: value if name == "encoder" else json.loads(value) for name, value in given.items()}
+    if "encoder" not in given:
+        given = {"base_channels": 16} | given
     env = setup()
-    frames = prepare(get_pairs(options.data, env.data), "train", env.data / "prepared")
+    frames = every(options.every, prepare(get_pairs(options.data, env.data), "train", env.data / "prepared"))
     print("| variant | pixel accuracy | class accuracy | mIoU | minutes |\n|---|---|---|---|---|")
     for name, changes in VARIANTS.items():
-        if not any(word in name for word in options.only):
+        if not any(word in name for word in options.only) or ("encoder" in name and "encoder" not in given):
             continue
         settings = {key: value for key, value in changes.items() if "." not in key}
         with ExitStack() as stack:
             for place in changes.keys() - settings.keys():
                 stack.enter_context(mock.patch(place, changes[place]))
             folder = user_path(options.out) / name.replace(" ", "-")
-            config = recipe("cpu", **{"base_channels": 16, "epochs": options.epochs} | settings)
+            config = recipe("cpu", **given | {"epochs": options.epochs} | settings)
             history = fit(frames, config, folder, env.device, progress=False)
         best, minutes = max(history, key=lambda row: row["mean_iou"]), sum(row["seconds"] for row in history) / 60
         scores = " | ".join(f"{best[key]:.3f}" for key in ("pixel_accuracy", "class_accuracy", "mean_iou"))
