@@ -17,7 +17,7 @@ class Setting:
         root: folder of the pairs.
         cache: folder for prepared arrays.
         device: where networks run.
-        config: the training recipe of that device.
+        config: the training recipe of that device, on a CPU at half its width; at full size from the start.
         rounds: number of measured turns.
         pairs: maximum number of training pairs.
         images: images per epoch in row 2.

@@ -98,8 +98,8 @@ def _orthogonal(matrix: Tensor) -> Tensor:
     """Bring all singular values near 1, by five steps of a Newton-Schulz iteration with Muon's coefficients."""
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix  # the smaller product
     x = (x / (x.norm() + 1e-7)).to(compute_dtype(x.device))
-    # A kernel has about nine times more columns than rows. In float32 all steps are taken with the small x @ x.T, a
-    # quarter of the time. Half precision has too few digits for the powers of small singular values.
+    # A kernel has about nine times more columns than rows. In float32 all steps are taken with the small x @ x.T, in
+    # half of the time. Half precision has too few digits for the powers of small singular values.
     steps = 5 if x.dtype == torch.float32 else 1
     for _ in range(5 // steps):
         x = _newton_schulz(x @ x.T, steps) @ x
