@@ -21,7 +21,6 @@ from benchmarks.setting import Setting
 from benchmarks.timing import Result, table
 from unet_utils import CityscapesPairs, get_pairs, recipe, setup
 from unet_utils.model import compute_dtype
-from unet_utils.platform.environment import find_device
 
 ROWS = {
     "1": "labels.preparing",
@@ -63,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(
             f"... {time.perf_counter() - start:.0f} s, {(time.perf_counter() - begun) / 60:.1f} min in all", flush=True
         )
-    _write(Path(options.out), options, data, results, failures)
+    _write(Path(options.out), options, data, _machine(setting.device), results, failures)
     return 1 if failures else 0
 
 
@@ -104,14 +103,14 @@ def _setting(options: argparse.Namespace) -> tuple[Setting, str]:
     return setting, f"{options.pairs} pairs of the {'real' if real else 'demo'} set"
 
 
-def _machine() -> dict[str, str]:
+def _machine(device: torch.device) -> dict[str, str]:
     """Return processor, cores, GPU and versions; no name of the machine."""
     model = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
     machine = {"processor": model, "cores": str(os.cpu_count()), "Python": platform.python_version()}
-    machine["networks run in"] = str(compute_dtype(find_device())).removeprefix("torch.")
+    machine["networks run in"] = str(compute_dtype(device)).removeprefix("torch.")
     if torch.cuda.is_available():
         machine["GPU"] = torch.cuda.get_device_name()
     for name in PACKAGES:
@@ -120,7 +119,7 @@ def _machine() -> dict[str, str]:
     return machine
 
 
-def _write(folder: Path, options: argparse.Namespace, data: str, results: dict, failures: dict) -> None:
+def _write(folder: Path, options: argparse.Namespace, data: str, machine: dict, results: dict, failures: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     comparisons = [comparison for result in results.values() for comparison in result.comparisons]
     # The report does not contain the path of the data.
@@ -132,7 +131,6 @@ def _write(folder: Path, options: argparse.Namespace, data: str, results: dict, 
     given |= {name: value for name in ("pairs", "images", "minutes") if (value := getattr(options, name)) is not None}
     command = "python -m benchmarks " + " ".join(f"--{name} {value}" for name, value in given.items())
     command += " --tiny" if options.tiny else ""
-    machine = _machine()
     parts = [
         "# Benchmarks",
         benchmarks.__doc__.split("Method. ")[1].strip(),

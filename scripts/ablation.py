@@ -70,8 +70,7 @@ class RandomEncoder(EfficientNetLite0):
 
 def batch_statistics(self: ConvNorm, x: Tensor) -> Tensor:
     """`ConvNorm.forward` with batch normalization as usual: random weights have no statistics to keep."""
-    padding = (0, 0, 0, 0) if self.conv.kernel_size == (1, 1) else 2 * self.pad
-    x = self.norm(conv2d(pad(x, padding), self.conv.weight, None, self.conv.stride, groups=self.conv.groups))
+    x = self.norm(conv2d(pad(x, 2 * self.pad), self.conv.weight, None, self.conv.stride, groups=self.conv.groups))
     return relu6(x) if self.relu else x
 
 
