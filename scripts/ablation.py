@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, cross_entropy, one_hot, pad, relu6
 
 from unet_utils import Frames, fit, get_pairs, prepare, recipe, setup
-from unet_utils.encoders import ConvNorm, EfficientNetLite0
+from unet_utils.encoders import ConvNorm, EfficientNetLite
 from unet_utils.platform.files import user_path
 
 
@@ -57,11 +57,11 @@ def with_lovasz(logits: Tensor, truth: Tensor, weights: Tensor, **options) -> Te
     return cross_entropy(logits, truth, weights, **options) + known.sum() * lovasz
 
 
-class RandomEncoder(EfficientNetLite0):
-    """EfficientNet-Lite0 from random weights, in which all layers are trained."""
+class RandomEncoder(EfficientNetLite):
+    """EfficientNet-Lite from random weights, in which all layers are trained."""
 
-    def __init__(self, pretrained: bool):
-        super().__init__(False)
+    def __init__(self, name: str, pretrained: bool):
+        super().__init__(name, False)
         self.requires_grad_(True)
         for layer in self.modules():
             if isinstance(layer, torch.nn.Conv2d):
@@ -95,7 +95,7 @@ VARIANTS = {
     "width 24": {"base_channels": 24},
     "width 32": {"base_channels": 32},
     "random weights of the encoder": {
-        "unet_utils.encoders.EfficientNetLite0": RandomEncoder,
+        "unet_utils.encoders.EfficientNetLite": RandomEncoder,
         "unet_utils.encoders.ConvNorm.forward": batch_statistics,
     },
 }

