@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+import unet_utils.model
 from unet_utils import fit, load_trained, prepare, recipe
 from unet_utils.checkpoints import read_checkpoint
 from unet_utils.evaluation import score
@@ -45,7 +46,7 @@ class FixedNorm(nn.BatchNorm2d):
 
 def work(demo, folder):
     """What the tests compare, by one process or by each that torchrun has started."""
-    torch.cpu._is_amx_tile_supported = lambda: False
+    unet_utils.model._cpu_has_fast_bfloat16 = lambda: False
     torch.set_num_threads(1)
     with open_processes() as processes:
         cache = folder / "prepared"

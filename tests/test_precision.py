@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from unet_utils import UNet, fit, prepare, recipe
+from unet_utils import UNet, fit, model, prepare, recipe
 from unet_utils.optimizer import Muon, _orthogonal
 
 MODULES = ("unet_utils.model", "unet_utils.training", "unet_utils.optimizer")
@@ -14,6 +14,24 @@ MODULES = ("unet_utils.model", "unet_utils.training", "unet_utils.optimizer")
 def compute_in(dtype, monkeypatch):
     for module in MODULES:
         monkeypatch.setattr(f"{module}.compute_dtype", lambda device: dtype)
+
+
+@pytest.mark.parametrize(
+    ("amx", "avx512", "vendor", "expected"),
+    [
+        (True, True, "GenuineIntel", torch.bfloat16),
+        (False, True, "AuthenticAMD", torch.bfloat16),
+        (False, True, "GenuineIntel", torch.float32),
+        (False, False, "AuthenticAMD", torch.float32),
+    ],
+)
+def test_cpus_compute_in_bfloat16_where_that_is_faster(monkeypatch, tmp_path, amx, avx512, vendor, expected):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
+    monkeypatch.setattr(model, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(model, "_cpu_has_fast_bfloat16", model._cpu_has_fast_bfloat16.__wrapped__)
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
+    assert model.compute_dtype("cpu") == expected
 
 
 @pytest.fixture(scope="module")
