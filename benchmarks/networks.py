@@ -1,16 +1,20 @@
 """Row 3: the network alone, forward and backward: time and memory; and the step of the optimizer."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
+from unittest import mock
 
 import segmentation_models_pytorch as smp
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv2d
 
 from benchmarks.peers import PlainUNet, step_by_step
 from benchmarks.setting import Setting
 from benchmarks.timing import Comparison, Result, in_fresh_process, interleave
 from unet_utils import UNet, count_parameters
+from unet_utils.encoders import ENCODERS
 from unet_utils.model import autocast
 from unet_utils.optimizer import _orthogonal
 from unet_utils.platform.environment import find_device
@@ -48,12 +52,21 @@ def make(name: str, width: int, batch: int, size: int) -> tuple[nn.Module, Tenso
         model: nn.Module = smp.Unet("resnet34", encoder_weights=None, classes=CLASSES)
     elif name == "milesial":
         model = PlainUNet(CLASSES, width)
-    elif name == "resnet34":
-        model = UNet(3, CLASSES, encoder="resnet34")
+    elif name in ENCODERS:
+        model = UNet(3, CLASSES, encoder=name)
     else:
         model = UNet(3, CLASSES, width, fold=2 if name == "folded" else 1)
     model = model.to(device, memory_format=torch.channels_last).train()
     return (Floor(model, x) if name == "floor" else model), x
+
+
+class TorchDepthwise:
+    """What stands in the place of `encoders.Depthwise` where torch computes the gradients."""
+
+    @staticmethod
+    def apply(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+        """The convolution of each channel."""
+        return conv2d(x, weight, bias, stride, padding, groups=len(weight))
 
 
 def forward(model: nn.Module, x: Tensor) -> None:
@@ -69,6 +82,18 @@ def both(model: nn.Module, x: Tensor) -> None:
         out = model(x)
     out = out if isinstance(out, list) else [out]
     torch.autograd.backward(out, [torch.ones_like(part) for part in out])
+
+
+def in_float32(model: nn.Module, x: Tensor) -> None:
+    """`both`, without mixed precision."""
+    with mock.patch("benchmarks.networks.autocast", return_value=nullcontext()):
+        both(model, x)
+
+
+def with_torch_gradients(model: nn.Module, x: Tensor) -> None:
+    """`both`, with torch's gradients of depthwise convolutions."""
+    with mock.patch("unet_utils.encoders.Depthwise", TorchDepthwise):
+        both(model, x)
 
 
 def three_steps(*arguments) -> None:
@@ -106,6 +131,18 @@ def networks(setting: Setting) -> Result:
         times = interleave(contenders, setting.rounds)
         for us, them, title, at_most in matches:
             comparisons.append(Comparison("3", f"{ours[us]}: {work}", title, times[us], times[them], at_most))
+    lite = make("efficientnet_lite2", *shape)
+    for work, match, title, other in (
+        ("U-Net, fold 2: forward and backward", made["folded"], "in float32", in_float32),
+        (
+            "U-Net on efficientnet_lite2: forward and backward",
+            lite,
+            "torch's depthwise gradients",
+            with_torch_gradients,
+        ),
+    ):
+        times = interleave({"ours": partial(both, *match), "theirs": partial(other, *match)}, setting.rounds)
+        comparisons.append(Comparison("3", work, title, times["ours"], times["theirs"], 1.05))
     muon = {"ours": _orthogonal, "theirs": step_by_step}
     kernels = [kernel.detach().flatten(1) for kernel in made["plain"][0].parameters() if kernel.ndim >= 2]
     steps = interleave({name: partial(step_all, f, kernels) for name, f in muon.items()}, setting.rounds)
