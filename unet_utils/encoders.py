@@ -68,7 +68,7 @@ class Depthwise(torch.autograd.Function):
     """`conv2d` of each channel on its own, with gradients that CPUs compute fast.
 
     oneDNN has fast gradients of 3x3 depthwise kernels, but not of 5x5 ones (15 to 100 times as long), and none with
-    stride 2 in bfloat16 (50 times as long as in float32).
+    stride 2 in bfloat16 (20 to 50 times as long as in float32).
     """
 
     @staticmethod
