@@ -81,7 +81,7 @@ class Depthwise(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
         stride, channels, size = ctx.stride, len(weight), weight.shape[2]
-        dtype = x.dtype if stride == 1 else torch.float32
+        dtype = x.dtype if stride == 1 else torch.promote_types(x.dtype, torch.float32)
         grad_x = conv2d_input(x.shape, weight.to(dtype), grad.to(dtype), stride, ctx.padding, groups=channels)
         x, grad_weight = F.pad(x, 4 * [ctx.padding]), torch.empty_like(weight)
         # A 5x5 gradient is put together from four 3x3 gradients, one for each corner of the kernel.
