@@ -75,19 +75,13 @@ def forward(model: nn.Module, x: Tensor) -> None:
         model(x)
 
 
-def both(model: nn.Module, x: Tensor) -> None:
-    """Forward and backward, from a gradient of ones instead of a loss."""
+def both(model: nn.Module, x: Tensor, mixed: bool = True) -> None:
+    """Forward and backward, from a gradient of ones instead of a loss; `mixed` is False for float32 throughout."""
     model.zero_grad(set_to_none=True)
-    with autocast(x.device):
+    with autocast(x.device) if mixed else nullcontext():
         out = model(x)
     out = out if isinstance(out, list) else [out]
     torch.autograd.backward(out, [torch.ones_like(part) for part in out])
-
-
-def in_float32(model: nn.Module, x: Tensor) -> None:
-    """`both`, without mixed precision."""
-    with mock.patch("benchmarks.networks.autocast", return_value=nullcontext()):
-        both(model, x)
 
 
 def with_torch_gradients(model: nn.Module, x: Tensor) -> None:
@@ -133,7 +127,7 @@ def networks(setting: Setting) -> Result:
             comparisons.append(Comparison("3", f"{ours[us]}: {work}", title, times[us], times[them], at_most))
     lite = make("efficientnet_lite2", *shape)
     for work, match, title, other in (
-        ("U-Net, fold 2: forward and backward", made["folded"], "in float32", in_float32),
+        ("U-Net, fold 2: forward and backward", made["folded"], "in float32", partial(both, mixed=False)),
         (
             "U-Net on efficientnet_lite2: forward and backward",
             lite,

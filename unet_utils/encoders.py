@@ -122,7 +122,7 @@ class ConvNorm(nn.Module):
             padding = self.pad[0]
             if conv.stride != (1, 1):
                 x, padding = F.pad(x, 2 * self.pad), 0
-            if conv.groups > 1 and x.device.type == "cpu" and torch.is_grad_enabled() and weight.requires_grad:
+            if conv.groups > 1 and x.device.type == "cpu" and weight.requires_grad:
                 x = Depthwise.apply(x, weight.to(x.dtype), bias.to(x.dtype), conv.stride[0], padding)
             else:
                 x = F.conv2d(x, weight, bias, conv.stride, padding, groups=conv.groups)
@@ -210,5 +210,5 @@ class EfficientNetLite(nn.Module):
         (file,) = Path(module.__path__[0]).glob("models/*.pth")
         source = torch.load(file, map_location="cpu", weights_only=True)
         # All but the classifier. Both networks list the same layers in the same order, under different names.
-        values = [value for name, value in source.items() if not name.startswith(("_conv_head", "_bn1.", "_fc."))]
+        values = [value for key, value in source.items() if not key.startswith(("_conv_head", "_bn1.", "_fc."))]
         self.load_state_dict(dict(zip(self.state_dict(), values, strict=True)))
