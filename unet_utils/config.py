@@ -24,8 +24,7 @@ class TrainConfig:
         batch_size: photos per step.
         epochs: number of times that every photo is used.
         learning_rate: maximum of the one-cycle schedule.
-        encoder_rate: learning rate of the contracting path relative to `learning_rate`; it is then updated by AdamW. 0
-            trains it like the other parameters, by Muon.
+        encoder_rate: learning rate of the contracting path relative to `learning_rate`; 0 for the same.
         weight_decay: kernels shrink by this share of the learning rate per step.
         augmentation: strength of random zoom, rotation and colour, see `draw_changes`; 0 for the flip alone.
         class_weighting: power of the inverse class frequency that weights the loss; 0 weights all pixels equally, 1 all
@@ -180,7 +179,7 @@ ENCODER_SETTINGS = {
     "base_channels": 32,
     "image_size": 320,
     "growth": 0.75,
-    "encoder_rate": 0.15,
+    "encoder_rate": 0.1,
     "auxiliary": 0.4,
 }
 """What a pretrained encoder changes in each recipe."""

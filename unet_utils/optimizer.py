@@ -19,8 +19,7 @@ class Muon(torch.optim.Optimizer):
     moving averages are updated as for a zero gradient. No value is copied to the CPU to find out.
 
     Args:
-        params: parameters, or parameter groups. Kernels of a group with `"muon": False` are updated by AdamW, and
-            `"rate"` is a factor of the group's learning rate.
+        params: parameters, or parameter groups; `"rate"` is a factor of a group's learning rate.
         lr: learning rate.
         weight_decay: kernels shrink by this share of `lr` per step.
     """
@@ -28,12 +27,11 @@ class Muon(torch.optim.Optimizer):
     _step_supports_amp_scaling = True  # GradScaler then sets `found_inf` here, instead of waiting for the GPU
 
     def __init__(self, params: Iterable, lr: float = 1e-3, weight_decay: float = 0.0):
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "muon": True, "rate": 1.0})
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "rate": 1.0})
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
-        for group in self.param_groups:  # checkpoints before version 0.2 have groups without these
-            group.setdefault("muon", True)
+        for group in self.param_groups:  # checkpoints before version 0.2 have groups without a rate
             group.setdefault("rate", 1.0)
 
     @torch.no_grad()
@@ -53,17 +51,16 @@ class Muon(torch.optim.Optimizer):
                 state = self.state[param]
                 if not state:
                     state["momentum"] = torch.zeros_like(param)
-                    if not (is_kernel and group["muon"]):
+                    if not is_kernel:
                         state["square"] = torch.zeros_like(param)
                         state["step"] = torch.zeros((), device=param.device)
-                if is_kernel and group["muon"]:
+                if is_kernel:
                     state["momentum"].lerp_(grad, 0.05)
                     matrix = _orthogonal(grad.lerp(state["momentum"], 0.95).flatten(1))
                     step = matrix.view_as(param) * (0.2 * max(matrix.shape) ** 0.5)
+                    step += param * group["weight_decay"]
                 else:
                     step = _adam_step(grad, state)
-                if is_kernel:
-                    step = step + param * group["weight_decay"]
                 param.sub_(step * lr)
 
 
@@ -73,8 +70,7 @@ def parameter_groups(module: nn.Module, encoder: nn.Module, encoder_rate: float)
     Args:
         module: the network in training.
         encoder: its contracting path.
-        encoder_rate: learning rate of the encoder relative to that of the other parameters; it is then updated by
-            AdamW, in a group of its own. 0 for one group.
+        encoder_rate: learning rate of the encoder relative to that of the other parameters; 0 for the same.
     """
     parameters = list(module.parameters())
     if not encoder_rate:
@@ -82,7 +78,7 @@ def parameter_groups(module: nn.Module, encoder: nn.Module, encoder_rate: float)
     inside = {id(parameter) for parameter in encoder.parameters()}
     return [
         {"params": [parameter for parameter in parameters if id(parameter) not in inside]},
-        {"params": list(encoder.parameters()), "muon": False, "rate": encoder_rate},
+        {"params": list(encoder.parameters()), "rate": encoder_rate},
     ]
 
 
