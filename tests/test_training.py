@@ -25,6 +25,7 @@ from unet_utils.losses import AuxiliaryHeads, class_weights, prior_correction, s
 from unet_utils.model import UNet
 from unet_utils.optimizer import Muon, parameter_groups
 from unet_utils.platform.files import LockedError
+from unet_utils.platform.processes import SingleProcess
 
 TINY = recipe("demo", base_channels=2, fold=1, image_size=32, batch_size=4, epochs=3, learning_rate=1e-2)
 
@@ -345,6 +346,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(frames, tmp_path):
     [
         ("image_size", 100, "multiple of 16"),
         ("growth", 2, "choose 0 to 1"),
+        ("final_rate", 1.5, "choose 0 to 1"),
         ("batch_size", 1000, "only 22 frames"),
         ("epochs", 0, "at least 1"),
         ("base_channels", 0, "at least 1"),
@@ -428,6 +430,22 @@ def test_averaging_changes_the_kept_weights_only(frames, tmp_path):
     a, b = (read_checkpoint(tmp_path / name / "last.pt") for name in "ab")
     assert all(torch.equal(a["model"][key], b["model"][key]) for key in a["model"])
     assert any(not torch.equal(a["averaged"][key], b["averaged"][key]) for key in a["averaged"])
+
+
+@pytest.mark.parametrize("final", [0.0, 0.7, 1.0])
+def test_the_learning_rate_ends_at_a_share_of_its_maximum(frames, tmp_path, final):
+    config = recipe("demo", **{**vars(TINY), "epochs": 40, "final_rate": final})
+    this = training._Run(frames, config, torch.device("cpu"), SingleProcess(), None, tmp_path, None)
+    steps = config.epochs * this.steps_per_epoch
+    rates = [this.learning_rate(step) / config.learning_rate for step in range(steps + 1)]
+    top = rates.index(max(rates))
+    assert max(rates) == pytest.approx(1)
+    assert top <= steps // 10
+    assert rates[0] == pytest.approx(1 / (steps // 10))
+    assert rates[-1] == pytest.approx(final, abs=1e-9)
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    middle = (steps // 10 + steps) // 2
+    assert rates[middle] == pytest.approx((1 + final) / 2, abs=0.02)
 
 
 def test_class_weights_leave_the_mean_pixel_alone():

@@ -24,6 +24,8 @@ class TrainConfig:
         batch_size: photos per step.
         epochs: number of times that every photo is used.
         learning_rate: maximum of the one-cycle schedule.
+        final_rate: the schedule ends at this share of `learning_rate`. Above 0, the weights keep moving until the end,
+            and `averaging` takes the place of small steps.
         encoder_rate: learning rate of the contracting path relative to `learning_rate`; 0 for the same.
         weight_decay: kernels shrink by this share of the learning rate per step.
         augmentation: strength of random zoom, rotation and colour, see `draw_changes`; 0 for the flip alone.
@@ -52,6 +54,7 @@ class TrainConfig:
     batch_size: int = 16
     epochs: int = 60
     learning_rate: float = 6e-3
+    final_rate: float = 0.0
     encoder_rate: float = 0.0
     weight_decay: float = 0.02
     augmentation: float = 1.0
@@ -70,6 +73,7 @@ class TrainConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
         for name in (
             "growth",
+            "final_rate",
             "encoder_rate",
             "weight_decay",
             "augmentation",
@@ -88,8 +92,9 @@ class TrainConfig:
             raise ValueError(f"encoder is {self.encoder!r}: choose one of none, {', '.join(ENCODERS)}")
         if self.encoder != "none" and self.fold != 1:
             raise ValueError(f"fold is {self.fold}, but {self.encoder} takes photos as they are: set fold to 1")
-        if self.growth > 1:
-            raise ValueError(f"growth is {self.growth}: it is a share of the training, choose 0 to 1")
+        for name, whole in (("growth", "training"), ("final_rate", "learning rate")):
+            if getattr(self, name) > 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it is a share of the {whole}, choose 0 to 1")
         step = self._step
         if self.image_size % step or self.image_size < 32:
             raise ValueError(f"image_size is {self.image_size}: choose a multiple of {step}, at least 32")
@@ -181,6 +186,8 @@ ENCODER_SETTINGS = {
     "growth": 0.75,
     "encoder_rate": 0.1,
     "auxiliary": 0.4,
+    "final_rate": 0.4,
+    "averaging": 0.15,
 }
 """What a pretrained encoder changes in each recipe."""
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_input, conv2d_weight
 from torchvision.models import get_model
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -80,18 +79,29 @@ class Depthwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
-        stride, channels, size = ctx.stride, len(weight), weight.shape[2]
+        stride, padding, size = ctx.stride, ctx.padding, weight.shape[2]
         dtype = x.dtype if stride == 1 else torch.promote_types(x.dtype, torch.float32)
-        grad_x = conv2d_input(x.shape, weight.to(dtype), grad.to(dtype), stride, ctx.padding, groups=channels)
-        x, grad_weight = F.pad(x, 4 * [ctx.padding]), torch.empty_like(weight)
+        grad_x, _ = _gradients(grad.to(dtype), x.to(dtype), weight.to(dtype), stride, padding, (True, False))
+        x, grad_weight = F.pad(x, 4 * [padding]) if padding else x, torch.empty_like(weight)
         # A 5x5 gradient is put together from four 3x3 gradients, one for each corner of the kernel.
         height, width = ((side - 1) * stride + 3 for side in grad.shape[2:])
         for top in range(0, size - 1, 2):
             for left in range(0, size - 1, 2):
-                seen = x[:, :, top : top + height, left : left + width]
-                part = conv2d_weight(seen, (channels, 1, 3, 3), grad, stride, groups=channels)
+                seen, corner = x[:, :, top : top + height, left : left + width], weight[:, :, :3, :3]
+                _, part = _gradients(grad, seen, corner, stride, 0, (False, True))
                 grad_weight[:, :, top : top + 3, left : left + 3] = part
         return grad_x.to(x.dtype), grad_weight, grad.sum((0, 2, 3)), None, None
+
+
+def _gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, wanted: tuple[bool, bool]
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of a depthwise `conv2d` for its input and its weight, or None where they are not wanted."""
+    # `torch.nn.grad.conv2d_input` does not see the input, and so forgets that its channels are last in memory: all the
+    # layers before it would have to reorder their gradients.
+    return torch.ops.aten.convolution_backward(
+        grad, x, weight, None, 2 * [stride], 2 * [padding], [1, 1], False, [0, 0], len(weight), [*wanted, False]
+    )[:2]
 
 
 class ConvNorm(nn.Module):
@@ -126,7 +136,8 @@ class ConvNorm(nn.Module):
                 x = Depthwise.apply(x, weight.to(x.dtype), bias.to(x.dtype), conv.stride[0], padding)
             else:
                 x = F.conv2d(x, weight, bias, conv.stride, padding, groups=conv.groups)
-        return F.relu6(x, inplace=True) if self.relu else x
+        # Not in place: the gradient of a change in place of a reordered tensor takes several copies.
+        return F.relu6(x) if self.relu else x
 
 
 class Bottleneck(nn.Module):

@@ -97,8 +97,7 @@ def fit(
             except Exception as error:
                 explain_error(error, config)
                 raise
-            weights = run.model.parameters()
-            if not (math.isfinite(row["loss"]) and all(weight.isfinite().all() for weight in weights)):
+            if not (math.isfinite(row["loss"]) and all(part.isfinite().all() for part in run.model.parameters())):
                 raise FloatingPointError(
                     f"the loss of epoch {run.epoch + 1} is {row['loss']}, or a weight is not finite: lower "
                     f"learning_rate (LEARNING_RATE) and run again. It resumes after epoch {run.epoch}"
@@ -180,12 +179,13 @@ class _Run:
             self.averaged.n_averaged.copy_(checkpoint["averaged_steps"])
 
     def learning_rate(self, step: int) -> float:
-        """One cycle (https://arxiv.org/abs/1708.07120): linear warm-up over a tenth of the steps, then cosine to 0."""
+        """One cycle (https://arxiv.org/abs/1708.07120): linear warm-up over a tenth of the steps, then a cosine."""
         total = (self.config.epochs - self.schedule_start) * self.steps_per_epoch
         step, warm = step - self.schedule_start * self.steps_per_epoch, max(1, total // 10)
         if step < warm:
             return self.config.learning_rate * (step + 1) / warm
-        return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / (total - warm)))
+        final, wave = self.config.final_rate, math.cos(math.pi * (step - warm) / (total - warm))
+        return self.config.learning_rate * (1 + final + (1 - final) * wave) / 2
 
     def model_to_use(self) -> UNet:
         """Return the averaged model in evaluation mode, with the prior correction."""
