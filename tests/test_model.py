@@ -6,7 +6,6 @@ from torchvision.models import get_model
 
 from unet_utils import UNet, count_parameters, model_summary
 from unet_utils.encoders import LITE, TORCHVISION, ConvNorm, Depthwise, EfficientNetLite
-from unet_utils.model import UpConvolution
 
 
 def test_it_has_the_channels_of_the_paper():
@@ -175,7 +174,7 @@ def test_activations_and_gradients_keep_channels_last_in_memory(options):
             out.register_hook(lambda grad: strides["gradient"].append(grad.stride(1)))
 
     for module in model.modules():
-        if isinstance(module, (ConvNorm, torch.nn.Conv2d, torch.nn.BatchNorm2d, UpConvolution)):
+        if isinstance(module, (ConvNorm, torch.nn.Conv2d, torch.nn.BatchNorm2d, torch.nn.ConvTranspose2d)):
             module.register_forward_hook(note)
     out = model(torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last))
     out.backward(torch.ones_like(out))
@@ -190,17 +189,6 @@ def test_activations_and_gradients_keep_channels_last_in_memory(options):
             nodes += [function for function, _ in node.next_functions]
     assert len(seen) > 50
     assert not [node for node in seen if "CopySlices" in node.name()]
-
-
-def test_the_upsampling_is_a_transposed_convolution():
-    torch.manual_seed(0)
-    layer, x = UpConvolution(6, 4).double(), torch.randn(2, 6, 3, 5, dtype=torch.float64, requires_grad=True)
-    inputs = (x, layer.weight, layer.bias)
-    found, expected = layer(x), torch.nn.functional.conv_transpose2d(*inputs, stride=2)
-    torch.testing.assert_close(found, expected)
-    direction = torch.randn_like(expected)
-    for a, b in zip(*(torch.autograd.grad(out, inputs, direction) for out in (found, expected)), strict=True):
-        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("name", LITE)

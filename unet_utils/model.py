@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, max_pool2d
+from torch.nn.functional import max_pool2d
 
 from unet_utils.encoders import ENCODERS, build_encoder
 
@@ -40,21 +40,6 @@ class Down(DoubleConv):
         return super().forward(max_pool2d(x, 2))
 
 
-class UpConvolution(nn.ConvTranspose2d):
-    """Transposed 2x2 convolution with stride 2. `[N, in, H, W] -> [N, out, 2H, 2W]`."""
-
-    def __init__(self, in_channels: int, out_channels: int):
-        super().__init__(in_channels, out_channels, 2, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        # Each pixel becomes a block of 2x2. The blocks do not overlap, so they are one matrix product, whose gradients
-        # CPUs compute several times faster.
-        n, _, height, width = x.shape
-        weight = self.weight.permute(2, 3, 1, 0).flatten(0, 2)
-        blocks = linear(x.permute(0, 2, 3, 1), weight, self.bias.repeat(4)).view(n, height, width, 2, 2, -1)
-        return blocks.transpose(2, 3).reshape(n, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
-
-
 class Up(nn.Module):
     """One level of the expanding path: double the size, concatenate the skip connection, convolve.
 
@@ -63,7 +48,7 @@ class Up(nn.Module):
 
     def __init__(self, in_channels: int, skip_channels: int, out_channels: int):
         super().__init__()
-        self.upsample = UpConvolution(in_channels, out_channels)
+        self.upsample = nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)
         self.convolve = DoubleConv(skip_channels + out_channels, out_channels)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
