@@ -88,6 +88,8 @@ VARIANTS = {
     "flip only": {"augmentation": 0.0},
     "full augmentation": {"augmentation": 1.0},
     "last weights, not averaged": {"averaging": 0.0},
+    "learning rate to zero": {"final_rate": 0.0, "averaging": 0.03},
+    "learning rate to 0.4": {"final_rate": 0.4, "averaging": 0.15},
     "label smoothing 0.05": {LOSS: partial(cross_entropy, label_smoothing=0.05)},
     "Dice added": {LOSS: with_dice},
     "Lovász added": {LOSS: with_lovasz},
