@@ -81,13 +81,15 @@ class Depthwise(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         stride, padding, size = ctx.stride, ctx.padding, weight.shape[2]
         dtype = x.dtype if stride == 1 else torch.promote_types(x.dtype, torch.float32)
-        grad_x, _ = _gradients(grad.to(dtype), x.to(dtype), weight.to(dtype), stride, padding, (True, False))
+        like_x = torch.empty_like(x, dtype=dtype)  # the values of the input do not count for its gradient
+        grad_x, _ = _gradients(grad.to(dtype), like_x, weight.to(dtype), stride, padding, (True, False))
         x, grad_weight = F.pad(x, 4 * [padding]) if padding else x, torch.empty_like(weight)
         # A 5x5 gradient is put together from four 3x3 gradients, one for each corner of the kernel.
+        corner = weight[:, :, :3, :3]  # any of them: the values of the kernel do not count for its gradient
         height, width = ((side - 1) * stride + 3 for side in grad.shape[2:])
         for top in range(0, size - 1, 2):
             for left in range(0, size - 1, 2):
-                seen, corner = x[:, :, top : top + height, left : left + width], weight[:, :, :3, :3]
+                seen = x[:, :, top : top + height, left : left + width]
                 _, part = _gradients(grad, seen, corner, stride, 0, (False, True))
                 grad_weight[:, :, top : top + 3, left : left + 3] = part
         return grad_x.to(x.dtype), grad_weight, grad.sum((0, 2, 3)), None, None
