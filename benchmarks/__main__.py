@@ -1,4 +1,5 @@
-"""Run the rows of the benchmark, print the table, write `benchmarks.json`, `benchmarks.md` and a figure."""
+"""Run the rows of the benchmark, print the table, write `benchmarks.json`, `benchmarks.md` and a
+figure."""
 
 import argparse
 import contextlib
@@ -31,8 +32,17 @@ ROWS = {
     "6": "growth.growth",
     "7": "training.accuracy",
 }
-"""Module and function of each row, imported when it runs: a missing package must not stop the other rows."""
-PACKAGES = ("torch", "torchvision", "numpy", "pillow", "scikit-learn", "torchmetrics", "segmentation-models-pytorch")
+"""Module and function of each row, imported when it runs: a missing package must not stop the other
+rows."""
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "pillow",
+    "scikit-learn",
+    "torchmetrics",
+    "segmentation-models-pytorch",
+)
 FIGURE = "benchmarks-accuracy.png"
 
 
@@ -52,7 +62,9 @@ def main(arguments: list[str] | None = None) -> int:
         module, function = ROWS[name].split(".")
         print(f"row {name}, {function} ...", flush=True)
         try:
-            results[name] = getattr(importlib.import_module(f"benchmarks.{module}"), function)(setting)
+            results[name] = getattr(importlib.import_module(f"benchmarks.{module}"), function)(
+                setting
+            )
             if results[name].comparisons:
                 print(table(results[name].comparisons))
             print(results[name].text)
@@ -60,7 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
             traceback.print_exc()
             failures[name] = f"{type(error).__name__}: {error}".splitlines()[0]
         print(
-            f"... {time.perf_counter() - start:.0f} s, {(time.perf_counter() - begun) / 60:.1f} min in all", flush=True
+            f"... {time.perf_counter() - start:.0f} s, {(time.perf_counter() - begun) / 60:.1f} min in all",
+            flush=True,
         )
     _write(Path(options.out), options, data, _machine(setting.device), results, failures)
     return 1 if failures else 0
@@ -68,16 +81,32 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "python -m benchmarks", description=benchmarks.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python -m benchmarks",
+        description=benchmarks.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", default="demo", help="demo, kaggle, or the path of a .zip or folder (default: demo)")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="which rows (default: all)")
+    parser.add_argument(
+        "--data",
+        default="demo",
+        help="demo, kaggle, or the path of a .zip or folder (default: demo)",
+    )
+    parser.add_argument(
+        "--rows", nargs="+", choices=ROWS, default=list(ROWS), help="which rows (default: all)"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="measured turns (default: 3)")
-    parser.add_argument("--pairs", type=int, default=2975, help="maximum number of training pairs (default: 2975)")
-    parser.add_argument("--images", type=int, help="images per epoch in row 2 (default: 128, on a GPU 2048)")
-    parser.add_argument("--minutes", type=float, default=3, help="training time per contender in row 7 (default: 3)")
+    parser.add_argument(
+        "--pairs", type=int, default=2975, help="maximum number of training pairs (default: 2975)"
+    )
+    parser.add_argument(
+        "--images", type=int, help="images per epoch in row 2 (default: 128, on a GPU 2048)"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=3, help="training time per contender in row 7 (default: 3)"
+    )
     parser.add_argument("--out", default="docs", help="folder of the report (default: docs)")
-    parser.add_argument("--tiny", action="store_true", help="tiny sizes: only check that all rows run")
+    parser.add_argument(
+        "--tiny", action="store_true", help="tiny sizes: only check that all rows run"
+    )
     return parser
 
 
@@ -90,15 +119,25 @@ def _setting(options: argparse.Namespace) -> tuple[Setting, str]:
         print(f"{options.data} cannot be used, so the demo set is used instead: {error}")
         options.data = "demo"
         root, real = get_pairs("demo", env.data), False
-    # Full size from the start, as for the other contenders. The full width of the CPU recipe would take an hour.
-    config = recipe(env.device.type, growth=0.0, base_channels=16 if env.device.type == "cpu" else None)
+    # Full size from the start, as for the other contenders. The full width of the CPU recipe would
+    # take an hour.
+    config = recipe(
+        env.device.type, growth=0.0, base_channels=16 if env.device.type == "cpu" else None
+    )
     if options.tiny:
         config = replace(config, base_channels=4, image_size=64, batch_size=4)
         options.pairs, options.images, options.rounds, options.minutes = 40, 8, 1, 0.05
     options.pairs = min(options.pairs, len(CityscapesPairs(root, "train")))
     images = options.images or (2048 if env.device.type == "cuda" else 128)
     setting = Setting(
-        root, env.data / "prepared", env.device, config, options.rounds, options.pairs, images, options.minutes
+        root,
+        env.data / "prepared",
+        env.device,
+        config,
+        options.rounds,
+        options.pairs,
+        images,
+        options.minutes,
     )
     return setting, f"{options.pairs} pairs of the {'real' if real else 'demo'} set"
 
@@ -108,8 +147,14 @@ def _machine(device: torch.device) -> dict[str, str]:
     model = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
-    machine = {"processor": model, "cores": str(os.cpu_count()), "Python": platform.python_version()}
+        model = next(
+            (line.split(":")[1].strip() for line in lines if line.startswith("model name")), model
+        )
+    machine = {
+        "processor": model,
+        "cores": str(os.cpu_count()),
+        "Python": platform.python_version(),
+    }
     machine["networks run in"] = str(compute_dtype(device)).removeprefix("torch.")
     if torch.cuda.is_available():
         machine["GPU"] = torch.cuda.get_device_name()
@@ -119,7 +164,14 @@ def _machine(device: torch.device) -> dict[str, str]:
     return machine
 
 
-def _write(folder: Path, options: argparse.Namespace, data: str, machine: dict, results: dict, failures: dict) -> None:
+def _write(
+    folder: Path,
+    options: argparse.Namespace,
+    data: str,
+    machine: dict,
+    results: dict,
+    failures: dict,
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     comparisons = [comparison for result in results.values() for comparison in result.comparisons]
     # The report does not contain the path of the data.
@@ -128,8 +180,14 @@ def _write(folder: Path, options: argparse.Namespace, data: str, machine: dict, 
         "rows": " ".join(options.rows),
         "rounds": options.rounds,
     }
-    given |= {name: value for name in ("pairs", "images", "minutes") if (value := getattr(options, name)) is not None}
-    command = "python -m benchmarks " + " ".join(f"--{name} {value}" for name, value in given.items())
+    given |= {
+        name: value
+        for name in ("pairs", "images", "minutes")
+        if (value := getattr(options, name)) is not None
+    }
+    command = "python -m benchmarks " + " ".join(
+        f"--{name} {value}" for name, value in given.items()
+    )
     command += " --tiny" if options.tiny else ""
     parts = [
         "# Benchmarks",
@@ -141,8 +199,13 @@ def _write(folder: Path, options: argparse.Namespace, data: str, machine: dict, 
         _plot(results["7"].data["minutes and mIoU"], folder / FIGURE)
         parts.append(f"![mIoU on the held-out cities against minutes of training]({FIGURE})")
     if failures:
-        parts.append("Failed: " + "; ".join(f"row {name} ({error})" for name, error in failures.items()))
-    parts += [f"Data: {data}. " + ", ".join(f"{name} {value}" for name, value in machine.items()), f"    {command}"]
+        parts.append(
+            "Failed: " + "; ".join(f"row {name} ({error})" for name, error in failures.items())
+        )
+    parts += [
+        f"Data: {data}. " + ", ".join(f"{name} {value}" for name, value in machine.items()),
+        f"    {command}",
+    ]
     (folder / "benchmarks.md").write_text("\n\n".join(parts) + "\n")
     report = {
         "machine": machine,
@@ -153,15 +216,21 @@ def _write(folder: Path, options: argparse.Namespace, data: str, machine: dict, 
         "failures": failures,
     }
     (folder / "benchmarks.json").write_text(json.dumps(report, indent=1) + "\n")
-    missed = [f"{c.row} {c.work} vs {c.other}: {c.ratio:.2f}" for c in comparisons if c.met is False]
-    print(f"\n{parts[2]}\n\nreport in {folder}; missed: {'; '.join(missed) or 'none'}; failed: {failures or 'none'}")
+    missed = [
+        f"{c.row} {c.work} vs {c.other}: {c.ratio:.2f}" for c in comparisons if c.met is False
+    ]
+    print(
+        f"\n{parts[2]}\n\nreport in {folder}; missed: {'; '.join(missed) or 'none'}; failed: {failures or 'none'}"
+    )
 
 
 def _plot(curves: dict[str, list[tuple[float, float]]], file: Path) -> None:
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
     for name, curve in curves.items():
         axes.plot(*zip((0, 0), *curve, strict=True), marker=".", label=name)
-    axes.set(xlabel="minutes of training", ylabel="mIoU, held-out cities", ylim=(0, None), xlim=(0, None))
+    axes.set(
+        xlabel="minutes of training", ylabel="mIoU, held-out cities", ylim=(0, None), xlim=(0, None)
+    )
     axes.legend()
     figure.savefig(file, dpi=110)
     plt.close(figure)

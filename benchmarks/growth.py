@@ -31,21 +31,44 @@ def growth(setting: Setting) -> Result:
         contenders = {str(count): partial(run, setting, count) for count in counts[1:]}
         items = {name: int(name) for name in contenders}
         contenders |= {"eighth": partial(run, setting, counts[0])}
-        times = interleave(contenders, min(2, setting.rounds), items | {"eighth": counts[0]}, warm_up=False)
+        times = interleave(
+            contenders, min(2, setting.rounds), items | {"eighth": counts[0]}, warm_up=False
+        )
         data[f"{work}, s per pair"] = times
         whole = times[str(counts[-1])] if str(counts[-1]) in times else times["eighth"]
         comparisons.append(
-            Comparison("6", f"{work}, all pairs", "an eighth of them", whole, times["eighth"], 1.1, 0.9, "s per pair")
+            Comparison(
+                "6",
+                f"{work}, all pairs",
+                "an eighth of them",
+                whole,
+                times["eighth"],
+                1.1,
+                0.9,
+                "s per pair",
+            )
         )
-        memory = {count: in_fresh_process(run, setting, count)[1] for count in (counts[0], counts[-1])}
+        memory = {
+            count: in_fresh_process(run, setting, count)[1] for count in (counts[0], counts[-1])
+        }
         data[f"{work}, peak memory in MB"] = memory
         title = f"{work}, all pairs: peak memory"
         comparisons.append(
-            Comparison("6", title, "an eighth of them", [memory[counts[-1]]], [memory[counts[0]]], unit="MB")
+            Comparison(
+                "6",
+                title,
+                "an eighth of them",
+                [memory[counts[-1]]],
+                [memory[counts[0]]],
+                unit="MB",
+            )
         )
     by_batch = step_times(setting, [(batch, setting.config.image_size) for batch in BATCHES])
     by_size = step_times(setting, [(setting.config.batch_size, size) for size in SIZES])
-    data |= {"images/s by batch": _per_second(by_batch, 0), "images/s by image size": _per_second(by_size, 1)}
+    data |= {
+        "images/s by batch": _per_second(by_batch, 0),
+        "images/s by image size": _per_second(by_size, 1),
+    }
     text = (
         f"Row 6: {counts[0]} to {counts[-1]} pairs. Memory-mapped files count as memory here, although the system "
         "frees their pages when memory is short. " + _explain(by_batch, by_size, setting)
@@ -68,11 +91,15 @@ def step_times(setting: Setting, shapes: list[tuple[int, int]]) -> dict[tuple[in
     config = setting.config
     contenders = {}
     for batch, size in shapes:
-        model = UNet(3, 19, config.base_channels, config.fold).to(setting.device, memory_format=torch.channels_last)
+        model = UNet(3, 19, config.base_channels, config.fold).to(
+            setting.device, memory_format=torch.channels_last
+        )
         trainer = Trainer(model, torch.optim.AdamW(model.parameters()), autocast)
         x = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
         y = torch.randint(0, 19, (batch, size, size))
-        contenders[batch, size] = partial(trainer.epoch, [(x.to(setting.device), y.to(setting.device))] * 3)
+        contenders[batch, size] = partial(
+            trainer.epoch, [(x.to(setting.device), y.to(setting.device))] * 3
+        )
     times = interleave(contenders, setting.rounds, dict.fromkeys(contenders, 3))
     return {shape: float(np.median(values)) for shape, values in times.items()}
 
@@ -82,7 +109,8 @@ def _per_second(times: dict[tuple[int, int], float], key: int) -> dict[int, floa
 
 
 def _explain(by_batch: dict, by_size: dict, setting: Setting) -> str:
-    """Return the fixed time per step and the time per pixel in words, and which sizes are off that line."""
+    """Return the fixed time per step and the time per pixel in words, and which sizes are off that
+    line."""
     shapes = list(dict.fromkeys(itertools.chain(by_batch, by_size)))
     times = by_size | by_batch
     pixels = np.array([batch * size**2 for batch, size in shapes], dtype=float)
@@ -97,13 +125,19 @@ def _explain(by_batch: dict, by_size: dict, setting: Setting) -> str:
     ]
     enough = 9 * max(fixed, 0) / (slope * setting.config.image_size**2)
     rows = ["| batch | images/s | | image size | images/s |", "|---|---|---|---|---|"]
-    pairs = itertools.zip_longest(_per_second(by_batch, 0).items(), _per_second(by_size, 1).items(), fillvalue=("", ""))
+    pairs = itertools.zip_longest(
+        _per_second(by_batch, 0).items(), _per_second(by_size, 1).items(), fillvalue=("", "")
+    )
     rows += [f"| {a[0]} | {a[1]} | | {b[0]} | {b[1]} |" for a, b in pairs]
     return (
         f"A training step takes {1000 * fixed:.1f} ms for any size (launching operations, updating weights) and "
         f"{1e9 * slope:.1f} ns per pixel. Time is proportional to the batch size within 10 % for "
         f"{enough:.0f} or more images of {setting.config.image_size}x{setting.config.image_size}. "
-        + (f"More than 10 % off that line: {', '.join(off)}." if off else "No size is more than 10 % off that line.")
+        + (
+            f"More than 10 % off that line: {', '.join(off)}."
+            if off
+            else "No size is more than 10 % off that line."
+        )
         + "\n\n"
         + "\n".join(rows)
     )

@@ -14,10 +14,10 @@ from benchmarks.setting import Setting
 from benchmarks.timing import Comparison, Result, interleave
 from unet_utils import CityscapesPairs, Clusters, color_histogram, find_clusters
 from unet_utils.classes import PALETTE_COLORS
-from unet_utils.decoding import decode_label_ids
+from unet_utils.restoring import restore_label_ids
 
 
-def bare_decoding(pairs: CityscapesPairs) -> None:
+def bare_restoring(pairs: CityscapesPairs) -> None:
     """The limit: decode every JPEG with Pillow, in all threads, and do nothing else."""
 
     def decode(path: Path) -> None:
@@ -31,7 +31,7 @@ def bare_decoding(pairs: CityscapesPairs) -> None:
 def labels(pairs: CityscapesPairs, method: str) -> None:
     """From files to photos and label ids, our way."""
     for _, _, masks in pairs.blocks():
-        decode_label_ids(masks, method)
+        restore_label_ids(masks, method)
 
 
 def cluster(pairs: CityscapesPairs) -> Clusters:
@@ -57,28 +57,50 @@ def preparing(setting: Setting) -> Result:
     pairs, part = setting.train_pairs(), setting.train_pairs(max(16, setting.pairs // 20))
     label_model = copied_colors()
     contenders = {
-        "bare": lambda: bare_decoding(pairs),
+        "bare": lambda: bare_restoring(pairs),
         "nearest": lambda: labels(pairs, "nearest"),
         "clusters": lambda: cluster(pairs),
-        "decoder": lambda: labels(part, "decoder"),
+        "restored": lambda: labels(part, "restored"),
         "copied": lambda: copied_labels(part, label_model),
         "brute force": lambda: brute_force_labels(part),
     }
-    slow = ("decoder", "copied", "brute force")
-    times = interleave(contenders, setting.rounds, {k: len(part if k in slow else pairs) for k in contenders})
+    slow = ("restored", "copied", "brute force")
+    times = interleave(
+        contenders, setting.rounds, {k: len(part if k in slow else pairs) for k in contenders}
+    )
     unit = "s per pair"
 
-    def row(number: str, work: str, ours: str, other: str, theirs: str, at_most: float | None) -> Comparison:
+    def row(
+        number: str, work: str, ours: str, other: str, theirs: str, at_most: float | None
+    ) -> Comparison:
         return Comparison(number, work, other, times[ours], times[theirs], at_most, unit=unit)
 
-    room = median(copied / bare for copied, bare in zip(times["copied"], times["bare"], strict=True))
+    room = median(
+        copied / bare for copied, bare in zip(times["copied"], times["bare"], strict=True)
+    )
     return Result(
         [
-            row("1a", "labels by nearest colour", "nearest", "only decoding the JPEGs", "bare", 1.5),
+            row(
+                "1a", "labels by nearest colour", "nearest", "only decoding the JPEGs", "bare", 1.5
+            ),
             row("1a", "clustering every mask", "clusters", "only decoding the JPEGs", "bare", 3),
-            row("1a", "labels by the decoder", "decoder", "only decoding the JPEGs", "bare", None),
-            row("1b", "labels by nearest colour", "nearest", "copied recipe: Pillow and k-means", "copied", 0.2),
-            row("1c", "labels by nearest colour", "nearest", "brute force in NumPy", "brute force", 0.2),
+            row("1a", "restored labels", "restored", "only decoding the JPEGs", "bare", None),
+            row(
+                "1b",
+                "labels by nearest colour",
+                "nearest",
+                "copied recipe: Pillow and k-means",
+                "copied",
+                0.2,
+            ),
+            row(
+                "1c",
+                "labels by nearest colour",
+                "nearest",
+                "brute force in NumPy",
+                "brute force",
+                0.2,
+            ),
         ],
         f"Row 1: {len(pairs)} pairs ({len(part)} for the slow ways); all read the files. All use all cores, except the "
         f"copied recipe, which loads its data without workers. Only decoding the JPEGs is {room:.1f} times as fast as "
@@ -87,7 +109,8 @@ def preparing(setting: Setting) -> Result:
 
 
 def clustering(setting: Setting) -> Result:
-    """Row 5: k-means from the official colours until no centre moves, including reading the files."""
+    """Row 5: k-means from the official colours until no centre moves, including reading the
+    files."""
     pairs = setting.train_pairs(min(64, max(4, setting.pairs // 16)))
     inertia: dict[str, float] = {}
 
@@ -96,7 +119,11 @@ def clustering(setting: Setting) -> Result:
 
     def theirs(sample: int | None) -> None:
         pixels = np.concatenate([masks.reshape(-1, 3) for _, _, masks in pairs.blocks()])
-        chosen = pixels if sample is None else np.random.default_rng(0).choice(pixels, sample, replace=False)
+        chosen = (
+            pixels
+            if sample is None
+            else np.random.default_rng(0).choice(pixels, sample, replace=False)
+        )
         model = KMeans(len(PALETTE_COLORS), init=PALETTE_COLORS.astype(np.float32), n_init=1, tol=0)
         model.fit(chosen.astype(np.float32))
         distance = [-model.score(block) for block in np.array_split(pixels.astype(np.float32), 16)]
@@ -108,8 +135,21 @@ def clustering(setting: Setting) -> Result:
     spread = ", ".join(f"{name} {value:.2f}" for name, value in inertia.items())
     return Result(
         [
-            Comparison("5", "clustering every pixel", "scikit-learn, every pixel", times["ours"], times["all"], 0.1),
-            Comparison("5", "clustering every pixel", f"scikit-learn, {sample} pixels", times["ours"], times["sample"]),
+            Comparison(
+                "5",
+                "clustering every pixel",
+                "scikit-learn, every pixel",
+                times["ours"],
+                times["all"],
+                0.1,
+            ),
+            Comparison(
+                "5",
+                "clustering every pixel",
+                f"scikit-learn, {sample} pixels",
+                times["ours"],
+                times["sample"],
+            ),
         ],
         f"Row 5: {len(pairs)} pairs, {len(pairs) * 2**16:,} pixels, 29 clusters started at the official colours, until "
         f"no centre moves; all read the files. Mean squared distance to the nearest centre: {spread}.",

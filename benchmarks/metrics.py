@@ -22,7 +22,9 @@ def metrics(setting: Setting) -> Result:
     truth[torch.rand(truth.shape, generator=generator) < 0.1] = IGNORE
     truth = truth.repeat_interleave(8, 1).repeat_interleave(8, 2)
     wrong = torch.rand(truth.shape, generator=generator) < 0.2
-    pred = torch.where(wrong | (truth == IGNORE), torch.randint(0, 19, truth.shape, generator=generator), truth)
+    pred = torch.where(
+        wrong | (truth == IGNORE), torch.randint(0, 19, truth.shape, generator=generator), truth
+    )
     truth, pred = truth.to(setting.device), pred.long().to(setting.device)  # int64, as from argmax
     batches = list(zip(pred.split(20), truth.split(20), strict=True))
     found = {}
@@ -43,16 +45,24 @@ def metrics(setting: Setting) -> Result:
         total = 0
         for p, t in batches:
             known = t != IGNORE
-            total = total + confusion_matrix(t[known].cpu().numpy(), p[known].cpu().numpy(), labels=range(19))
+            total = total + confusion_matrix(
+                t[known].cpu().numpy(), p[known].cpu().numpy(), labels=range(19)
+            )
         found["scikit-learn"] = torch.from_numpy(total)
 
-    times = interleave({"ours": ours, "torchmetrics": torchmetrics, "scikit-learn": scikit_learn}, setting.rounds)
+    times = interleave(
+        {"ours": ours, "torchmetrics": torchmetrics, "scikit-learn": scikit_learn}, setting.rounds
+    )
     if not all(torch.equal(matrix, found["ours"]) for matrix in found.values()):
         raise ValueError("the confusion matrices differ")
     return Result(
         [
-            Comparison("4", "confusion matrix", "scikit-learn", times["ours"], times["scikit-learn"], 0.2),
-            Comparison("4", "confusion matrix", "torchmetrics", times["ours"], times["torchmetrics"], 1.0),
+            Comparison(
+                "4", "confusion matrix", "scikit-learn", times["ours"], times["scikit-learn"], 0.2
+            ),
+            Comparison(
+                "4", "confusion matrix", "torchmetrics", times["ours"], times["torchmetrics"], 1.0
+            ),
         ],
         f"Row 4: {frames} frames of 256x256, 19 classes; all three count the same.",
     )

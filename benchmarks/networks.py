@@ -1,4 +1,5 @@
-"""Row 3: the network alone, forward and backward: time and memory; and the step of the optimizer."""
+"""Row 3: the network alone, forward and backward: time and memory; and the step of the
+optimizer."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -23,12 +24,15 @@ CLASSES = 19
 
 
 class Floor(nn.Module):
-    """Only the convolutions of a network, each on noise of the shape of its input in the network."""
+    """Only the convolutions of a network, each on noise of the shape of its input in the
+    network."""
 
     def __init__(self, model: nn.Module, example: Tensor):
         super().__init__()
         kinds = (nn.Conv2d, nn.ConvTranspose2d)
-        self.layers = nn.ModuleList(module for module in model.modules() if isinstance(module, kinds))
+        self.layers = nn.ModuleList(
+            module for module in model.modules() if isinstance(module, kinds)
+        )
         self.inputs: dict[nn.Module, Tensor] = {}
         hooks = [layer.register_forward_hook(self._note) for layer in self.layers]
         with torch.no_grad(), autocast(example.device):
@@ -41,13 +45,18 @@ class Floor(nn.Module):
         self.inputs[layer] = torch.randn_like(arguments[0])
 
     def forward(self, _: Tensor) -> list[Tensor]:
-        return [layer(self.inputs[layer].requires_grad_(layer is not self.first)) for layer in self.layers]
+        return [
+            layer(self.inputs[layer].requires_grad_(layer is not self.first))
+            for layer in self.layers
+        ]
 
 
 def make(name: str, width: int, batch: int, size: int) -> tuple[nn.Module, Tensor]:
     """Return a network in training mode and a batch for it, both in channels-last memory format."""
     device = find_device()
-    x = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(batch, 3, size, size, device=device).contiguous(
+        memory_format=torch.channels_last
+    )
     if name == "smp":
         model: nn.Module = smp.Unet("resnet34", encoder_weights=None, classes=CLASSES)
     elif name == "milesial":
@@ -76,7 +85,8 @@ def forward(model: nn.Module, x: Tensor) -> None:
 
 
 def both(model: nn.Module, x: Tensor, mixed: bool = True) -> None:
-    """Forward and backward, from a gradient of ones instead of a loss; `mixed` is False for float32 throughout."""
+    """Forward and backward, from a gradient of ones instead of a loss; `mixed` is False for float32
+    throughout."""
     model.zero_grad(set_to_none=True)
     with autocast(x.device) if mixed else nullcontext():
         out = model(x)
@@ -121,13 +131,22 @@ def networks(setting: Setting) -> Result:
     ]
     ours = {"plain": "U-Net", "folded": "U-Net, fold 2", "resnet34": "U-Net on resnet34"}
     for work, run in (("forward", forward), ("forward and backward", both)):
-        contenders: dict[str, Callable] = {name: lambda run=run, m=m: run(*m) for name, m in made.items()}
+        contenders: dict[str, Callable] = {
+            name: lambda run=run, m=m: run(*m) for name, m in made.items()
+        }
         times = interleave(contenders, setting.rounds)
         for us, them, title, at_most in matches:
-            comparisons.append(Comparison("3", f"{ours[us]}: {work}", title, times[us], times[them], at_most))
+            comparisons.append(
+                Comparison("3", f"{ours[us]}: {work}", title, times[us], times[them], at_most)
+            )
     lite = make("efficientnet_lite2", *shape)
     for work, match, title, other in (
-        ("U-Net, fold 2: forward and backward", made["folded"], "in float32", partial(both, mixed=False)),
+        (
+            "U-Net, fold 2: forward and backward",
+            made["folded"],
+            "in float32",
+            partial(both, mixed=False),
+        ),
         (
             "U-Net on efficientnet_lite2: forward and backward",
             lite,
@@ -135,16 +154,30 @@ def networks(setting: Setting) -> Result:
             with_torch_gradients,
         ),
     ):
-        times = interleave({"ours": partial(both, *match), "theirs": partial(other, *match)}, setting.rounds)
+        times = interleave(
+            {"ours": partial(both, *match), "theirs": partial(other, *match)}, setting.rounds
+        )
         comparisons.append(Comparison("3", work, title, times["ours"], times["theirs"], 1.05))
     muon = {"ours": _orthogonal, "theirs": step_by_step}
-    kernels = [kernel.detach().flatten(1) for kernel in made["plain"][0].parameters() if kernel.ndim >= 2]
-    steps = interleave({name: partial(step_all, f, kernels) for name, f in muon.items()}, setting.rounds)
-    comparisons.append(Comparison("3", "Muon's step", "step by step, in float32", steps["ours"], steps["theirs"], 1.0))
+    kernels = [
+        kernel.detach().flatten(1) for kernel in made["plain"][0].parameters() if kernel.ndim >= 2
+    ]
+    steps = interleave(
+        {name: partial(step_all, f, kernels) for name, f in muon.items()}, setting.rounds
+    )
+    comparisons.append(
+        Comparison(
+            "3", "Muon's step", "step by step, in float32", steps["ours"], steps["theirs"], 1.0
+        )
+    )
     for us, them, title, at_most in matches[:3]:
         work = f"{ours[us]}: peak memory"
-        comparisons.append(Comparison("3", work, title, memory[us], memory[them], at_most, unit="MB"))
-    counts = ", ".join(f"{name} {value:.2f} M" for name, value in millions.items() if name != "floor")
+        comparisons.append(
+            Comparison("3", work, title, memory[us], memory[them], at_most, unit="MB")
+        )
+    counts = ", ".join(
+        f"{name} {value:.2f} M" for name, value in millions.items() if name != "floor"
+    )
     return Result(
         comparisons,
         f"Row 3: batches of {shape[1]} at {size}x{size}, width {shape[0]}, all in channels-last format. "

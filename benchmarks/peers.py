@@ -1,4 +1,5 @@
-"""Other ways of doing the same work: the widely copied recipe and plain textbook code, rewritten from descriptions."""
+"""Other ways of doing the same work: the widely copied recipe and plain textbook code, rewritten
+from descriptions."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,30 +19,39 @@ from unet_utils.encoders import MEAN, STD
 
 
 def brute_force_nearest(mask: np.ndarray) -> np.ndarray:
-    """Return the nearest official colour of each pixel, computed from all distances. `[H, W, 3] -> [H, W]`."""
+    """Return the nearest official colour of each pixel, computed from all distances. `[H, W, 3] ->
+    [H, W]`."""
     return ((mask[..., None, :].astype(np.int32) - PALETTE_COLORS) ** 2).sum(-1).argmin(-1)
 
 
 def copied_colors(clusters: int = 10, colors: int = 1000) -> KMeans:
-    """Return the label model of the copied recipe: k-means over random colours, not those of the data (seeded here)."""
+    """Return the label model of the copied recipe: k-means over random colours, not those of the
+    data (seeded here)."""
     random = np.random.default_rng(0).integers(0, 256, (colors, 3)).astype(float)
     return KMeans(clusters, n_init=10, random_state=0).fit(random)
 
 
 def copied_pair(path: Path, label_model: KMeans) -> tuple[np.ndarray, np.ndarray]:
-    """Read a file as in the copied recipe: photo `uint8 [256, 256, 3]`, cluster of each pixel `int32 [256, 256]`."""
+    """Read a file as in the copied recipe: photo `uint8 [256, 256, 3]`, cluster of each pixel
+    `int32 [256, 256]`."""
     pixels = np.array(Image.open(path).convert("RGB"))
     photo, mask = pixels[:, :256], pixels[:, 256:]
     return photo, label_model.predict(mask.reshape(-1, 3).astype(float)).reshape(256, 256)
 
 
 class CopiedDataset(Dataset):
-    """The dataset of the copied recipe: Pillow and k-means for every item in every epoch, float32 photos."""
+    """The dataset of the copied recipe: Pillow and k-means for every item in every epoch, float32
+    photos."""
 
     def __init__(self, paths: list[Path], image_size: int):
         self.paths, self.image_size, self.label_model = paths, image_size, copied_colors()
         self.transform = v2.Compose(
-            [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD), v2.Resize(image_size)]
+            [
+                v2.ToImage(),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(MEAN, STD),
+                v2.Resize(image_size),
+            ]
         )
 
     def __len__(self) -> int:
@@ -51,11 +61,14 @@ class CopiedDataset(Dataset):
         """Return photo `float32 [3, S, S]` and clusters `int64 [S, S]`."""
         photo, clusters = copied_pair(self.paths[index], self.label_model)
         chosen = np.arange(self.image_size) * 256 // self.image_size
-        return self.transform(photo.copy()), torch.from_numpy(clusters[np.ix_(chosen, chosen)]).long()
+        return self.transform(photo.copy()), torch.from_numpy(
+            clusters[np.ix_(chosen, chosen)]
+        ).long()
 
 
 class CopiedDoubleConv(nn.Sequential):
-    """The block of the copied recipe: two convolutions with batch normalization, but a single ReLU at the end."""
+    """The block of the copied recipe: two convolutions with batch normalization, but a single ReLU
+    at the end."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(
@@ -108,16 +121,26 @@ class PlainUNet(nn.Module):
 
 
 class TextbookDataset(Dataset):
-    """Photos from JPEG files, labels from an array (decoded already), transforms of torchvision.transforms.v2."""
+    """Photos from JPEG files, labels from an array (decoded already), transforms of
+    torchvision.transforms.v2."""
 
     def __init__(self, paths: list[Path], frames: Frames, image_size: int):
-        self.paths, self.label_ids, self.lookup = paths, frames.label_ids, torch.tensor(frames.scheme.lookup)
+        self.paths, self.label_ids, self.lookup = (
+            paths,
+            frames.label_ids,
+            torch.tensor(frames.scheme.lookup),
+        )
         self.transform = v2.Compose(
             [
-                v2.RandomResizedCrop(image_size, scale=(0.25, 1.0), ratio=(1.0, 1.0), antialias=True),
+                v2.RandomResizedCrop(
+                    image_size, scale=(0.25, 1.0), ratio=(1.0, 1.0), antialias=True
+                ),
                 v2.RandomHorizontalFlip(),
                 v2.ColorJitter(0.3, 0.3, 0.3),
-                v2.ToDtype({tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64, "others": None}, scale=True),
+                v2.ToDtype(
+                    {tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64, "others": None},
+                    scale=True,
+                ),
                 v2.Normalize(MEAN, STD),
             ]
         )
@@ -134,7 +157,8 @@ class TextbookDataset(Dataset):
 
 
 def step_by_step(matrix: Tensor) -> Tensor:
-    """Muon's Newton-Schulz iteration as published (https://kellerjordan.github.io/posts/muon), in the matrix's type."""
+    """Muon's Newton-Schulz iteration as published (https://kellerjordan.github.io/posts/muon), in
+    the matrix's type."""
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = x / (x.norm() + 1e-7)
     for _ in range(5):

@@ -2,10 +2,10 @@
 
     python benchmarks/scaling.py --processes 2
 
-Trains on the demo set in turn: in one process without torchrun, in one process with it (the model is then wrapped in
-DistributedDataParallel), and in several. Each process has its own GPU, or its own CPU core. All use batches of the same
-size. The first epoch warms up; medians and ranges over the others are printed.
-"""
+Trains on the demo set in turn: in one process without torchrun, in one process with it (the model
+is then wrapped in DistributedDataParallel), and in several. Each process has its own GPU, or its
+own CPU core. All use batches of the same size. The first epoch warms up; medians and ranges over
+the others are printed."""
 
 import argparse
 import json
@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 
 from unet_utils import fit, get_pairs, prepare, recipe
-from unet_utils.extras.distributed import open_processes
 from unet_utils.platform.environment import find_device
+from unet_utils.use.distributed import open_processes
 
 
 def train(options: argparse.Namespace) -> None:
@@ -31,24 +31,47 @@ def train(options: argparse.Namespace) -> None:
             torch.set_num_threads(1)
             os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[processes.rank]})
         root = processes.in_turn(lambda: get_pairs(options.data, options.folder))
-        frames = processes.in_turn(lambda: prepare(root, "train", options.folder, method="nearest", progress=False))
+        frames = processes.in_turn(
+            lambda: prepare(root, "train", options.folder, method="nearest", progress=False)
+        )
         knobs = {"batch_size": options.batch_size, "epochs": options.epochs + 1, "hold_out": False}
         config = recipe("demo" if device.type == "cpu" else "gpu", **knobs)
         run = options.folder / "run"
-        history = fit(frames, config, run, device, resume=False, progress=False, processes=processes)
+        history = fit(
+            frames, config, run, device, resume=False, progress=False, processes=processes
+        )
         speeds = [row["images_per_second"] for row in history[1:]]
         processes.once((options.folder / "speeds.json").write_text, json.dumps(speeds))
 
 
 def main() -> None:
     """Measure all rows in turn, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="demo", help="demo, kaggle, or the path of a .zip or folder (default: demo)")
-    parser.add_argument("--processes", type=int, default=2, help="number of processes in the last row (default: 2)")
-    parser.add_argument("--batch-size", type=int, default=16, help="photos per step, over all processes (default: 16)")
-    parser.add_argument("--epochs", type=int, default=2, help="measured epochs per round (default: 2)")
-    parser.add_argument("--rounds", type=int, default=3, help="measurements of each row (default: 3)")
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # set for the processes that train
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data",
+        default="demo",
+        help="demo, kaggle, or the path of a .zip or folder (default: demo)",
+    )
+    parser.add_argument(
+        "--processes", type=int, default=2, help="number of processes in the last row (default: 2)"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=16,
+        help="photos per step, over all processes (default: 16)",
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=2, help="measured epochs per round (default: 2)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="measurements of each row (default: 3)"
+    )
+    parser.add_argument(
+        "--folder", type=Path, help=argparse.SUPPRESS
+    )  # set for the processes that train
     options = parser.parse_args()
     if options.folder:
         train(options)
@@ -62,14 +85,19 @@ def main() -> None:
             for name, launch in rows.items():
                 command = [sys.executable, *launch, __file__, *sys.argv[1:], "--folder", folder]
                 subprocess.run(
-                    command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}
+                    command,
+                    check=True,
+                    stdout=subprocess.DEVNULL,
+                    env=os.environ | {"OMP_NUM_THREADS": "1"},
                 )
                 speeds[name] += json.loads((Path(folder) / "speeds.json").read_text())
     first = statistics.median(speeds["one process"])
     print(f"{'':22} {'images/s: median (range)':>32} {'times one process':>18}")
     for name, values in speeds.items():
         middle = statistics.median(values)
-        print(f"{name:22} {f'{middle:.1f} ({min(values):.1f} to {max(values):.1f})':>32} {middle / first:18.2f}")
+        print(
+            f"{name:22} {f'{middle:.1f} ({min(values):.1f} to {max(values):.1f})':>32} {middle / first:18.2f}"
+        )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ class Setting:
         root: folder of the pairs.
         cache: folder for prepared arrays.
         device: where networks run.
-        config: the training recipe of that device, on a CPU at half its width; at full size from the start.
+        config: the training recipe of that device, on a CPU at half its width; at full size from
+            the start.
         rounds: number of measured turns.
         pairs: maximum number of training pairs.
         images: images per epoch in row 2.
@@ -45,7 +46,7 @@ class Setting:
 
     @cached_property
     def all_frames(self) -> Frames:
-        """The prepared training split, labels decoded."""
+        """The prepared training split, labels restored."""
         return prepare(self.root, "train", self.cache, progress=False)
 
     @cached_property

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 Contender = Callable[[], object]
-"""Does its work once. If it returns a float, these are the seconds that count; otherwise its whole time counts."""
+"""Does its work once. If it returns a float, these are the seconds that count; otherwise its whole
+time counts."""
 
 
 @dataclass
@@ -75,14 +76,18 @@ def synchronize() -> None:
 
 
 def interleave(
-    contenders: dict[str, Contender], rounds: int, items: dict[str, int] | None = None, warm_up: bool = True
+    contenders: dict[str, Contender],
+    rounds: int,
+    items: dict[str, int] | None = None,
+    warm_up: bool = True,
 ) -> dict[str, list[float]]:
     """Run all contenders in turn.
 
     Args:
         contenders: by name, in the order of a turn.
         rounds: number of measured turns.
-        items: divisor of the times of each contender, for contenders that process different numbers of items.
+        items: divisor of the times of each contender, for contenders that process different numbers
+            of items.
         warm_up: run one more turn first, which is not measured.
 
     Returns:
@@ -130,7 +135,8 @@ def _peak_memory() -> float:
 
 
 def table(comparisons: list[Comparison]) -> str:
-    """Return a Markdown table, one row per comparison: median times, median ratio and range, target."""
+    """Return a Markdown table, one row per comparison: median times, median ratio and range,
+    target."""
     lines = [
         "| | work | ours | compared with | theirs | ratio (range) | target | |",
         "|---|---|---|---|---|---|---|---|",
@@ -142,7 +148,9 @@ def table(comparisons: list[Comparison]) -> str:
         if c.at_least is not None:
             target = f"{c.at_least:.3g} to {c.at_most:.3g}"
         verdict = {None: "", True: "met", False: "**missed**"}[c.met]
-        lines.append(f"| {c.row} | {c.work} | {ours} | {c.other} | {theirs} | {spread} | {target} | {verdict} |")
+        lines.append(
+            f"| {c.row} | {c.work} | {ours} | {c.other} | {theirs} | {spread} | {target} | {verdict} |"
+        )
     return "\n".join(lines)
 
 

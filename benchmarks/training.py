@@ -1,4 +1,5 @@
-"""Rows 2 and 7: the time of an epoch, and accuracy against training time. Row 6 uses the epoch, too."""
+"""Rows 2 and 7: the time of an epoch, and accuracy against training time. Row 6 uses the epoch,
+too."""
 
 import itertools
 import tempfile
@@ -11,7 +12,14 @@ from unittest import mock
 import torch
 from torch.utils.data import DataLoader
 
-from benchmarks.peers import CopiedDataset, CopiedDoubleConv, PlainUNet, TextbookDataset, Trainer, copied_pair
+from benchmarks.peers import (
+    CopiedDataset,
+    CopiedDoubleConv,
+    PlainUNet,
+    TextbookDataset,
+    Trainer,
+    copied_pair,
+)
 from benchmarks.setting import Setting
 from benchmarks.timing import Comparison, Result, interleave
 from unet_utils import IGNORE, ConfusionMatrix, Frames, TrainConfig, UNet, fit
@@ -22,20 +30,29 @@ COPIED_CLUSTERS, COPIED_BATCH, COPIED_RATE = 10, 4, 0.01
 
 
 def our_epoch(frames: Frames, config: TrainConfig, device: torch.device) -> float:
-    """Return the seconds of one epoch of `fit`: reading, augmentation and steps, without scoring and saving."""
-    config = replace(config, epochs=1, hold_out=False, batch_size=min(config.batch_size, len(frames)))
+    """Return the seconds of one epoch of `fit`: reading, augmentation and steps, without scoring
+    and saving."""
+    config = replace(
+        config, epochs=1, hold_out=False, batch_size=min(config.batch_size, len(frames))
+    )
     with tempfile.TemporaryDirectory() as folder:
         return fit(frames, config, folder, device, progress=False)[-1]["seconds"]
 
 
 def our_bound(frames: Frames, config: TrainConfig, device: torch.device) -> float:
-    """Return the same without any work on data: the network learns from one batch again and again."""
+    """Return the same without any work on data: the network learns from one batch again and
+    again."""
     shape = (min(config.batch_size, len(frames)), config.image_size, config.image_size)
-    batch = torch.randn(shape[0], 3, *shape[1:], device=device), torch.randint(0, 19, shape, device=device)
+    batch = (
+        torch.randn(shape[0], 3, *shape[1:], device=device),
+        torch.randint(0, 19, shape, device=device),
+    )
     with (
         mock.patch("unet_utils.training.augment", return_value=batch),
         mock.patch("unet_utils.training.draw_changes"),
-        mock.patch.object(Frames, "batches", lambda self, order, device: ((None, None) for _ in order)),
+        mock.patch.object(
+            Frames, "batches", lambda self, order, device: ((None, None) for _ in order)
+        ),
     ):
         return our_epoch(frames, config, device)
 
@@ -57,7 +74,10 @@ def epochs(setting: Setting) -> Result:
 
     copied = copied_trainer(config, device)
     copied_loader = DataLoader(CopiedDataset(paths, size), COPIED_BATCH)
-    copied_batch = torch.randn(COPIED_BATCH, 3, size, size), torch.zeros(COPIED_BATCH, size, size, dtype=torch.long)
+    copied_batch = (
+        torch.randn(COPIED_BATCH, 3, size, size),
+        torch.zeros(COPIED_BATCH, size, size, dtype=torch.long),
+    )
 
     model = UNet(3, frames.scheme.num_classes, config.base_channels, config.fold).to(device)
     textbook = Trainer(model, torch.optim.AdamW(model.parameters(), lr=1e-3), autocast)
@@ -77,9 +97,13 @@ def epochs(setting: Setting) -> Result:
         "ours, one batch": lambda: our_bound(frames, config, device),
         "ours, not folded": lambda: our_epoch(frames, unfolded, device),
         "copied": lambda: copied.epoch(copied_loader),
-        "copied, one batch": lambda: copied.epoch(itertools.repeat(copied_batch, len(copied_loader))),
+        "copied, one batch": lambda: copied.epoch(
+            itertools.repeat(copied_batch, len(copied_loader))
+        ),
         "textbook": lambda: textbook.epoch(textbook_loader),
-        "textbook, one batch": lambda: textbook.epoch(itertools.repeat(textbook_batch, len(textbook_loader))),
+        "textbook, one batch": lambda: textbook.epoch(
+            itertools.repeat(textbook_batch, len(textbook_loader))
+        ),
     }
     times = interleave(contenders, setting.rounds, dict.fromkeys(contenders, count))
     best = {name: min(values) for name, values in times.items()}
@@ -88,31 +112,60 @@ def epochs(setting: Setting) -> Result:
         waits = max(0, 1 - best[f"{name}, one batch"] / best[name])
         lines.append(f"| {1 / best[name]:.1f} | {name} | {100 * waits:.0f} % |")
 
-    def row(number: str, work: str, ours: str, other: str, theirs: str, at_most: float | None) -> Comparison:
-        return Comparison(number, work, other, times[ours], times[theirs], at_most, unit="s per image")
+    def row(
+        number: str, work: str, ours: str, other: str, theirs: str, at_most: float | None
+    ) -> Comparison:
+        return Comparison(
+            number, work, other, times[ours], times[theirs], at_most, unit="s per image"
+        )
 
     return Result(
         [
-            row("2a", "an epoch", "ours", "the same steps on one batch", "ours, one batch", 1 / 0.95),
-            row("2b", "an epoch", "ours", "copied recipe", "copied", 1 / 3 if device.type == "cpu" else 1.0),
-            row("2b", "an epoch, fold 1", "ours, not folded", "copied recipe, same width", "copied", None),
-            row("2c", "an epoch", "ours", "DataLoader, 2 workers, v2, AMP; same network", "textbook", 1.0),
+            row(
+                "2a", "an epoch", "ours", "the same steps on one batch", "ours, one batch", 1 / 0.95
+            ),
+            row(
+                "2b",
+                "an epoch",
+                "ours",
+                "copied recipe",
+                "copied",
+                1 / 3 if device.type == "cpu" else 1.0,
+            ),
+            row(
+                "2b",
+                "an epoch, fold 1",
+                "ours, not folded",
+                "copied recipe, same width",
+                "copied",
+                None,
+            ),
+            row(
+                "2c",
+                "an epoch",
+                "ours",
+                "DataLoader, 2 workers, v2, AMP; same network",
+                "textbook",
+                1.0,
+            ),
         ],
         f"Row 2: {count} images at {size}x{size}, width {config.base_channels}, fold {config.fold}. "
-        "The share that waits for data is the time beyond that of the same steps on one batch.\n\n" + "\n".join(lines),
+        "The share that waits for data is the time beyond that of the same steps on one batch.\n\n"
+        + "\n".join(lines),
         {"images/s": {name: 1 / value for name, value in best.items()}},
     )
 
 
 def accuracy(setting: Setting) -> Result:
-    """Row 7: mIoU on the held-out cities against minutes of training. Scoring does not count as training."""
+    """Row 7: mIoU on the held-out cities against minutes of training. Scoring does not count as
+    training."""
     curves = {"ours": _our_curve(setting), "copied recipe": _copied_curve(setting)}
     best = {name: max(score for _, score in curve) for name, curve in curves.items()}
     ended = ", ".join(f"{name} {score:.3f} (best)" for name, score in best.items())
     return Result(
         [],
         f"Row 7: mIoU over 19 classes on the held-out cities after about {setting.minutes:g} minutes of training "
-        f"each: {ended}. Both are scored against the same decoded labels; a cluster of the copied recipe counts as the "
+        f"each: {ended}. Both are scored against the same restored labels; a cluster of the copied recipe counts as the "
         "most frequent class of its pixels.",
         {"minutes and mIoU": curves},
     )
@@ -138,9 +191,13 @@ def _copied_curve(setting: Setting) -> list[tuple[float, float]]:
     # The most frequent class of each cluster, on some of the training masks.
     seen = torch.zeros(COPIED_CLUSTERS, 256, dtype=torch.int64)
     for index in range(0, len(learn), max(1, len(learn) // 64)):
-        clusters = torch.from_numpy(copied_pair(dataset.paths[index], dataset.label_model)[1]).long()
+        clusters = torch.from_numpy(
+            copied_pair(dataset.paths[index], dataset.label_model)[1]
+        ).long()
         labels = learn.batch(slice(index, index + 1))[1][0].long()
-        seen += torch.bincount((clusters * 256 + labels).flatten(), minlength=seen.numel()).view_as(seen)
+        seen += torch.bincount((clusters * 256 + labels).flatten(), minlength=seen.numel()).view_as(
+            seen
+        )
     seen[:, IGNORE] = 0
     classes = seen.argmax(1).to(setting.device)
 
@@ -152,8 +209,14 @@ def _copied_curve(setting: Setting) -> list[tuple[float, float]]:
             trainer.step(*batch)
             minutes = spent + (time.perf_counter() - start) / 60
             if minutes >= next_score:
-                curve.append((minutes, _copied_score(trainer, held_out, setting.config.image_size, classes)))
-                start, spent, next_score = time.perf_counter(), minutes, next_score + setting.minutes / 8
+                curve.append(
+                    (minutes, _copied_score(trainer, held_out, setting.config.image_size, classes))
+                )
+                start, spent, next_score = (
+                    time.perf_counter(),
+                    minutes,
+                    next_score + setting.minutes / 8,
+                )
             if minutes >= setting.minutes:
                 break
         spent += (time.perf_counter() - start) / 60

@@ -1,13 +1,14 @@
-"""Measure what each choice of the CPU recipe is worth, on the held-out cities. The validation frames are not used.
+"""Measure what each choice of the CPU recipe is worth, on the held-out cities. The validation
+frames are not used.
 
-    python scripts/ablation.py --data pairs.zip                         # all variants, one after another
-    python scripts/ablation.py --data pairs.zip --only "flip" "width"   # variants with these words in their name
-    python scripts/ablation.py --data pairs.zip --set encoder=efficientnet_lite0 --every 4
+    python scripts/ablation.py --data pairs.zip                         # all variants, one after
+    another python scripts/ablation.py --data pairs.zip --only "flip" "width"   # variants with
+    these words in their name python scripts/ablation.py --data pairs.zip --set
+    encoder=efficientnet_lite0 --every 4
 
-Each variant is the CPU recipe, at half its width or with an encoder, with one thing changed. It is trained for the same
-few epochs with a whole schedule. Runs are kept in --out, and an interrupted one goes on. docs/training.md holds the
-results.
-"""
+Each variant is the CPU recipe, at half its width or with an encoder, with one thing changed. It is
+trained for the same few epochs with a whole schedule. Runs are kept in --out, and an interrupted
+one goes on. docs/training.md holds the results."""
 
 import argparse
 import json
@@ -25,7 +26,8 @@ from unet_utils.platform.files import user_path
 
 
 def with_dice(logits: Tensor, truth: Tensor, weights: Tensor, **options) -> Tensor:
-    """Cross-entropy plus soft Dice (https://arxiv.org/abs/1606.04797), the mean over the classes of a batch.
+    """Cross-entropy plus soft Dice (https://arxiv.org/abs/1606.04797), the mean over the classes of
+    a batch.
 
     Args:
         logits: `float [pixels, C]`.
@@ -40,7 +42,8 @@ def with_dice(logits: Tensor, truth: Tensor, weights: Tensor, **options) -> Tens
 
 
 def with_lovasz(logits: Tensor, truth: Tensor, weights: Tensor, **options) -> Tensor:
-    """Cross-entropy plus Lovász-softmax (https://arxiv.org/abs/1705.08790), which sees every eighth pixel to be fast.
+    """Cross-entropy plus Lovász-softmax (https://arxiv.org/abs/1705.08790), which sees every eighth
+    pixel to be fast.
 
     Arguments as in `with_dice`.
     """
@@ -69,8 +72,13 @@ class RandomEncoder(EfficientNetLite):
 
 
 def batch_statistics(self: ConvNorm, x: Tensor) -> Tensor:
-    """`ConvNorm.forward` with batch normalization as usual: random weights have no statistics to keep."""
-    x = self.norm(conv2d(pad(x, 2 * self.pad), self.conv.weight, None, self.conv.stride, groups=self.conv.groups))
+    """`ConvNorm.forward` with batch normalization as usual: random weights have no statistics to
+    keep."""
+    x = self.norm(
+        conv2d(
+            pad(x, 2 * self.pad), self.conv.weight, None, self.conv.stride, groups=self.conv.groups
+        )
+    )
     return relu6(x) if self.relu else x
 
 
@@ -101,7 +109,8 @@ VARIANTS = {
         "unet_utils.encoders.ConvNorm.forward": batch_statistics,
     },
 }
-"""Name of each variant, and what differs: settings, or names in the package (with a dot) and their replacements."""
+"""Name of each variant, and what differs: settings, or names in the package (with a dot) and their
+replacements."""
 
 
 def every(step: int, frames: Frames) -> Frames:
@@ -116,23 +125,39 @@ def every(step: int, frames: Frames) -> Frames:
 
 def main() -> None:
     """Train all variants and print one line of a Markdown table per variant."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="kaggle", help="kaggle, demo, or the path of an archive or folder")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", default="kaggle", help="kaggle, demo, or the path of an archive or folder"
+    )
     parser.add_argument("--epochs", type=int, default=4, help="of each variant (default: 4)")
-    parser.add_argument("--out", default="runs/ablation", help="folder of the runs (default: runs/ablation)")
-    parser.add_argument("--only", nargs="+", default=list(VARIANTS), help="words in the names of variants")
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of all variants")
+    parser.add_argument(
+        "--out", default="runs/ablation", help="folder of the runs (default: runs/ablation)"
+    )
+    parser.add_argument(
+        "--only", nargs="+", default=list(VARIANTS), help="words in the names of variants"
+    )
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of all variants"
+    )
     parser.add_argument("--every", type=int, default=1, help="learn from every Nth photo only")
     options = parser.parse_args()
     given = dict(setting.split("=", 1) for setting in options.set)
-    given = {name: value if name == "encoder" else json.loads(value) for name, value in given.items()}
+    given = {
+        name: value if name == "encoder" else json.loads(value) for name, value in given.items()
+    }
     if "encoder" not in given:
         given = {"base_channels": 16} | given
     env = setup()
-    frames = every(options.every, prepare(get_pairs(options.data, env.data), "train", env.data / "prepared"))
+    frames = every(
+        options.every, prepare(get_pairs(options.data, env.data), "train", env.data / "prepared")
+    )
     print("| variant | pixel accuracy | class accuracy | mIoU | minutes |\n|---|---|---|---|---|")
     for name, changes in VARIANTS.items():
-        if not any(word in name for word in options.only) or ("encoder" in name and "encoder" not in given):
+        if not any(word in name for word in options.only) or (
+            "encoder" in name and "encoder" not in given
+        ):
             continue
         settings = {key: value for key, value in changes.items() if "." not in key}
         with ExitStack() as stack:
@@ -141,8 +166,13 @@ def main() -> None:
             folder = user_path(options.out) / name.replace(" ", "-")
             config = recipe("cpu", **given | {"epochs": options.epochs} | settings)
             history = fit(frames, config, folder, env.device, progress=False)
-        best, minutes = max(history, key=lambda row: row["mean_iou"]), sum(row["seconds"] for row in history) / 60
-        scores = " | ".join(f"{best[key]:.3f}" for key in ("pixel_accuracy", "class_accuracy", "mean_iou"))
+        best, minutes = (
+            max(history, key=lambda row: row["mean_iou"]),
+            sum(row["seconds"] for row in history) / 60,
+        )
+        scores = " | ".join(
+            f"{best[key]:.3f}" for key in ("pixel_accuracy", "class_accuracy", "mean_iou")
+        )
         print(f"| {name} | {scores} | {minutes:.1f} |", flush=True)
 
 

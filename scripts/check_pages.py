@@ -1,11 +1,11 @@
-"""Open executed notebooks as web pages at the width of a laptop and of a phone, and report problems.
+"""Open executed notebooks as web pages at the width of a laptop and of a phone, and report
+problems.
 
     python scripts/check_pages.py runs/notebooks/*.ipynb
 
-Problems are errors and warnings in the outputs, pictures that cannot be shown, and text, tables and pictures that are
-wider than the page. The browser is a headless Chromium or Chrome without internet access: pictures on other servers are
-not checked.
-"""
+Problems are errors and warnings in the outputs, pictures that cannot be shown, and text, tables and
+pictures that are wider than the page. The browser is a headless Chromium or Chrome without internet
+access: pictures on other servers are not checked."""
 
 import argparse
 import html
@@ -28,18 +28,19 @@ PLAYWRIGHT = "ms-playwright/chromium*/chrome-*/*chrom*e*"
 
 PROBE = """<script>
 addEventListener("load", () => {
-  const page = document.documentElement, found = [];
-  for (const output of document.querySelectorAll('[data-mime-type="application/vnd.jupyter.stderr"]'))
+  const page = document.documentElement, found = []; for (const output of
+  document.querySelectorAll('[data-mime-type="application/vnd.jupyter.stderr"]'))
     found.push("error or warning: " + output.innerText.trim().split("\\n").pop());
-  for (const image of document.images)
-    if (!/^https?:/.test(image.src) && !image.naturalWidth) found.push("picture does not show: " + image.alt);
-  // Outputs cut off what is too wide, and Markdown hides it in a scroll box. Long lines of code are allowed to.
-  const shown = [...document.querySelectorAll(".jp-OutputArea-output *, .jp-MarkdownOutput *")];
-  const over = box => Math.round(box.getBoundingClientRect().right - page.clientWidth);
-  const widest = shown.reduce((a, b) => (over(b) > over(a) ? b : a), document.body);
-  const excess = Math.max(over(widest), page.scrollWidth - page.clientWidth);
-  if (excess > 1) found.push(`${excess} pixels too wide: <${widest.localName}> ${widest.innerText.slice(0, 40)}`);
-  parent.postMessage([window.name, document.querySelectorAll(".jp-Cell").length, found], "*");
+  for (const image of document.images) if (!/^https?:/.test(image.src) && !image.naturalWidth)
+    found.push("picture does not show: " + image.alt);
+  // Outputs cut off what is too wide, and Markdown hides it in a scroll box. Long lines of code are
+  allowed to. const shown = [...document.querySelectorAll(".jp-OutputArea-output *,
+  .jp-MarkdownOutput *")]; const over = box => Math.round(box.getBoundingClientRect().right -
+  page.clientWidth); const widest = shown.reduce((a, b) => (over(b) > over(a) ? b : a),
+  document.body); const excess = Math.max(over(widest), page.scrollWidth - page.clientWidth); if
+  (excess > 1) found.push(`${excess} pixels too wide: <${widest.localName}>
+  ${widest.innerText.slice(0, 40)}`); parent.postMessage([window.name,
+  document.querySelectorAll(".jp-Cell").length, found], "*");
 });
 </script>"""
 
@@ -59,7 +60,9 @@ def find_browser() -> str | None:
         if found := shutil.which(name):
             return found
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return next((str(file) for file in sorted(cache.glob(PLAYWRIGHT)) if os.access(file, os.X_OK)), None)
+    return next(
+        (str(file) for file in sorted(cache.glob(PLAYWRIGHT)) if os.access(file, os.X_OK)), None
+    )
 
 
 def check_page(notebook: Path, browser: str, timeout: float = 120) -> list[str]:
@@ -76,26 +79,42 @@ def check_page(notebook: Path, browser: str, timeout: float = 120) -> list[str]:
             for name, width in WIDTHS.items()
         ]
         (Path(folder) / "host.html").write_text(HOST + "".join(frames), "utf-8")
-        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        command = [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+        ]
         command += [f"--user-data-dir={folder}/profile", "--host-resolver-rules=MAP * ~NOTFOUND"]
         command += ["--window-size=1400,900", "--virtual-time-budget=20000", "--dump-dom"]
         command.append((Path(folder) / "host.html").as_uri())
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=timeout)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=timeout
+        )
     text = re.search(r"<pre>(.*?)</pre>", done.stdout, re.DOTALL)
     seen = json.loads(html.unescape(text[1])) if text and text[1] else {}
     if set(seen) != set(WIDTHS) or not all(report["cells"] for report in seen.values()):
         raise RuntimeError(f"{browser} did not show {notebook}: {done.stderr[-1000:]}")
-    return [f"{name} ({WIDTHS[name]} pixels): {problem}" for name in WIDTHS for problem in seen[name]["found"]]
+    return [
+        f"{name} ({WIDTHS[name]} pixels): {problem}"
+        for name in WIDTHS
+        for problem in seen[name]["found"]
+    ]
 
 
 def main() -> None:
     """Check the notebooks named on the command line; exit with status 1 if there are problems."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("notebooks", nargs="+", type=user_path, help="executed notebooks")
     notebooks = parser.parse_args().notebooks
     browser = find_browser()
     if not browser:
-        sys.exit(f"No browser found: install Chromium, so that one of {', '.join(NAMES)} is on the path")
+        sys.exit(
+            f"No browser found: install Chromium, so that one of {', '.join(NAMES)} is on the path"
+        )
     problems = {notebook: check_page(notebook, browser) for notebook in notebooks}
     for notebook, found in problems.items():
         print("\n  ".join([f"{notebook}: {'good' if not found else ''}", *found]))

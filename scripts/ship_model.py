@@ -3,9 +3,8 @@
     python -m unet_utils evaluate --data pairs.zip --run-name NAME
     python scripts/ship_model.py runs/NAME
 
-Writes small.pt, small-history.csv and small-evaluation.{json,md,csv} to unet_utils/weights/. Afterwards, update the
-table in the README.md there.
-"""
+Writes small.pt, small-history.csv and small-evaluation.{json,md,csv} to unet_utils/weights/.
+Afterwards, update the table in the README.md there."""
 
 import shutil
 import sys
@@ -23,7 +22,8 @@ def main(run: str, target: str | Path = SMALL_MODEL.parent) -> None:
     """Write the files of a run that has been evaluated to the folder `target`."""
     run, target = Path(run), Path(target)
     checkpoint = read_checkpoint(run / "best.pt")
-    # Vectors (biases, statistics of the normalization) take no space, and can be out of the range of half precision.
+    # Vectors (biases, statistics of the normalization) take no space, and can be out of the range
+    # of half precision.
     halved = {
         name: value.half() if value.is_floating_point() and value.ndim > 1 else value
         for name, value in checkpoint["model"].items()

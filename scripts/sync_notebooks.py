@@ -1,10 +1,11 @@
 """Write the setup cell, the badges and the repository's address into all notebooks and the README.
 
-The text of the setup cell stands here, the address in pyproject.toml ([project.urls], Repository). After a fork, the
-workflow .github/workflows/address.yml runs this on GitHub. By hand:
+The text of the setup cell stands here, the address in pyproject.toml ([project.urls], Repository).
+After a fork, the workflow .github/workflows/address.yml runs this on GitHub. By hand:
 
-    python scripts/sync_notebooks.py                                    # the address of the git remote "origin"
-    python scripts/sync_notebooks.py --url https://github.com/me/mine   # or another one
+    python scripts/sync_notebooks.py                                    # the address of the git
+    remote "origin" python scripts/sync_notebooks.py --url https://github.com/me/mine   # or another
+    one
 """
 
 import argparse
@@ -19,24 +20,30 @@ SETUP_CELL = """\
 # @title Setup
 import contextlib, glob, os, re, sys, urllib.parse, urllib.request  # noqa: E401, I001
 
-REPO_URL = "REPOSITORY"
-USE_DRIVE = True  # @param {type:"boolean"}
-with contextlib.suppress(Exception):  # everything works without Drive; nobody is asked twice, because mkdir fails then
+REPO_URL = "REPOSITORY" USE_DRIVE = True  # @param {type:"boolean"} with
+contextlib.suppress(Exception):  # everything works without Drive; nobody is asked twice, because
+mkdir fails then
     if USE_DRIVE and "google.colab" in sys.modules and not os.mkdir("/content/drive"):
         sys.modules["google.colab"].drive.mount("/content/drive")
-places = [".", "..", "repo", *(f"/content/drive/MyDrive{end}" for end in ("", "/*", "/unet*/*", "/Colab Notebooks/*"))]
-with contextlib.suppress(Exception):  # a notebook that Colab opened from GitHub takes the code from there
+places = [".", "..", "repo", *(f"/content/drive/MyDrive{end}" for end in ("", "/*", "/unet*/*",
+"/Colab Notebooks/*"))] with contextlib.suppress(Exception):  # a notebook that Colab opened from
+GitHub takes the code from there
     api = "http://{COLAB_JUPYTER_IP}:{KMP_TARGET_PORT}/api/sessions".format(**os.environ)
     opened = urllib.parse.unquote(urllib.request.urlopen(api, timeout=3).read().decode())
     REPO_URL, places = re.search("https://github.com/[^/]+/[^/]+", opened)[0], places[:3]
-root = next((path for place in places for path in glob.iglob(place) if os.path.isdir(f"{path}/unet_utils")), "")
-if not root and os.system(f"git -c core.askPass=true clone -q --depth 1 {REPO_URL} repo && cd repo/unet_utils"):
-    sys.exit(f"Cannot fetch {REPO_URL}: correct REPO_URL if it says OWNER; on Kaggle, switch on Settings > Internet.")
+root = next((path for place in places for path in glob.iglob(place) if
+os.path.isdir(f"{path}/unet_utils")), "") if not root and os.system(f"git -c core.askPass=true clone
+-q --depth 1 {REPO_URL} repo && cd repo/unet_utils"):
+    sys.exit(f"Cannot fetch {REPO_URL}: correct REPO_URL if it says OWNER; on Kaggle, switch on
+    Settings > Internet.")
 sys.path.insert(0, os.path.abspath(root or "repo"))
 from unet_utils.platform import environment
 
 env = environment.setup(use_drive=USE_DRIVE)"""
-FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}  # in Colab; in JupyterLab, VS Code and Kaggle
+FOLDED = {
+    "cellView": "form",
+    "jupyter": {"source_hidden": True},
+}  # in Colab; in JupyterLab, VS Code and Kaggle
 BADGES = re.compile(
     r"\[!\[Open in Colab\]\([^()]*\)\]\(https://colab\.research\.google\.com/github/[^\s()]+/([\w-]+\.ipynb)\)"
     r"( *\[!\[Open in Kaggle\]\([^()]*\)\]\([^()]*\))?"
@@ -56,13 +63,17 @@ def setup_cell(url: str) -> str:
 
 
 def github_url(address: str) -> str | None:
-    """Return `https://github.com/owner/name` for any form of a GitHub address, None for other addresses."""
-    match = re.fullmatch(r"(?:https://|ssh://)?(?:[\w-]+@)?github\.com[/:]([\w.-]+)/([\w.-]+?)(?:\.git)?/?", address)
+    """Return `https://github.com/owner/name` for any form of a GitHub address, None for other
+    addresses."""
+    match = re.fullmatch(
+        r"(?:https://|ssh://)?(?:[\w-]+@)?github\.com[/:]([\w.-]+)/([\w.-]+?)(?:\.git)?/?", address
+    )
     return f"https://github.com/{match[1]}/{match[2]}" if match else None
 
 
 def with_badges(text: str, url: str) -> str:
-    """Return `text` with the badges ("Open in Colab", "Open in Kaggle") and pictures of the repository `url`."""
+    """Return `text` with the badges ("Open in Colab", "Open in Kaggle") and pictures of the
+    repository `url`."""
 
     def badges(match: re.Match) -> str:
         page = f"{url}/blob/main/notebooks/{match[1]}"
@@ -77,7 +88,8 @@ def with_badges(text: str, url: str) -> str:
 
 
 def synced_notebook(text: str, url: str) -> str:
-    """Return the text of a notebook file with its badges and the cells tagged "setup" brought up to date."""
+    """Return the text of a notebook file with its badges and the cells tagged "setup" brought up to
+    date."""
     notebook = json.loads(text)
     for cell in notebook["cells"]:
         source = "".join(cell["source"])
@@ -91,11 +103,14 @@ def synced_notebook(text: str, url: str) -> str:
 
 
 def sync(url: str, root: Path = ROOT) -> list[Path]:
-    """Write `url` into pyproject.toml, the README and all notebooks; return the files that changed."""
+    """Write `url` into pyproject.toml, the README and all notebooks; return the files that
+    changed."""
     notebooks = sorted((root / "notebooks").glob("*.ipynb"))
     texts = {path: synced_notebook(path.read_text("utf-8"), url) for path in notebooks}
     pyproject, readme = root / "pyproject.toml", root / "README.md"
-    texts[pyproject] = PYPROJECT_LINE.sub(lambda _: f'Repository = "{url}"', pyproject.read_text("utf-8"))
+    texts[pyproject] = PYPROJECT_LINE.sub(
+        lambda _: f'Repository = "{url}"', pyproject.read_text("utf-8")
+    )
     if readme.exists():
         texts[readme] = with_badges(readme.read_text("utf-8"), url)
     changed = [path for path, text in texts.items() if path.read_text("utf-8") != text]
@@ -105,17 +120,30 @@ def sync(url: str, root: Path = ROOT) -> list[Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", help="address on GitHub (default: that of the git remote, else the present one)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--url", help="address on GitHub (default: that of the git remote, else the present one)"
+    )
     address = parser.parse_args().url
     if address and not github_url(address):
         parser.error(f"{address} is not on GitHub: Colab and Kaggle open notebooks from there only")
     if not address:
         command = ["git", "remote", "get-url", "origin"]
-        address = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+        address = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, check=False
+        ).stdout.strip()
     url = github_url(address) or repository_url()
     changed = sync(url)
-    print(f"{url}: " + (f"written into {', '.join(path.name for path in changed)}" if changed else "all up to date"))
+    print(
+        f"{url}: "
+        + (
+            f"written into {', '.join(path.name for path in changed)}"
+            if changed
+            else "all up to date"
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Update the pictures of the README and the notebooks: docs/NAME.png from each cell with the tag `picture:NAME`.
+"""Update the pictures of the README and the notebooks: docs/NAME.png from each cell with the tag
+`picture:NAME`.
 
-Run `make pictures`, which executes the notebooks on the demo set first. The licence forbids publishing the real pairs.
-"""
+Run `make pictures`, which executes the notebooks on the demo set first. The licence forbids
+publishing the real pairs."""
 
 import io
 import sys

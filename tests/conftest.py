@@ -1,4 +1,5 @@
-"""Fixtures shared by the tests: a handful of pairs in the Kaggle layout, and drawn street scenes."""
+"""Fixtures shared by the tests: a handful of pairs in the Kaggle layout, and drawn street
+scenes."""
 
 import zipfile
 from pathlib import Path
@@ -9,12 +10,14 @@ from PIL import Image
 
 # A few official Cityscapes colours: road, building, vegetation, sky, car, person.
 PALETTE = np.array(
-    [[128, 64, 128], [70, 70, 70], [107, 142, 35], [70, 130, 180], [0, 0, 142], [220, 20, 60]], dtype=np.uint8
+    [[128, 64, 128], [70, 70, 70], [107, 142, 35], [70, 130, 180], [0, 0, 142], [220, 20, 60]],
+    dtype=np.uint8,
 )
 
 
 def make_pair(rng: np.random.Generator) -> Image.Image:
-    """One 512x256 pair: left half a noisy "photo", right half a "mask" of 32-pixel patches in palette colours."""
+    """One 512x256 pair: left half a noisy "photo", right half a "mask" of 32-pixel patches in
+    palette colours."""
     photo = rng.integers(0, 256, size=(256, 256, 3), dtype=np.uint8)
     patches = PALETTE[rng.integers(0, len(PALETTE), size=(8, 8))]
     mask = patches.repeat(32, axis=0).repeat(32, axis=1)
@@ -23,7 +26,8 @@ def make_pair(rng: np.random.Generator) -> Image.Image:
 
 @pytest.fixture(scope="session")
 def tiny_pairs(tmp_path_factory) -> Path:
-    """Folder `.../cityscapes_data` that holds train/ (1.jpg to 6.jpg) and val/ (1.jpg to 3.jpg). Only to read."""
+    """Folder `.../cityscapes_data` that holds train/ (1.jpg to 6.jpg) and val/ (1.jpg to 3.jpg).
+    Only to read."""
     root = tmp_path_factory.mktemp("tiny_pairs") / "cityscapes_data"
     rng = np.random.default_rng(0)
     for split, count in (("train", 6), ("val", 3)):
@@ -45,7 +49,8 @@ def tiny_archive(tiny_pairs, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory) -> Path:
-    """Drawn street scenes in the Kaggle layout: 24 for training, 6 for validation. Read it, never write."""
+    """Drawn street scenes in the Kaggle layout: 24 for training, 6 for validation. Read it, never
+    write."""
     from unet_utils.demo.pairs import make_demo
 
     return make_demo(tmp_path_factory.mktemp("demo"), train=24, val=6, progress=False)

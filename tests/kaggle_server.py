@@ -1,13 +1,14 @@
-"""A stand-in for Kaggle on this machine: the addresses that a download needs, with every way to go wrong.
+"""A stand-in for Kaggle on this machine: the addresses that a download needs, with every way to go
+wrong.
 
-As with the real one, the archive comes from a storage server at another host. A login must not be sent there: leaving
-the `with` block fails then.
+As with the real one, the archive comes from a storage server at another host. A login must not be
+sent there: leaving the `with` block fails then.
 
     with KaggleServer(archive) as server: ...      # server.url, server.requests
 
-`python tests/kaggle_server.py archive.zip` serves one on port 80, where Kaggle's client looks (and so do we) when the
-environment variable KAGGLE_API_ENVIRONMENT is LOCALHOST. Most systems keep that port for the administrator.
-"""
+`python tests/kaggle_server.py archive.zip` serves one on port 80, where Kaggle's client looks (and
+so do we) when the environment variable KAGGLE_API_ENVIRONMENT is LOCALHOST. Most systems keep that
+port for the administrator."""
 
 import base64
 import json
@@ -18,7 +19,11 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-USERNAME, KEY, TOKEN = "planted-user", "planted0key0planted0key0planted0", "KGAT_planted0token0planted0token"
+USERNAME, KEY, TOKEN = (
+    "planted-user",
+    "planted0key0planted0key0planted0",
+    "KGAT_planted0token0planted0token",
+)
 PUBLIC_PATH = "/api/v1/datasets/download/dansbecker/cityscapes-image-pairs"
 # Where the client asks since version 1.8; it asked at PUBLIC_PATH, with a login, before.
 CLIENT_PATH = "/api/v1/datasets.DatasetApiService/DownloadDataset"
@@ -36,7 +41,8 @@ class KaggleServer:
         account_status: answer to a download with the right login; a wrong one always gets 401.
         cut_after: bytes after which the connection breaks, one number for each of the next answers.
         ranges: whether a part of the file may be asked for.
-        chunk, pause: the body goes out in pieces of this many bytes, with so many seconds between them.
+        chunk, pause: the body goes out in pieces of this many bytes, with so many seconds between
+            them.
         html: deliver a page instead of the archive.
         requests: (method, path, login, range) of everything that was asked.
     """
@@ -54,15 +60,21 @@ class KaggleServer:
 
     def __enter__(self):
         self._servers = [self._serve(_Handler, self.port), self._serve(_Storage, 0)]
-        self.url, self.storage = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
+        self.url, self.storage = (
+            f"http://127.0.0.1:{server.server_port}" for server in self._servers
+        )
         self.storage = self.storage.replace("127.0.0.1", "localhost")
         return self
 
     def _serve(self, kind, port):
-        server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (kind,), {"kaggle": self}))
+        server = ThreadingHTTPServer(
+            ("127.0.0.1", port), type("Handler", (kind,), {"kaggle": self})
+        )
         server.daemon_threads = True
         server.handle_error = lambda *_: None  # a client that hangs up is part of the game
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        threading.Thread(
+            target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        ).start()
         return server
 
     def __exit__(self, *_):
@@ -122,9 +134,16 @@ class _Handler(BaseHTTPRequestHandler):
 class _Storage(_Handler):
     def _answer(self):
         self.path = self.path.split("?")[0]
-        request = (self.command, self.path, self.headers.get("Authorization", ""), self.headers.get("Range"))
+        request = (
+            self.command,
+            self.path,
+            self.headers.get("Authorization", ""),
+            self.headers.get("Range"),
+        )
         self.kaggle.requests.append(request)
-        if self.path != STORAGE_PATH or request[2]:  # as real storage does, which knows one kind of login only
+        if (
+            self.path != STORAGE_PATH or request[2]
+        ):  # as real storage does, which knows one kind of login only
             return self._send_json(400, {"code": 400, "message": "Only one auth mechanism allowed"})
         self._send_archive()
 
@@ -143,7 +162,9 @@ class _Storage(_Handler):
             self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
         else:
             self.send_response(200)
-        self.send_header("Content-Type", "text/html; charset=utf-8" if kaggle.html else "application/zip")
+        self.send_header(
+            "Content-Type", "text/html; charset=utf-8" if kaggle.html else "application/zip"
+        )
         self.send_header("Content-Length", str(size - start))
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("ETag", '"1"')

@@ -13,7 +13,8 @@ from unet_utils.platform import kaggle as kaggle_access
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """An empty machine: no keys, no Colab, nobody at the keyboard, no waiting. Returns its folder for data."""
+    """An empty machine: no keys, no Colab, nobody at the keyboard, no waiting. Returns its folder
+    for data."""
     for name in ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_CONFIG_DIR"):
         monkeypatch.delenv(name, raising=False)
     for name in ("COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE"):
@@ -36,6 +37,8 @@ def kaggle(machine, tiny_archive, monkeypatch):
         monkeypatch.setattr(kaggle_access, "LOCAL_SERVER", server.url)
         kaggle_env = pytest.importorskip("kagglesdk.kaggle_env")
         monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.LOCAL, server.url)
-        for name in [name for name in sys.modules if name == "kaggle" or name.startswith("kaggle.")]:
+        for name in [
+            name for name in sys.modules if name == "kaggle" or name.startswith("kaggle.")
+        ]:
             monkeypatch.delitem(sys.modules, name)  # importing it logs in: every test sees that
         yield server

@@ -1,4 +1,5 @@
-"""Finding, checking and unpacking the pairs: every source, every way to fail, several notebooks at once."""
+"""Finding, checking and unpacking the pairs: every source, every way to fail, several notebooks at
+once."""
 
 import errno
 import os
@@ -11,7 +12,14 @@ from helpers import TINY, leftovers, make_zip
 
 from unet_utils.platform import archive as archive_module
 from unet_utils.platform import files
-from unet_utils.platform.archive import check_pairs, find_pairs, get_pairs, is_full_set, pair_files, unpack
+from unet_utils.platform.archive import (
+    check_pairs,
+    find_pairs,
+    get_pairs,
+    is_full_set,
+    pair_files,
+    unpack,
+)
 from unet_utils.platform.kaggle import ARCHIVE
 
 pytest_plugins = ["machines"]
@@ -56,9 +64,13 @@ def test_two_archives_of_one_name_do_not_mix(machine, tmp_path, tiny_archive):
     assert check_pairs(get_pairs(other, machine)) == {"train": 1, "val": 1}
 
 
-@pytest.mark.parametrize("prefix", ["", "cityscapes_data/", "cityscapes_data/cityscapes_data/", "a b/c/d/"])
+@pytest.mark.parametrize(
+    "prefix", ["", "cityscapes_data/", "cityscapes_data/cityscapes_data/", "a b/c/d/"]
+)
 def test_the_pairs_are_found_at_any_depth(machine, tmp_path, prefix):
-    archive = make_zip(tmp_path / "own.zip", {f"{prefix}train/1.jpg": b"a", f"{prefix}val/1.jpg": b"b"})
+    archive = make_zip(
+        tmp_path / "own.zip", {f"{prefix}train/1.jpg": b"a", f"{prefix}val/1.jpg": b"b"}
+    )
     assert check_pairs(get_pairs(archive, machine)) == {"train": 1, "val": 1}
 
 
@@ -71,7 +83,8 @@ def test_the_nearest_of_two_copies_is_taken(tmp_path):
 
 @pytest.mark.parametrize("tool", ["Windows", "Mac"])
 def test_archives_of_other_systems(machine, tmp_path, tool):
-    """Backslashes in the names; a folder that imitates the pairs, with what the Finder knows about them."""
+    """Backslashes in the names; a folder that imitates the pairs, with what the Finder knows about
+    them."""
     if tool == "Windows":
         names = {"data\\": b"", "data\\train\\1.JPG": b"a", "data\\val\\1.jpg": b"b"}
     else:
@@ -124,14 +137,18 @@ def test_folders_that_cannot_be_read_are_passed_over(tmp_path, monkeypatch, tiny
         find_pairs(tmp_path / "all" / "locked")
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the administrator may read everything")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the administrator may read everything"
+)
 def test_folders_that_may_not_be_read_are_passed_over(tmp_path, tiny_pairs):
     root = shutil.copytree(tiny_pairs, tmp_path / "all" / "pairs")
     (tmp_path / "all" / "locked").mkdir(mode=0o000)
     assert find_pairs(tmp_path / "all") == root
 
 
-def test_only_the_whole_kaggle_set_compares_with_published_scores(tiny_pairs, tmp_path, monkeypatch):
+def test_only_the_whole_kaggle_set_compares_with_published_scores(
+    tiny_pairs, tmp_path, monkeypatch
+):
     assert not is_full_set(tiny_pairs)
     monkeypatch.setattr(archive_module, "FULL_SET", TINY)
     assert is_full_set(tiny_pairs)
@@ -143,7 +160,9 @@ def test_only_the_whole_kaggle_set_compares_with_published_scores(tiny_pairs, tm
 
 def test_the_demo_set_needs_nothing(machine, monkeypatch, tiny_pairs):
     demo = pytest.importorskip("unet_utils.demo.pairs")
-    monkeypatch.setattr(demo, "make_demo", lambda root: shutil.copytree(tiny_pairs, root / "cityscapes_data"))
+    monkeypatch.setattr(
+        demo, "make_demo", lambda root: shutil.copytree(tiny_pairs, root / "cityscapes_data")
+    )
     assert get_pairs("demo", machine) == machine / "demo" / "cityscapes_data"
 
 
@@ -158,7 +177,9 @@ def test_missing(machine, tmp_path, name):
 
 def test_not_a_zip(machine, tmp_path):
     (tmp_path / "page.zip").write_text("<html>Sign in</html>")
-    with pytest.raises(ValueError, match=r"page\.zip is not a zip archive .* download it again from https"):
+    with pytest.raises(
+        ValueError, match=r"page\.zip is not a zip archive .* download it again from https"
+    ):
         get_pairs(tmp_path / "page.zip", machine)
 
 
@@ -181,28 +202,35 @@ def test_a_damaged_zip(machine, tmp_path, tiny_archive):
 
 
 @pytest.mark.parametrize(
-    "error", [NotImplementedError("That compression method is not supported"), RuntimeError("password")]
+    "error",
+    [NotImplementedError("That compression method is not supported"), RuntimeError("password")],
 )
 def test_an_archive_that_python_cannot_unpack(machine, tiny_archive, monkeypatch, error):
     def refuse(*_):
         raise error
 
     monkeypatch.setattr(zipfile.ZipFile, "extract", refuse)
-    with pytest.raises(ValueError, match=rf"cannot be unpacked here \({error}\). Unpack it yourself"):
+    with pytest.raises(
+        ValueError, match=rf"cannot be unpacked here \({error}\). Unpack it yourself"
+    ):
         get_pairs(tiny_archive, machine)
     assert list(machine.iterdir()) == []
 
 
 def test_an_archive_without_splits(machine, tmp_path):
     archive = make_zip(tmp_path / "other.zip", {"notes/readme.txt": b"x", "train/1.jpg": b"x"})
-    with pytest.raises(FileNotFoundError, match=r"train/ and val/ in .*other.zip \(it holds: notes, train\)"):
+    with pytest.raises(
+        FileNotFoundError, match=r"train/ and val/ in .*other.zip \(it holds: notes, train\)"
+    ):
         get_pairs(archive, machine)
     assert list(machine.iterdir()) == []
 
 
 def test_a_folder_without_splits(machine, tmp_path):
     (tmp_path / "photos").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"train/ and val/ in .*photos \(it holds: nothing\)"):
+    with pytest.raises(
+        FileNotFoundError, match=r"train/ and val/ in .*photos \(it holds: nothing\)"
+    ):
         get_pairs(tmp_path / "photos", machine)
 
 
@@ -210,7 +238,10 @@ def test_a_folder_without_splits(machine, tmp_path):
     ("files", "message"),
     [
         ({"train/1.jpg": b"x", "val/.keep": b""}, "No .jpg files in .*own.zip/val"),
-        ({"train/1.jpg": b"x", "val/berlin.jpg": b"x"}, "own.zip/val/berlin.jpg is not a numbered pair"),
+        (
+            {"train/1.jpg": b"x", "val/berlin.jpg": b"x"},
+            "own.zip/val/berlin.jpg is not a numbered pair",
+        ),
         ({"train/1.jpg": b"", "val/1.jpg": b"x"}, "own.zip/train/1.jpg is empty"),
     ],
 )
@@ -220,7 +251,9 @@ def test_files_that_are_no_pairs(machine, tmp_path, files, message):
     assert list(machine.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["../evil.txt", "a/../../evil.txt", "/tmp/evil.txt", "..\\evil.txt", "C:\\evil.txt"])
+@pytest.mark.parametrize(
+    "name", ["../evil.txt", "a/../../evil.txt", "/tmp/evil.txt", "..\\evil.txt", "C:\\evil.txt"]
+)
 def test_paths_that_leave_the_folder_are_refused(machine, tmp_path, name):
     archive = make_zip(tmp_path / "evil.zip", {"train/1.jpg": b"x", "val/1.jpg": b"x", name: b"x"})
     with pytest.raises(ValueError, match=r"evil.zip was not unpacked"):
@@ -240,7 +273,9 @@ def test_links_are_refused(machine, tmp_path):
 
 
 def test_no_space_is_noticed_before(machine, tiny_archive, monkeypatch):
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(100, 99, 1))
+    monkeypatch.setattr(
+        files.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(100, 99, 1)
+    )
     with pytest.raises(OSError, match=rf"Not enough space in {machine}.*UNET_UTILS_DATA") as caught:
         get_pairs(tiny_archive, machine)
     assert caught.value.errno == errno.ENOSPC
@@ -276,7 +311,9 @@ def test_an_interrupted_unpacking_counts_for_nothing(machine, tiny_archive, monk
         get_pairs(tiny_archive, machine)
     monkeypatch.setattr(zipfile.ZipFile, "extract", extract)
     assert list(machine.iterdir()) == []
-    (machine / ".unfinished-0-own" / "train").mkdir(parents=True)  # as a machine that was switched off leaves it
+    (machine / ".unfinished-0-own" / "train").mkdir(
+        parents=True
+    )  # as a machine that was switched off leaves it
     assert check_pairs(get_pairs(tiny_archive, machine)) == TINY
 
 
@@ -337,7 +374,9 @@ def test_a_useless_archive_on_drive_is_replaced(machine, kaggle, capsys, content
 
 @pytest.mark.parametrize("number", [errno.ENOTCONN, errno.EIO, errno.EDQUOT, errno.EACCES])
 @pytest.mark.parametrize("broken", ["read", "write"])
-def test_a_drive_that_fails_is_passed_over(machine, kaggle, monkeypatch, tiny_archive, capsys, number, broken):
+def test_a_drive_that_fails_is_passed_over(
+    machine, kaggle, monkeypatch, tiny_archive, capsys, number, broken
+):
     drive = machine.parent / "MyDrive" / "unet_utils"
     drive.mkdir(parents=True)
     if broken == "read":
@@ -361,7 +400,12 @@ def test_a_drive_that_fails_is_passed_over(machine, kaggle, monkeypatch, tiny_ar
 
 
 def test_an_unmounted_drive_gets_no_copy(machine, kaggle, capsys):
-    assert check_pairs(get_pairs("kaggle", machine, machine.parent / "drive" / "MyDrive" / "unet_utils")) == TINY
+    assert (
+        check_pairs(
+            get_pairs("kaggle", machine, machine.parent / "drive" / "MyDrive" / "unet_utils")
+        )
+        == TINY
+    )
     assert "no copy of the archive could be kept" in capsys.readouterr().out
     assert not (machine.parent / "drive").exists()
 
@@ -396,7 +440,9 @@ def test_two_notebooks_unpack_one_archive(machine, tiny_archive, monkeypatch):
     other = OtherNotebook(monkeypatch, get_and_look)
     root = get_pairs(tiny_archive, machine)
     assert other.result == root
-    assert (root / "val" / "1.jpg").stat().st_ino == marks[0]  # what the other one reads is still there
+    assert (root / "val" / "1.jpg").stat().st_ino == marks[
+        0
+    ]  # what the other one reads is still there
     assert leftovers(machine) == []
 
 

@@ -63,7 +63,10 @@ def test_a_file_that_was_cut_short_is_written_again(tmp_path):
     file = tmp_path / "a.npy"
     np.save(file, np.zeros((4, 200), np.uint8))
     file.write_bytes(file.read_bytes()[:500])
-    build_arrays({file: (4, 200)}, lambda missing: [(slice(0, 4), dict.fromkeys(missing, np.ones((4, 200), np.uint8)))])
+    build_arrays(
+        {file: (4, 200)},
+        lambda missing: [(slice(0, 4), dict.fromkeys(missing, np.ones((4, 200), np.uint8)))],
+    )
     assert map_array(file).sum() == 800
 
 
@@ -84,17 +87,15 @@ def memory(name):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
-config = recipe("demo", base_channels=2, fold=1, image_size=32, batch_size=4, epochs=1)
-scheme = get_scheme("categories7")
-small = Frames(torch.zeros(8, 64, 64, 3).byte(), torch.full((8, 64, 64), 7).byte(), scheme, tuple(range(8)))
-fit(small, config, folder / "small", "cpu", progress=False)  # what every training needs, whatever the set
-resource.setrlimit(resource.RLIMIT_DATA, (memory("VmData:") + LIMIT,) * 2)
-frames = Frames(map_array(folder / "photos.npy"), map_array(folder / "label_ids.npy"), scheme, tuple(range(n)))
-assert frames.photos.nbytes + frames.label_ids.nbytes > 10 * LIMIT
-before = memory("RssAnon:")
-history = fit(frames, config, folder / "run", "cpu", progress=False)
-print(len(history), (memory("RssAnon:") - before) / LIMIT, frames.class_counts()[0].item() / frames.label_ids.numel())
-try:
+config = recipe("demo", base_channels=2, fold=1, image_size=32, batch_size=4, epochs=1) scheme =
+get_scheme("categories7") small = Frames(torch.zeros(8, 64, 64, 3).byte(), torch.full((8, 64, 64),
+7).byte(), scheme, tuple(range(8))) fit(small, config, folder / "small", "cpu", progress=False)  #
+what every training needs, whatever the set resource.setrlimit(resource.RLIMIT_DATA,
+(memory("VmData:") + LIMIT,) * 2) frames = Frames(map_array(folder / "photos.npy"), map_array(folder
+/ "label_ids.npy"), scheme, tuple(range(n))) assert frames.photos.nbytes + frames.label_ids.nbytes >
+10 * LIMIT before = memory("RssAnon:") history = fit(frames, config, folder / "run", "cpu",
+progress=False) print(len(history), (memory("RssAnon:") - before) / LIMIT,
+frames.class_counts()[0].item() / frames.label_ids.numel()) try:
     torch.ones(LIMIT + 1, dtype=torch.uint8)
 except RuntimeError:
     print("the limit holds")
@@ -104,8 +105,13 @@ except RuntimeError:
 @pytest.mark.skipif(sys.platform != "linux", reason="imposes a limit that only Linux has")
 def test_a_set_ten_times_the_memory_trains_within_it(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
-    environment["MALLOC_MMAP_THRESHOLD_"] = "100000"  # what is in use counts, not what the C library keeps for later
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(__file__).parent.parent),
+        "OMP_NUM_THREADS": "1",
+    }
+    environment["MALLOC_MMAP_THRESHOLD_"] = (
+        "100000"  # what is in use counts, not what the C library keeps for later
+    )
     command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

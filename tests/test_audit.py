@@ -8,8 +8,8 @@ from unet_utils import CityscapesPairs, ConfusionMatrix, UNet, evaluate, get_sch
 from unet_utils.classes import LABELS, PALETTE_IDS
 from unet_utils.clustering import choose_scheme
 from unet_utils.dataset import read_pair
-from unet_utils.decoding import damage, decode_masks
-from unet_utils.extras.audit import audit, label_at_centers, label_of_most, official_frames
+from unet_utils.restoring import damage, restore_labels
+from unet_utils.use.audit import audit, label_at_centers, label_of_most, official_frames
 
 SCHEME = get_scheme("cityscapes19")
 COLOR_OF_ID = np.zeros((256, 3), dtype=np.uint8)
@@ -23,12 +23,15 @@ def write_table(folder, *rows, header=("label_file", "pair_file"), encoding="utf
 
 @pytest.fixture
 def drawn(tmp_path):
-    """One frame of patches of random labels, as an official label file and as a pair; returns folder and label ids."""
+    """One frame of patches of random labels, as an official label file and as a pair; returns
+    folder and label ids."""
     rng = np.random.default_rng(0)
     label_ids = rng.choice(PALETTE_IDS, (16, 32)).repeat(64, axis=0).repeat(64, axis=1)
     mask = damage(COLOR_OF_ID[label_ids])
     (tmp_path / "pairs" / "train").mkdir(parents=True)
-    Image.fromarray(np.hstack([mask, mask])).save(tmp_path / "pairs" / "train" / "1.jpg", quality=95)
+    Image.fromarray(np.hstack([mask, mask])).save(
+        tmp_path / "pairs" / "train" / "1.jpg", quality=95
+    )
     Image.fromarray(label_ids).save(tmp_path / "a_labelIds.png")
     write_table(tmp_path, ("a_labelIds.png", "train/1.jpg"))
     return tmp_path, label_ids
@@ -47,18 +50,23 @@ def test_the_reference_is_the_mode_of_the_centre():
 def test_the_audit_agrees_with_a_plain_count(drawn):
     folder, label_ids = drawn
     result = audit(folder, folder / "pairs")
-    truth, mask = SCHEME.encode(label_at_centers(label_ids)), read_pair(folder / "pairs" / "train" / "1.jpg")[1]
-    for method in ("decoder", "nearest"):
-        found = decode_masks(mask[None], method=method)[0]
+    truth, mask = (
+        SCHEME.encode(label_at_centers(label_ids)),
+        read_pair(folder / "pairs" / "train" / "1.jpg")[1],
+    )
+    for method in ("restored", "nearest"):
+        found = restore_labels(mask[None], method=method)[0]
         assert result.agreement[method] == pytest.approx((found == truth).mean())
         known = truth != 255
         wall = SCHEME.names.index("wall")
         union = ((found == wall) | (truth == wall)) & known
-        assert result.iou[method][wall] == pytest.approx(((found == wall) & (truth == wall)).sum() / union.sum())
-    assert result.miou["nearest"] < result.miou["decoder"] <= result.miou["bound"]
+        assert result.iou[method][wall] == pytest.approx(
+            ((found == wall) & (truth == wall)).sum() / union.sum()
+        )
+    assert result.miou["nearest"] < result.miou["restored"] <= result.miou["bound"]
     assert result.frames == 1
     lines = str(result).splitlines()
-    assert lines[1].split() == ["nearest", "decoder", "bound"]
+    assert lines[1].split() == ["nearest", "restored", "bound"]
     assert len(lines) == 2 + 19 + 2
 
 
@@ -69,7 +77,9 @@ def test_what_is_wrong_is_named(drawn):
     write_table(folder, header=("a", "b"))
     with pytest.raises(ValueError, match="columns label_file,pair_file"):
         audit(folder, folder / "pairs")
-    write_table(folder, ("b_labelIds.png", "train/1.jpg"), encoding="utf-8-sig")  # as Excel writes it
+    write_table(
+        folder, ("b_labelIds.png", "train/1.jpg"), encoding="utf-8-sig"
+    )  # as Excel writes it
     with pytest.raises(FileNotFoundError, match=r"b_labelIds\.png is missing"):
         audit(folder, folder / "pairs")
     (folder / "b_labelIds.png").write_text("no picture")
@@ -77,7 +87,7 @@ def test_what_is_wrong_is_named(drawn):
         audit(folder, folder / "pairs")
 
 
-def test_official_labels_score_a_model_without_any_decoding(demo, tmp_path):
+def test_official_labels_score_a_model_without_any_restoring(demo, tmp_path):
     ids = np.full((1024, 2048), 7, dtype=np.uint8)  # road,
     ids[:, 1024:] = 26  # and a car
     Image.fromarray(ids).save(tmp_path / "a_labelIds.png")

@@ -9,7 +9,8 @@ from unet_utils.augment import augment, draw_changes, to_input, to_photos
 
 @pytest.fixture
 def batch():
-    """Photos whose red channel is the class, times 12: photo and labels can be compared after any change."""
+    """Photos whose red channel is the class, times 12: photo and labels can be compared after any
+    change."""
     blocks = torch.arange(16).reshape(4, 4).repeat_interleave(64, 0).repeat_interleave(64, 1).byte()
     labels = blocks.repeat(8, 1, 1)
     return torch.stack([labels * 12] * 3, dim=1), labels

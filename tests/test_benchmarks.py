@@ -11,7 +11,9 @@ from benchmarks.timing import Comparison, Result, in_fresh_process, interleave, 
 
 def test_contenders_run_in_turn_after_one_unmeasured_turn():
     calls = []
-    times = interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b") or 6.0}, 3, {"b": 2})
+    times = interleave(
+        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b") or 6.0}, 3, {"b": 2}
+    )
     assert calls == ["a", "b"] * 4
     assert times["b"] == [3.0, 3.0, 3.0]  # the seconds that it returned, per item
     assert len(times["a"]) == 3
@@ -29,12 +31,20 @@ def test_ratios_are_taken_turn_by_turn():
 
 def test_the_table_says_what_was_missed():
     rows = [
-        Comparison("1a", "labels", "decoding", [0.003, 0.002], [0.001, 0.001], at_most=1.5, unit="s per pair"),
+        Comparison(
+            "1a",
+            "labels",
+            "restoring",
+            [0.003, 0.002],
+            [0.001, 0.001],
+            at_most=1.5,
+            unit="s per pair",
+        ),
         Comparison("6", "epoch", "an eighth", [1.0], [1.0], at_most=1.1, at_least=0.9),
     ]
     lines = table(rows).splitlines()
     assert lines[2].startswith(
-        "| 1a | labels | 2.5 ms per pair | decoding | 1 ms per pair | 2.50 (2.00 to 3.00) | at most 1.5"
+        "| 1a | labels | 2.5 ms per pair | restoring | 1 ms per pair | 2.50 (2.00 to 3.00) | at most 1.5"
     )
     assert "**missed**" in lines[2]
     assert lines[3].endswith("| 0.9 to 1.1 | met |")
@@ -53,9 +63,15 @@ def test_a_failing_row_is_reported_and_the_others_go_on(tmp_path, demo, monkeypa
     monkeypatch.setenv("UNET_UTILS_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("UNET_UTILS_RESULTS", str(tmp_path / "results"))
     monkeypatch.setattr(bench, "ROWS", {"1": "nowhere.nothing", "2": "working.row"})
-    row = Result([Comparison("2", "work", "other", [1.0], [2.0], at_most=1.0)], "Row 2: text.", {"number": 1})
-    monkeypatch.setitem(bench.sys.modules, "benchmarks.working", type("module", (), {"row": lambda setting: row}))
-    assert bench.main(["--data", str(demo), "--tiny", "--out", str(tmp_path), "--rows", "1", "2"]) == 1
+    row = Result(
+        [Comparison("2", "work", "other", [1.0], [2.0], at_most=1.0)], "Row 2: text.", {"number": 1}
+    )
+    monkeypatch.setitem(
+        bench.sys.modules, "benchmarks.working", type("module", (), {"row": lambda setting: row})
+    )
+    assert (
+        bench.main(["--data", str(demo), "--tiny", "--out", str(tmp_path), "--rows", "1", "2"]) == 1
+    )
     report = json.loads((tmp_path / "benchmarks.json").read_text())
     assert list(report["failures"]) == ["1"]
     assert report["comparisons"][0]["met"] is True

@@ -17,7 +17,8 @@ def test_cityscapes19_is_the_order_of_the_benchmark():
     assert scheme.names[-2:] == ("motorcycle", "bicycle")
     by_name = {label.name: label.id for label in LABELS}
     label_ids = np.array(
-        [by_name["road"], by_name["bicycle"], by_name["parking"], by_name["tunnel"], 0], dtype=np.uint8
+        [by_name["road"], by_name["bicycle"], by_name["parking"], by_name["tunnel"], 0],
+        dtype=np.uint8,
     )
     assert scheme.encode(label_ids).tolist() == [0, 18, IGNORE, IGNORE, IGNORE]
 

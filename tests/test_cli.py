@@ -35,7 +35,16 @@ def test_the_commands_in_a_row(demo, machine, capsys):
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 200, 3), dtype=np.uint8))
     photo.save(machine / "street.png")
     for _ in range(2):  # the second time must not overwrite the first
-        main(["predict", str(machine / "street.png"), "--run-name", "tiny", "--out", str(machine / "out")])
+        main(
+            [
+                "predict",
+                str(machine / "street.png"),
+                "--run-name",
+                "tiny",
+                "--out",
+                str(machine / "out"),
+            ]
+        )
     assert len(list((machine / "out").iterdir())) == 4
     with Image.open(machine / "out" / "street-overlay.png") as overlay:
         assert overlay.size == (200, 90)
@@ -44,8 +53,12 @@ def test_the_commands_in_a_row(demo, machine, capsys):
     (machine / "album" / "broken.jpg").write_text("no photo")
     photo.convert("L").save(machine / "album" / "grey.jpg")
     with pytest.raises(SystemExit, match=r"Error: .*broken\.jpg cannot be read as a photo"):
-        main(["predict", str(machine / "album"), "--run-name", "tiny", "--out", str(machine / "out")])
-    shares = json.loads(capsys.readouterr().out.split("grey-overlay.png: ")[1])  # the others are not held up
+        main(
+            ["predict", str(machine / "album"), "--run-name", "tiny", "--out", str(machine / "out")]
+        )
+    shares = json.loads(
+        capsys.readouterr().out.split("grey-overlay.png: ")[1]
+    )  # the others are not held up
     assert sum(shares.values()) == pytest.approx(1, abs=0.01)
     main(["export", "--run-name", "tiny"])
     assert re.search(r"batches of 16: \d+\.\d frames per second", capsys.readouterr().out)
@@ -82,7 +95,9 @@ def test_it_is_called_as_the_readme_says():
 
 
 def test_torchrun_is_called_as_the_readme_says():
-    ((_, *arguments),) = readme_commands("torchrun")  # an option of ours may be an abbreviation of one of its own
+    ((_, *arguments),) = readme_commands(
+        "torchrun"
+    )  # an option of ours may be an abbreviation of one of its own
     arguments[arguments.index("--nproc-per-node") + 1] = "1"
     command = [sys.executable, "-m", "torch.distributed.run", *arguments, "--help"]
     result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)

@@ -24,7 +24,8 @@ def test_the_histogram_is_exact(demo, histogram):
 @pytest.mark.parametrize("num_clusters", [None, 12])
 def test_it_agrees_with_scikit_learn(histogram, num_clusters):
     colors, counts = histogram
-    # One round of ours from the same start gives scikit-learn its start: k-means++ draws are our own.
+    # One round of ours from the same start gives scikit-learn its start: k-means++ draws are our
+    # own.
     start = find_clusters(colors, counts, num_clusters, max_iterations=1)
     ours = find_clusters(colors, counts, num_clusters)
     theirs = KMeans(len(start.centers), init=start.centers, n_init=1, tol=0, max_iter=300)
@@ -61,7 +62,9 @@ def test_clusters_from_the_data_alone_repeat_and_get_different_names(histogram):
 def test_doubtful_names_are_said_aloud():
     colors = np.array([[128, 64, 128], [70, 70, 70], [0, 0, 78], [64, 35, 75]], dtype=np.uint8)
     clusters = find_clusters(colors, np.array([100, 100, 100, 100]), 4)
-    remarks = dict(zip(clusters.centers.round().astype(int)[:, 0].tolist(), clusters.remarks, strict=True))
+    remarks = dict(
+        zip(clusters.centers.round().astype(int)[:, 0].tolist(), clusters.remarks, strict=True)
+    )
     assert remarks[128] == remarks[70] == ""
     assert remarks[0] == "may be caravan as well"  # nearly halfway between truck and caravan
     assert "mixture" in remarks[64]
@@ -73,7 +76,10 @@ def test_void_clusters_are_ignored_by_the_scheme(demo, histogram):
     assert scheme == clusters.scheme()
     void = sum(name in ("unlabeled", "dynamic", "ground") for name in clusters.names)
     assert scheme.num_classes == 12 - void
-    ids = np.array([label.id for name in clusters.names for label in PALETTE if label.name == name], dtype=np.uint8)
+    ids = np.array(
+        [label.id for name in clusters.names for label in PALETTE if label.name == name],
+        dtype=np.uint8,
+    )
     assert scheme.encode(ids).tolist() == [*range(12 - void)] + [IGNORE] * void
     assert scheme.cluster_ids == tuple(ids.tolist())
 

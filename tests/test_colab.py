@@ -25,8 +25,8 @@ KNOBS = {"EPOCHS": 3, "BASE_CHANNELS": 2, "IMAGE_SIZE": 32, "BATCH_SIZE": 4, "LA
 class Colab:
     """A machine that is wiped before every notebook, and a Drive with a clone of this repository.
 
-    The clone differs from the original in one thing: /content, where Colab keeps everything, is a temporary folder.
-    """
+    The clone differs from the original in one thing: /content, where Colab keeps everything, is a
+    temporary folder."""
 
     def __init__(self, folder: Path, **environment: str):
         self.environment = environment
@@ -34,7 +34,9 @@ class Colab:
         self.kept = self.drive / DRIVE_FOLDER
         self.clone = self.drive / "Colab Notebooks" / "my clone"
         for part in ("unet_utils", "notebooks"):
-            shutil.copytree(ROOT / part, self.clone / part, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                ROOT / part, self.clone / part, ignore=shutil.ignore_patterns("__pycache__")
+            )
         for path in (
             self.clone / "unet_utils" / "platform" / "environment.py",
             *(self.clone / "notebooks").glob("*.ipynb"),
@@ -50,17 +52,31 @@ class Colab:
         if "FAKE_COLAB_NO_DRIVE" in self.environment:  # the code does not come from Drive then
             shutil.copytree(self.clone / "unet_utils", self.machine / "repo" / "unet_utils")
         self.executed = self.machine.parent / f"{name}.ipynb"
-        command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--cwd", self.machine, "-k", "python3"]
+        command = [
+            sys.executable,
+            "-m",
+            "papermill",
+            "--no-progress-bar",
+            "--cwd",
+            self.machine,
+            "-k",
+            "python3",
+        ]
         for knob, value in knobs.items():
             command += ["-p", knob, str(value)]
-        env = {key: value for key, value in os.environ.items() if not key.startswith(("KAGGLE", "UNET_UTILS"))}
+        env = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("KAGGLE", "UNET_UTILS"))
+        }
         env |= {
             "PYTHONPATH": str(ROOT / "tests" / "fake_colab"),
             "COLAB_RELEASE_TAG": "test",
             "FAKE_COLAB_DRIVE": str(self.drive),
         } | self.environment
         notebook = self.clone / "notebooks" / f"{name}.ipynb"
-        # A file, not a pipe: a kernel that outlives papermill would keep a pipe open, and reading it would never end.
+        # A file, not a pipe: a kernel that outlives papermill would keep a pipe open, and reading
+        # it would never end.
         self.errors = self.machine.parent / "errors.txt"
         with open(self.errors, "w") as errors:
             return subprocess.Popen([*command, notebook, self.executed], env=env, stderr=errors)
@@ -73,7 +89,9 @@ class Colab:
 
     def printed(self) -> str:
         cells = nbformat.read(self.executed, as_version=4).cells
-        return "".join(output.get("text", "") for cell in cells for output in cell.get("outputs", []))
+        return "".join(
+            output.get("text", "") for cell in cells for output in cell.get("outputs", [])
+        )
 
     def run_file(self, name: str) -> Path:
         return self.kept / "runs" / "unet" / name
@@ -118,16 +136,21 @@ def test_training_goes_on_on_a_new_machine(colab):
     assert 1 <= done < 300
     process = colab.start("03_train", **KNOBS | {"EPOCHS": 300})
     deadline = time.monotonic() + 240
-    while len(colab.run_file("history.csv").read_text().splitlines()) - 1 <= done and time.monotonic() < deadline:
+    while (
+        len(colab.run_file("history.csv").read_text().splitlines()) - 1 <= done
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.2)
     power_off(process)
-    assert len(colab.run_file("history.csv").read_text().splitlines()) - 1 > done  # it did not begin again
+    assert (
+        len(colab.run_file("history.csv").read_text().splitlines()) - 1 > done
+    )  # it did not begin again
 
 
 def test_each_notebook_alone(colab):
     shutil.rmtree(colab.run_file("last.pt").parent, ignore_errors=True)
     assert "Unpacking the archive" in colab.run("02_explore")
-    assert list((colab.kept / "prepared").glob("train-*-decoder-*.npz"))
+    assert list((colab.kept / "prepared").glob("train-*-restored-*.npz"))
     printed = colab.run("03_train", **KNOBS)
     assert "3 epochs in" in printed
     assert "Mounted at" in printed
@@ -146,14 +169,19 @@ def test_without_drive_everything_goes_on(tiny_pairs, tmp_path):
 
 
 def test_a_key_from_the_secrets_is_used_and_seen_nowhere(tiny_archive, tmp_path):
-    """Kaggle refuses the public download, so the key is needed; then every file of machine and Drive is searched."""
+    """Kaggle refuses the public download, so the key is needed; then every file of machine and
+    Drive is searched."""
     secrets = json.dumps({"KAGGLE_USERNAME": USERNAME, "KAGGLE_KEY": KEY})
-    colab = Colab(tmp_path, FAKE_COLAB_SECRETS=secrets, KAGGLE_API_ENVIRONMENT="LOCALHOST", HOME=str(tmp_path))
+    colab = Colab(
+        tmp_path, FAKE_COLAB_SECRETS=secrets, KAGGLE_API_ENVIRONMENT="LOCALHOST", HOME=str(tmp_path)
+    )
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(KaggleServer(tiny_archive.read_bytes(), public_status=403, port=80))
         except OSError:
-            pytest.skip("port 80, where Kaggle's client looks for a local server, is not ours to use")
+            pytest.skip(
+                "port 80, where Kaggle's client looks for a local server, is not ours to use"
+            )
         printed = colab.run("01_download")
     assert "KAGGLE_USERNAME and KAGGLE_KEY of Colab's secrets" in printed
     assert "6 training and 3 validation pairs" in printed

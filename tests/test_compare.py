@@ -5,13 +5,16 @@ import pytest
 import torch
 
 from unet_utils import UNet, get_scheme, recipe
-from unet_utils.extras.compare import compare_runs
+from unet_utils.use.compare import compare_runs
 
 
 def write_run(results, name, scores, file="last.pt", scheme="cityscapes19", **knobs):
     """A run of one minute per epoch, with these scores on the held-out cities."""
     config, model = recipe("demo", epochs=5, **knobs), UNet(3, 19, 2)
-    history = [{"epoch": i, "loss": 1.0, "seconds": 60.0, "mean_iou": score} for i, score in enumerate(scores, 1)]
+    history = [
+        {"epoch": i, "loss": 1.0, "seconds": 60.0, "mean_iou": score}
+        for i, score in enumerate(scores, 1)
+    ]
     checkpoint = {
         "format": 1,
         "model": model.state_dict(),
@@ -29,7 +32,9 @@ def write_run(results, name, scores, file="last.pt", scheme="cityscapes19", **kn
 def results(tmp_path):
     write_run(tmp_path, "plain", [0.1, 0.3, 0.2])
     write_run(tmp_path, "wide", [0.2, 0.4], base_channels=32)
-    (tmp_path / "wide" / "evaluation.json").write_text(json.dumps({"mean_iou": 0.35, "mean_iou_95": [0.3, 0.41]}))
+    (tmp_path / "wide" / "evaluation.json").write_text(
+        json.dumps({"mean_iou": 0.35, "mean_iou_95": [0.3, 0.41]})
+    )
     return tmp_path
 
 
@@ -51,9 +56,18 @@ def test_runs_are_side_by_side(results):
 def test_only_settings_that_differ_are_shown(results):
     write_run(results, "seven", [0.5], scheme="categories7", learning_rate=0.01)
     settings = {row["run"]: row["settings"] for row in compare_runs(results).rows}
-    assert settings["seven"] == {"classes": "categories7", "base_channels": 16, "learning_rate": 0.01}
-    assert "| seven | classes categories7, base_channels 16, learning_rate 0.01 |" in compare_runs(results).table
-    assert compare_runs(results, ["plain"]).table.splitlines()[2].startswith("| plain |  | 3 of 5 |")
+    assert settings["seven"] == {
+        "classes": "categories7",
+        "base_channels": 16,
+        "learning_rate": 0.01,
+    }
+    assert (
+        "| seven | classes categories7, base_channels 16, learning_rate 0.01 |"
+        in compare_runs(results).table
+    )
+    assert (
+        compare_runs(results, ["plain"]).table.splitlines()[2].startswith("| plain |  | 3 of 5 |")
+    )
 
 
 def test_damaged_and_foreign_runs_are_named_and_left_out(results, capsys):
@@ -78,7 +92,9 @@ def test_damaged_and_foreign_runs_are_named_and_left_out(results, capsys):
 def test_a_run_without_last_or_without_scores_counts(results, capsys):
     write_run(results, "best only", [0.1, 0.2], file="best.pt")
     write_run(results, "all frames", [np.nan], hold_out=False)
-    (results / "all frames" / "evaluation.json").write_text('{"mean_iou": null, "mean_iou_95": [null, null]}')
+    (results / "all frames" / "evaluation.json").write_text(
+        '{"mean_iou": null, "mean_iou_95": [null, null]}'
+    )
     (results / "plain" / "evaluation.json").write_text('{"mean_iou": ')
     table = compare_runs(results).table
     assert "| best only | base_channels 16, hold_out True | 2 of 5 | 2.0 | 0.200 | – |" in table

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unet_utils import IGNORE, CityscapesPairs, Frames, decode_masks, get_scheme, prepare
+from unet_utils import IGNORE, CityscapesPairs, Frames, get_scheme, prepare, restore_labels
 from unet_utils.clustering import choose_scheme
 from unet_utils.frames import HELD_OUT_CITIES
 
@@ -43,7 +43,11 @@ def one_pair(tmp_path):
 
 @pytest.mark.parametrize(
     ("mode", "size", "message"),
-    [("L", (512, 256), "L JPEG"), ("CMYK", (512, 256), "CMYK JPEG"), ("RGB", (256, 256), "256x256 pixels")],
+    [
+        ("L", (512, 256), "L JPEG"),
+        ("CMYK", (512, 256), "CMYK JPEG"),
+        ("RGB", (256, 256), "256x256 pixels"),
+    ],
 )
 def test_jpegs_that_are_no_pairs_are_named(one_pair, mode, size, message):
     path, read = one_pair
@@ -77,7 +81,7 @@ def test_prepared_arrays_hold_the_same_as_the_files(demo, tmp_path, scheme):
     assert photos.is_contiguous(memory_format=torch.channels_last)
     for index, (photo, mask) in enumerate(pairs):
         assert (photos[index] == photo).all()
-        truth = decode_masks(mask.permute(1, 2, 0).numpy()[None], scheme, "nearest")[0]
+        truth = restore_labels(mask.permute(1, 2, 0).numpy()[None], scheme, "nearest")[0]
         assert (classes[index].numpy() == truth).all()
     counts = torch.bincount(classes[classes != IGNORE].int(), minlength=scheme.num_classes)
     assert (frames.class_counts() == counts).all()
@@ -86,9 +90,14 @@ def test_prepared_arrays_hold_the_same_as_the_files(demo, tmp_path, scheme):
 def test_prepared_arrays_are_made_once_and_kept(demo, tmp_path, monkeypatch):
     cache, keep = tmp_path / "cache", tmp_path / "drive"
     first = prepare(demo, "val", cache, method="nearest", keep=keep, progress=False)
-    monkeypatch.setattr("unet_utils.decoding.decode_label_ids", lambda *_, **__: pytest.fail("decoded a second time"))
+    monkeypatch.setattr(
+        "unet_utils.restoring.restore_label_ids",
+        lambda *_, **__: pytest.fail("restored a second time"),
+    )
     again = prepare(demo, "val", cache, method="nearest", keep=keep, progress=False)
-    elsewhere = prepare(demo, "val", tmp_path / "other machine", method="nearest", keep=keep, progress=False)
+    elsewhere = prepare(
+        demo, "val", tmp_path / "other machine", method="nearest", keep=keep, progress=False
+    )
     for frames in (again, elsewhere):
         assert (frames.label_ids == first.label_ids).all()
         assert (frames.photos == first.photos).all()
@@ -101,7 +110,7 @@ def test_an_interrupted_preparation_is_not_taken_for_complete(demo, tmp_path, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("unet_utils.decoding.decode_label_ids", interrupt)
+        patch.setattr("unet_utils.restoring.restore_label_ids", interrupt)
         with pytest.raises(KeyboardInterrupt):
             prepare(demo, "val", tmp_path, method="nearest", progress=False)
     frames = prepare(demo, "val", tmp_path, method="nearest", progress=False)
@@ -111,7 +120,9 @@ def test_an_interrupted_preparation_is_not_taken_for_complete(demo, tmp_path, mo
 
 def test_a_full_disk_is_said_before_it_is_met(demo, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr("unet_utils.platform.files.shutil.disk_usage", lambda _: usage._replace(free=2**20))
+    monkeypatch.setattr(
+        "unet_utils.platform.files.shutil.disk_usage", lambda _: usage._replace(free=2**20)
+    )
     with pytest.raises(OSError, match="Not enough space in .*UNET_UTILS_DATA"):
         prepare(demo, "val", tmp_path, method="nearest", progress=False)
 
@@ -120,12 +131,17 @@ def test_changed_files_are_noticed(tiny_pairs, tmp_path):
     pairs = CityscapesPairs(tiny_pairs, "train")
     changed = CityscapesPairs(tiny_pairs, "train")
     changed.paths = changed.paths[1:] + changed.paths[:1]
-    assert pairs.fingerprint == CityscapesPairs(tiny_pairs, "train").fingerprint != changed.fingerprint
+    assert (
+        pairs.fingerprint == CityscapesPairs(tiny_pairs, "train").fingerprint != changed.fingerprint
+    )
 
 
 def frames_numbered(numbers) -> Frames:
     n = len(numbers)
-    photos, label_ids = torch.zeros(n, 1, 1, 3, dtype=torch.uint8), torch.zeros(n, 1, 1, dtype=torch.uint8)
+    photos, label_ids = (
+        torch.zeros(n, 1, 1, 3, dtype=torch.uint8),
+        torch.zeros(n, 1, 1, dtype=torch.uint8),
+    )
     return Frames(photos, label_ids, get_scheme("cityscapes19"), tuple(numbers))
 
 
@@ -142,14 +158,17 @@ def test_held_out_frames_are_whole_cities():
 
 @pytest.mark.parametrize("numbers", [range(2800, 2820), range(1, 4001)])
 def test_other_sets_hold_out_their_last_tenth(numbers):
-    """A few frames of the held-out cities alone, and a set of one's own in which these numbers mean nothing."""
+    """A few frames of the held-out cities alone, and a set of one's own in which these numbers mean
+    nothing."""
     learn, held_out = frames_numbered(numbers).split_cities()
     assert held_out.numbers == tuple(numbers)[-len(numbers) // 10 :]
     assert len(learn) + len(held_out) == len(numbers)
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", "cut", "another shape"])
-def test_a_kept_copy_that_is_damaged_is_decoded_again_and_replaced(demo, tmp_path, capsys, content):
+def test_a_kept_copy_that_is_damaged_is_restored_again_and_replaced(
+    demo, tmp_path, capsys, content
+):
     keep = tmp_path / "drive"
     first = prepare(demo, "val", tmp_path / "cache", method="nearest", keep=keep, progress=False)
     (kept,) = keep.iterdir()
@@ -158,7 +177,9 @@ def test_a_kept_copy_that_is_damaged_is_decoded_again_and_replaced(demo, tmp_pat
         np.savez_compressed(kept, label_ids=np.zeros((2, 3), np.uint8))
     else:
         kept.write_bytes(whole[: len(whole) // 2] if content == "cut" else content)
-    again = prepare(demo, "val", tmp_path / "other machine", method="nearest", keep=keep, progress=False)
+    again = prepare(
+        demo, "val", tmp_path / "other machine", method="nearest", keep=keep, progress=False
+    )
     assert (again.label_ids == first.label_ids).all()
     assert f"{kept} cannot be used" in capsys.readouterr().out
     with np.load(kept) as archive:
@@ -170,15 +191,32 @@ def test_labels_that_cannot_be_kept_are_a_warning(demo, tmp_path, capsys, monkey
         raise OSError(122, "Disk quota exceeded")
 
     monkeypatch.setattr("unet_utils.dataset.np.savez_compressed", full)
-    assert len(prepare(demo, "val", tmp_path / "a", method="nearest", keep=tmp_path, progress=False)) == 6
+    assert (
+        len(prepare(demo, "val", tmp_path / "a", method="nearest", keep=tmp_path, progress=False))
+        == 6
+    )
     assert "no copy of the labels" in capsys.readouterr().out
-    prepare(demo, "val", tmp_path / "b", method="nearest", keep=tmp_path / "MyDrive" / "x", progress=False)
+    prepare(
+        demo,
+        "val",
+        tmp_path / "b",
+        method="nearest",
+        keep=tmp_path / "MyDrive" / "x",
+        progress=False,
+    )
     assert not (tmp_path / "MyDrive").exists()
 
 
 def test_labels_kept_by_an_earlier_version_are_used(demo, tmp_path, monkeypatch):
-    first = prepare(demo, "val", tmp_path / "cache", method="nearest", keep=tmp_path / "drive", progress=False)
+    first = prepare(
+        demo, "val", tmp_path / "cache", method="nearest", keep=tmp_path / "drive", progress=False
+    )
     (kept,) = (tmp_path / "drive").iterdir()
     np.savez_compressed(kept, codes=first.label_ids.numpy())
-    monkeypatch.setattr("unet_utils.decoding.decode_label_ids", lambda *_, **__: pytest.fail("decoded a second time"))
-    prepare(demo, "val", tmp_path / "new", method="nearest", keep=tmp_path / "drive", progress=False)
+    monkeypatch.setattr(
+        "unet_utils.restoring.restore_label_ids",
+        lambda *_, **__: pytest.fail("restored a second time"),
+    )
+    prepare(
+        demo, "val", tmp_path / "new", method="nearest", keep=tmp_path / "drive", progress=False
+    )

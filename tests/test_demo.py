@@ -7,9 +7,9 @@ import pytest
 from PIL import Image, JpegImagePlugin
 
 from unet_utils.classes import LABELS, PALETTE_COLORS, PALETTE_IDS
-from unet_utils.decoding import damage, nearest_color
 from unet_utils.demo import canvas
 from unet_utils.demo import pairs as demo
+from unet_utils.restoring import damage, nearest_color
 
 EVALUATED = {label.id: label.name for label in LABELS if label.train_id != 255}
 
@@ -49,7 +49,8 @@ def test_mask_half_is_the_damaged_truth(small_set):
     expected = damage(canvas.COLORS[demo.draw_scene(rng)[1]]).astype(int)
     with Image.open(small_set / "val" / "2.jpg") as image:
         mask = np.asarray(image)[:, 256:].astype(int)
-    # Only the columns next to the photo may differ: JPEG decoders smooth the colour across the border.
+    # Only the columns next to the photo may differ: JPEG decoders smooth the colour across the
+    # border.
     assert np.array_equal(mask[:, 16:], expected[:, 16:])
     assert np.abs(mask - expected).mean() < 0.5
 
@@ -69,7 +70,9 @@ def test_truth_agrees_with_the_mask_but_not_everywhere(small_set):
 
 
 def test_every_evaluated_class_occurs_in_validation():
-    pixels = sum(np.bincount(demo.demo_truth("val", index).ravel(), minlength=256) for index in range(1, 61))
+    pixels = sum(
+        np.bincount(demo.demo_truth("val", index).ravel(), minlength=256) for index in range(1, 61)
+    )
     missing = [name for label_id, name in EVALUATED.items() if pixels[label_id] < 100]
     assert not missing
     share = pixels / sum(pixels[label_id] for label_id in EVALUATED)
@@ -90,7 +93,9 @@ def test_a_complete_set_is_kept_and_other_settings_draw_anew(tmp_path):
     assert file.read_bytes() == first
 
 
-def test_an_interrupted_set_leaves_nothing_behind_and_a_damaged_one_is_drawn_anew(tmp_path, monkeypatch):
+def test_an_interrupted_set_leaves_nothing_behind_and_a_damaged_one_is_drawn_anew(
+    tmp_path, monkeypatch
+):
     draw, calls = demo.draw_scene, []
 
     def fails_late(rng):
@@ -119,7 +124,9 @@ def test_other_pictures_are_left_alone(tmp_path):
 
 def test_two_processes_that_draw_together_leave_one_whole_set(tmp_path):
     context = multiprocessing.get_context("spawn")
-    both = [context.Process(target=demo.make_demo, args=(tmp_path, 3, 1, 0, False)) for _ in range(2)]
+    both = [
+        context.Process(target=demo.make_demo, args=(tmp_path, 3, 1, 0, False)) for _ in range(2)
+    ]
     for process in both:
         process.start()
     for process in both:

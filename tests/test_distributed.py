@@ -18,12 +18,13 @@ import unet_utils.model
 from unet_utils import fit, load_trained, prepare, recipe
 from unet_utils.checkpoints import read_checkpoint
 from unet_utils.evaluation import score
-from unet_utils.extras.distributed import TorchrunProcess, open_processes
 from unet_utils.platform.processes import SingleProcess
+from unet_utils.use.distributed import TorchrunProcess, open_processes
 
 ROOT = Path(__file__).parent.parent
 KNOBS = {"base_channels": 4, "fold": 1, "image_size": 32, "batch_size": 5, "epochs": 3}
-# Five photos per step: two processes have unequal parts. In full precision, since bfloat16 hides small errors.
+# Five photos per step: two processes have unequal parts. In full precision, since bfloat16 hides
+# small errors.
 CONFIG = recipe("demo", **KNOBS)
 
 
@@ -36,7 +37,8 @@ def stop(history, model):
 
 
 class FixedNorm(nn.BatchNorm2d):
-    """Batch normalization by running statistics: what each sample gets then does not depend on its batch."""
+    """Batch normalization by running statistics: what each sample gets then does not depend on its
+    batch."""
 
     def forward(self, x):
         return nn.functional.batch_norm(
@@ -50,13 +52,24 @@ def work(demo, folder):
     torch.set_num_threads(1)
     with open_processes() as processes:
         cache = folder / "prepared"
-        frames = processes.in_turn(lambda: prepare(demo, "train", cache, method="nearest", progress=False))
-        run = {"frames": frames, "config": CONFIG, "device": "cpu", "progress": False, "processes": processes}
+        frames = processes.in_turn(
+            lambda: prepare(demo, "train", cache, method="nearest", progress=False)
+        )
+        run = {
+            "frames": frames,
+            "config": CONFIG,
+            "device": "cpu",
+            "progress": False,
+            "processes": processes,
+        }
         fit(folder=folder / f"plain-by-{processes.size}", **run)
-        # Processes on CPUs normalize their own parts. Without that, they must learn what one process does.
+        # Processes on CPUs normalize their own parts. Without that, they must learn what one
+        # process does.
         torch.nn.BatchNorm2d = FixedNorm
         fit(folder=folder / f"by-{processes.size}", **run)
-        matrix = score(load_trained(folder / "by-1" / "best.pt", "cpu").model, frames, (32, 32), processes).matrix
+        matrix = score(
+            load_trained(folder / "by-1" / "best.pt", "cpu").model, frames, (32, 32), processes
+        ).matrix
         processes.once(torch.save, matrix, folder / f"matrix-{processes.size}.pt")
         with contextlib.suppress(Interrupted):
             fit(folder=folder / f"begun-by-{processes.size}", on_epoch=stop, **run)
@@ -65,7 +78,15 @@ def work(demo, folder):
 
 
 def torchrun(*arguments, **options):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        *arguments,
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(list(map(str, command)), env=environment, **options)
 
@@ -75,7 +96,9 @@ def runs(demo, tmp_path_factory):
     """The same work by one process and by two. Each begins a run that the other one finishes."""
     folder = tmp_path_factory.mktemp("runs")
     script = folder / "script.py"
-    script.write_text("import sys, pathlib, tests.test_distributed as t\nt.work(*map(pathlib.Path, sys.argv[1:]))\n")
+    script.write_text(
+        "import sys, pathlib, tests.test_distributed as t\nt.work(*map(pathlib.Path, sys.argv[1:]))\n"
+    )
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     alone = [sys.executable, str(script), str(demo), str(folder)]
     subprocess.run(alone, env=environment, check=True)
@@ -113,17 +136,36 @@ def test_another_number_of_processes_goes_on(runs, first):
     expected = read_checkpoint(runs / "by-1" / "last.pt")["history"]
     history = read_checkpoint(runs / f"begun-by-{first}" / "last.pt")["history"]
     assert [row["epoch"] for row in history] == [1, 2, 3]
-    assert [row["loss"] for row in history] == pytest.approx([row["loss"] for row in expected], rel=1e-3)
+    assert [row["loss"] for row in history] == pytest.approx(
+        [row["loss"] for row in expected], rel=1e-3
+    )
 
 
 def test_one_that_dies_ends_all_and_leaves_a_checkpoint(demo, tmp_path, monkeypatch):
     monkeypatch.setenv("UNET_UTILS_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("UNET_UTILS_RESULTS", str(tmp_path))
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in (KNOBS | {"epochs": 500}).items()]
-    command = ["-m", "unet_utils", "train", "--data", demo, "--labels", "nearest", "--recipe", "demo", *options]
+    options = [
+        f"--{name.replace('_', '-')}={value}" for name, value in (KNOBS | {"epochs": 500}).items()
+    ]
+    command = [
+        "-m",
+        "unet_utils",
+        "train",
+        "--data",
+        demo,
+        "--labels",
+        "nearest",
+        "--recipe",
+        "demo",
+        *options,
+    ]
     with torchrun(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         deadline = time.monotonic() + 240
-        while not (tmp_path / "unet" / "last.pt").exists() and process.poll() is None and time.monotonic() < deadline:
+        while (
+            not (tmp_path / "unet" / "last.pt").exists()
+            and process.poll() is None
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.05)
         ranks = psutil.Process(process.pid).children()
         assert len(ranks) == 2
@@ -132,22 +174,40 @@ def test_one_that_dies_ends_all_and_leaves_a_checkpoint(demo, tmp_path, monkeypa
     assert process.returncode != 0
     assert f"Signal {signal.SIGKILL.value}" in output or "SIGKILL" in output
     assert not psutil.wait_procs(ranks, timeout=10)[1]
-    assert output.count("epoch 1/500") == 1 + output.count("epoch 1/500:")  # one line beside those of the bar
+    assert output.count("epoch 1/500") == 1 + output.count(
+        "epoch 1/500:"
+    )  # one line beside those of the bar
     assert read_checkpoint(tmp_path / "unet" / "last.pt")["epoch"] >= 1
 
 
 def test_an_error_ends_all_and_is_reported(demo, tmp_path, monkeypatch):
     monkeypatch.setenv("UNET_UTILS_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("UNET_UTILS_RESULTS", str(tmp_path))
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in (KNOBS | {"learning_rate": 1e30}).items()]
-    command = ["-m", "unet_utils", "train", "--data", demo, "--labels", "nearest", "--recipe", "demo", *options]
+    options = [
+        f"--{name.replace('_', '-')}={value}"
+        for name, value in (KNOBS | {"learning_rate": 1e30}).items()
+    ]
+    command = [
+        "-m",
+        "unet_utils",
+        "train",
+        "--data",
+        demo,
+        "--labels",
+        "nearest",
+        "--recipe",
+        "demo",
+        *options,
+    ]
     with torchrun(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         output = process.communicate(timeout=240)[0]
     assert process.returncode != 0
     assert "lower learning_rate" in output
 
 
-@pytest.mark.parametrize(("n", "size", "block"), [(16, 2, 1), (5, 3, 1), (1, 2, 1), (100, 3, 16), (16, 4, 16)])
+@pytest.mark.parametrize(
+    ("n", "size", "block"), [(16, 2, 1), (5, 3, 1), (1, 2, 1), (100, 3, 16), (16, 4, 16)]
+)
 def test_parts_have_no_gap_and_no_repeat(n, size, block):
     taken, lengths = [], []
     for rank in range(size):
@@ -162,9 +222,12 @@ def test_parts_have_no_gap_and_no_repeat(n, size, block):
 
 
 def test_gpus_synchronize_batch_norm(monkeypatch):
-    """torch's SyncBatchNorm takes the place of each batch norm, with the same weights, before the model is wrapped."""
+    """torch's SyncBatchNorm takes the place of each batch norm, with the same weights, before the
+    model is wrapped."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    monkeypatch.setattr("unet_utils.extras.distributed.DistributedDataParallel", lambda module, **_: module)
+    monkeypatch.setattr(
+        "unet_utils.use.distributed.DistributedDataParallel", lambda module, **_: module
+    )
     try:
         model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
         weight = model[1].weight

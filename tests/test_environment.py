@@ -1,4 +1,5 @@
-"""Colab, Kaggle or a laptop: folders, device, report, and the setup cell that finds the code in each of them."""
+"""Colab, Kaggle or a laptop: folders, device, report, and the setup cell that finds the code in
+each of them."""
 
 import contextlib
 import errno
@@ -30,8 +31,14 @@ sync_notebooks = importlib.import_module("sync_notebooks")
 
 @pytest.fixture
 def laptop(tmp_path, monkeypatch):
-    """A machine that is neither Colab's nor Kaggle's. Colab's folders are moved to the folder that it returns."""
-    for name in ("COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE", "UNET_UTILS_DATA", "UNET_UTILS_RESULTS"):
+    """A machine that is neither Colab's nor Kaggle's. Colab's folders are moved to the folder that
+    it returns."""
+    for name in (
+        "COLAB_RELEASE_TAG",
+        "KAGGLE_KERNEL_RUN_TYPE",
+        "UNET_UTILS_DATA",
+        "UNET_UTILS_RESULTS",
+    ):
         monkeypatch.delenv(name, raising=False)
     for name in [name for name in sys.modules if name.startswith("google.colab")]:
         monkeypatch.delitem(sys.modules, name)  # another test may have imported the stand-in
@@ -44,7 +51,8 @@ def laptop(tmp_path, monkeypatch):
 
 @pytest.fixture
 def colab(laptop, monkeypatch):
-    """A fresh Colab machine without a GPU, and a Drive that is not mounted yet. Returns the folder of both."""
+    """A fresh Colab machine without a GPU, and a Drive that is not mounted yet. Returns the folder
+    of both."""
     (laptop / "content").mkdir()
     (laptop / "drive").mkdir()
     monkeypatch.syspath_prepend(str(FAKE_COLAB))
@@ -67,19 +75,34 @@ def test_a_laptop(laptop, monkeypatch, capsys):
     monkeypatch.setenv("UNET_UTILS_DATA", str(laptop / "my data"))
     monkeypatch.setenv("UNET_UTILS_RESULTS", str(laptop / "my runs"))
     env = environment.setup(use_drive=True)
-    assert (env.platform, env.data, env.results, env.drive) == ("local", laptop / "my data", laptop / "my runs", None)
+    assert (env.platform, env.data, env.results, env.drive) == (
+        "local",
+        laptop / "my data",
+        laptop / "my runs",
+        None,
+    )
     assert env.data.is_dir()
     assert env.results.is_dir()
     assert not list(env.data.iterdir())
     (line,) = capsys.readouterr().out.splitlines()
-    for part in (r"Python 3\.\d+\.\d+", r"torch \d", r"\d+ CPUs", r"GB RAM", r"GB disk free", r"my data", r"my runs"):
+    for part in (
+        r"Python 3\.\d+\.\d+",
+        r"torch \d",
+        r"\d+ CPUs",
+        r"GB RAM",
+        r"GB disk free",
+        r"my data",
+        r"my runs",
+    ):
         assert re.search(part, line)
 
 
 def test_folders_of_a_checkout_and_of_an_installed_package(laptop, monkeypatch):
     assert environment._default_folders("local", None) == (ROOT / "data", ROOT / "runs")
     monkeypatch.setattr(
-        environment, "__file__", str(laptop / "site-packages" / "unet_utils" / "platform" / "environment.py")
+        environment,
+        "__file__",
+        str(laptop / "site-packages" / "unet_utils" / "platform" / "environment.py"),
     )
     monkeypatch.chdir(laptop)
     assert environment._default_folders("local", None) == (laptop / "data", laptop / "runs")
@@ -89,7 +112,10 @@ def test_colab_without_drive(colab, capsys):
     env = environment.setup()
     assert env.platform == "colab"
     assert env.drive is None
-    assert (env.data, env.results) == (colab / "content" / "data", colab / "content" / "data" / "runs")
+    assert (env.data, env.results) == (
+        colab / "content" / "data",
+        colab / "content" / "data" / "runs",
+    )
     printed = capsys.readouterr().out
     assert "Warning: no GPU" in printed
     assert "Runtime > Change runtime type" in printed
@@ -130,7 +156,9 @@ def test_colab_without_a_drive_that_was_wanted(colab, monkeypatch, capsys, failu
     assert len(warnings) == 3
     assert re.search(reason, warnings[0])
     assert times_asked(colab) == (failure != "not here")
-    (colab / "content" / "drive" / "MyDrive").symlink_to(colab / "drive")  # mounted in the Files panel after all
+    (colab / "content" / "drive" / "MyDrive").symlink_to(
+        colab / "drive"
+    )  # mounted in the Files panel after all
     assert environment.setup(use_drive=True).drive
 
 
@@ -165,7 +193,9 @@ def test_results_on_an_unmounted_drive_are_refused(colab, monkeypatch):
 
 
 def test_kaggle_is_told_from_colab(colab, monkeypatch, capsys):
-    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")  # next to COLAB_RELEASE_TAG: it is built on that image
+    monkeypatch.setenv(
+        "KAGGLE_KERNEL_RUN_TYPE", "Interactive"
+    )  # next to COLAB_RELEASE_TAG: it is built on that image
     env = environment.setup(use_drive=True)
     assert env.platform == "kaggle"
     assert env.drive is None
@@ -232,11 +262,15 @@ def test_an_unwritable_folder_is_named(laptop, monkeypatch, variable):
     monkeypatch.setenv("UNET_UTILS_DATA", str(laptop / "data"))
     monkeypatch.setenv("UNET_UTILS_RESULTS", str(laptop / "runs"))
     monkeypatch.setenv(variable, str(laptop / "file" / "folder"))
-    with pytest.raises(OSError, match=f"Cannot write to the folder .*file/folder.* environment variable {variable}"):
+    with pytest.raises(
+        OSError, match=f"Cannot write to the folder .*file/folder.* environment variable {variable}"
+    ):
         environment.setup()
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the administrator may write anywhere")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the administrator may write anywhere"
+)
 def test_a_read_only_folder(laptop):
     (laptop / "locked").mkdir(mode=0o500)
     with pytest.raises(PermissionError, match="locked"):
@@ -282,7 +316,10 @@ def test_a_gpu_that_works(laptop, monkeypatch, capsys):
 def test_a_gpu_that_is_too_old_for_this_torch(laptop, monkeypatch, capsys, kaggle):
     if kaggle:
         monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
-    FakeConvolution(monkeypatch, RuntimeError("CUDA error: no kernel image is available for execution\nCompile with"))
+    FakeConvolution(
+        monkeypatch,
+        RuntimeError("CUDA error: no kernel image is available for execution\nCompile with"),
+    )
     assert environment.find_device() == torch.device("cpu")
     printed = capsys.readouterr().out
     assert "cannot use this GPU (CUDA error: no kernel image is available for execution)" in printed
@@ -300,12 +337,21 @@ NOWHERE = "https://nowhere.invalid/x"
 
 
 def run_setup_cell(cell, folder, colab_folder=None, **variables):
-    """Run the setup cell as the first cell of a notebook in `folder`; return the process that has ended."""
+    """Run the setup cell as the first cell of a notebook in `folder`; return the process that has
+    ended."""
     variables |= {"UNET_UTILS_DATA": folder / "data", "UNET_UTILS_RESULTS": folder / "runs"}
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("COLAB", "KAGGLE", "PYTHON"))}
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("COLAB", "KAGGLE", "PYTHON"))
+    }
     if colab_folder:
         cell = cell.replace("/content", str(colab_folder / "content"))
-        variables |= {"PYTHONPATH": FAKE_COLAB, "COLAB_RELEASE_TAG": "x", "FAKE_COLAB_DRIVE": colab_folder / "drive"}
+        variables |= {
+            "PYTHONPATH": FAKE_COLAB,
+            "COLAB_RELEASE_TAG": "x",
+            "FAKE_COLAB_DRIVE": colab_folder / "drive",
+        }
         variables |= {"FAKE_COLAB_ASKED": colab_folder / "asked"}
     # A package that only tells where it was found: the real one takes seconds to import.
     script = f"{cell}\nprint('FOUND', os.path.realpath(environment.__file__))"
@@ -375,7 +421,8 @@ def test_the_setup_cell_on_a_laptop(tmp_path, start):
 
 
 @pytest.mark.parametrize(
-    "place", [".", "clone", "Colab Notebooks/my c'lone", "unet-street-scenes-main/unet-street-scenes-main"]
+    "place",
+    [".", "clone", "Colab Notebooks/my c'lone", "unet-street-scenes-main/unet-street-scenes-main"],
 )
 def test_the_setup_cell_finds_a_clone_in_drive(colab_machine, place):
     (colab_machine / "drive" / "another" / "runs").mkdir(parents=True)  # not the code
@@ -384,7 +431,9 @@ def test_the_setup_cell_finds_a_clone_in_drive(colab_machine, place):
     printed, found = found_by_setup_cell(cell, colab_machine / "content", colab_machine)
     assert found == code
     assert "Mounted at" in printed
-    assert "Mounted at" not in found_by_setup_cell(cell, colab_machine / "content", colab_machine)[0]
+    assert (
+        "Mounted at" not in found_by_setup_cell(cell, colab_machine / "content", colab_machine)[0]
+    )
     assert times_asked(colab_machine) == 1
 
 
@@ -392,7 +441,10 @@ def test_the_setup_cell_reads_few_folders_of_drive(colab_machine):
     for number in range(100):
         (colab_machine / "drive" / f"folder {number}" / "deeper").mkdir(parents=True)
     cell = "import os\nscandir, seen = os.scandir, []\nos.scandir = lambda path: seen.append(path) or scandir(path)\n"
-    cell += sync_notebooks.setup_cell(make_origin(colab_machine / "origin")) + "\nprint(len(seen), 'read')"
+    cell += (
+        sync_notebooks.setup_cell(make_origin(colab_machine / "origin"))
+        + "\nprint(len(seen), 'read')"
+    )
     printed, _ = found_by_setup_cell(cell, colab_machine / "content", colab_machine)
     assert int(re.search(r"(\d+) read", printed)[1]) < 10
 
@@ -401,7 +453,9 @@ def test_the_setup_cell_reads_few_folders_of_drive(colab_machine):
 def test_the_setup_cell_goes_on_without_drive(colab_machine, failure):
     cell = sync_notebooks.setup_cell(make_origin(colab_machine / "origin"))
     for _ in range(2):
-        done = run_setup_cell(cell, colab_machine / "content", colab_machine, FAKE_COLAB_NO_DRIVE=failure)
+        done = run_setup_cell(
+            cell, colab_machine / "content", colab_machine, FAKE_COLAB_NO_DRIVE=failure
+        )
         assert done.returncode == 0
         assert done.stderr == ""
     assert times_asked(colab_machine) == (failure != "not here")
@@ -415,20 +469,36 @@ def test_the_setup_cell_clones_when_there_is_nothing(colab_machine):
 
 
 @pytest.mark.parametrize(
-    "url", ["https://github.invalid/OWNER/x", "file:///nowhere/x", "a repository of something else", "no git"]
+    "url",
+    [
+        "https://github.invalid/OWNER/x",
+        "file:///nowhere/x",
+        "a repository of something else",
+        "no git",
+    ],
 )
 def test_the_setup_cell_says_what_to_do_when_it_cannot_clone(colab_machine, url):
     variables = {}
     if url == "a repository of something else":
         make_origin(colab_machine / "origin")
-        git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "-C", str(colab_machine / "origin")]
+        git = [
+            "git",
+            "-c",
+            "user.name=t",
+            "-c",
+            "user.email=t@example.org",
+            "-C",
+            str(colab_machine / "origin"),
+        ]
         for command in (["rm", "-rq", "unet_utils"], ["commit", "-q", "--allow-empty", "-m", "x"]):
             subprocess.run([*git, *command], check=True)
         url = f"file://{colab_machine / 'origin'}"
     elif url == "no git":
         variables["PATH"] = str(colab_machine)
     for _ in range(2):
-        done = run_setup_cell(sync_notebooks.setup_cell(url), colab_machine / "content", colab_machine, **variables)
+        done = run_setup_cell(
+            sync_notebooks.setup_cell(url), colab_machine / "content", colab_machine, **variables
+        )
         assert done.returncode != 0
         assert "Traceback" not in done.stderr
         assert f"Cannot fetch {url}: correct REPO_URL if it says OWNER" in done.stderr
@@ -445,22 +515,36 @@ def test_the_setup_cell_leaves_drive_alone_when_told_to(colab_machine):
 
 @pytest.mark.parametrize("quoted", [True, False])
 def test_a_notebook_opened_from_github_uses_that_repository(colab_machine, quoted):
-    """Although a clone lies on Drive. Git is told to take a repository here for the one on GitHub."""
-    origin, code = make_origin(colab_machine / "origin"), make_code(colab_machine / "drive" / "clone")
+    """Although a clone lies on Drive. Git is told to take a repository here for the one on
+    GitHub."""
+    origin, code = (
+        make_origin(colab_machine / "origin"),
+        make_code(colab_machine / "drive" / "clone"),
+    )
     page = "https://github.com/me/my.fork/blob/main/notebooks/01_download.ipynb"
-    sessions = [{"path": "fileId=" + (urllib.parse.quote(page, safe="") if quoted else page), "name": "01.ipynb"}]
+    sessions = [
+        {
+            "path": "fileId=" + (urllib.parse.quote(page, safe="") if quoted else page),
+            "name": "01.ipynb",
+        }
+    ]
     variables = {"GIT_CONFIG_COUNT": 1, "GIT_CONFIG_KEY_0": f"url.{origin}.insteadOf"}
     variables |= {"GIT_CONFIG_VALUE_0": "https://github.com/me/my.fork", "no_proxy": "*"}
     cell, content = sync_notebooks.setup_cell(NOWHERE), colab_machine / "content"
     with answering(sessions) as port:
         variables |= {"COLAB_JUPYTER_IP": "127.0.0.1", "KMP_TARGET_PORT": port}
-        assert found_by_setup_cell(cell, content, colab_machine, **variables)[1] == content.resolve() / "repo"
+        assert (
+            found_by_setup_cell(cell, content, colab_machine, **variables)[1]
+            == content.resolve() / "repo"
+        )
     shutil.rmtree(content / "repo")
     for sessions in ([{"path": "fileId=1Abc", "name": "Copy of 01.ipynb"}], [], "not a list"):
         with answering(sessions) as port:
             variables["KMP_TARGET_PORT"] = port
             assert found_by_setup_cell(cell, content, colab_machine, **variables)[1] == code
-    assert found_by_setup_cell(cell, content, colab_machine, **variables)[1] == code  # nobody answers
+    assert (
+        found_by_setup_cell(cell, content, colab_machine, **variables)[1] == code
+    )  # nobody answers
 
 
 @contextlib.contextmanager
@@ -507,14 +591,33 @@ def test_sync_writes_the_address_everywhere(tmp_path):
     old = f"[![Open in Colab](https://badge.svg)](https://colab.research.google.com/github/{page})"
     cells = [
         {"cell_type": "markdown", "metadata": {}, "source": [f"{old}\n", "Ü"]},
-        {"cell_type": "code", "metadata": {"tags": ["setup"]}, "source": [], "outputs": [], "execution_count": None},
-        {"cell_type": "code", "metadata": {}, "source": ["x = 1"], "outputs": [], "execution_count": None},
+        {
+            "cell_type": "code",
+            "metadata": {"tags": ["setup"]},
+            "source": [],
+            "outputs": [],
+            "execution_count": None,
+        },
+        {
+            "cell_type": "code",
+            "metadata": {},
+            "source": ["x = 1"],
+            "outputs": [],
+            "execution_count": None,
+        },
     ]
     path = tmp_path / "notebooks" / "01_download.ipynb"
-    path.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}), "utf-8")
+    path.write_text(
+        json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}), "utf-8"
+    )
     (tmp_path / "README.md").write_text(f"| 1 | {old} | first |\n| 2 | {old} | second |\n")
-    (tmp_path / "pyproject.toml").write_text('[project.urls]\nRepository = "https://github.com/OWNER/REPOSITORY"\n')
-    for url in ("https://github.com/me/mine", "https://github.com/you/yours"):  # the second time badges are replaced
+    (tmp_path / "pyproject.toml").write_text(
+        '[project.urls]\nRepository = "https://github.com/OWNER/REPOSITORY"\n'
+    )
+    for url in (
+        "https://github.com/me/mine",
+        "https://github.com/you/yours",
+    ):  # the second time badges are replaced
         assert len(sync_notebooks.sync(url, tmp_path)) == 3
         assert sync_notebooks.sync(url, tmp_path) == []
         assert sync_notebooks.repository_url(tmp_path) == url
@@ -558,4 +661,6 @@ def test_the_address_is_written_on_github_by_pushes_to_the_default_branch_only()
     (job,) = workflow["jobs"].values()
     assert "github.event.repository.default_branch" in job["if"]
     assert job["permissions"] == {"contents": "write"}
-    assert "https://github.com/$GITHUB_REPOSITORY" in "".join(step.get("run", "") for step in job["steps"])
+    assert "https://github.com/$GITHUB_REPOSITORY" in "".join(
+        step.get("run", "") for step in job["steps"]
+    )

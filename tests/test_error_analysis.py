@@ -4,7 +4,7 @@ import torch
 from scipy import ndimage
 
 from unet_utils import IGNORE, ConfusionMatrix
-from unet_utils.extras.error_analysis import (
+from unet_utils.use.error_analysis import (
     connected_regions,
     entropy,
     error_map,
@@ -81,7 +81,9 @@ def test_regions_add_up_to_the_recall_of_the_confusion_matrix():
     matrix.update(predicted, truth)
     regions = region_recall(predicted, truth)
     found = np.bincount(regions.classes, weights=regions.areas * regions.recall)
-    assert found / np.bincount(regions.classes, weights=regions.areas) == pytest.approx(matrix.recall.numpy())
+    assert found / np.bincount(regions.classes, weights=regions.areas) == pytest.approx(
+        matrix.recall.numpy()
+    )
 
 
 def test_the_most_confused_pairs_are_ranked_by_their_share_of_the_true_class():

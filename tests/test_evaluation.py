@@ -26,7 +26,9 @@ from unet_utils.evaluation import (
 
 @pytest.fixture(scope="module")
 def frames(demo, tmp_path_factory):
-    return prepare(demo, "val", tmp_path_factory.mktemp("prepared"), method="nearest", progress=False)
+    return prepare(
+        demo, "val", tmp_path_factory.mktemp("prepared"), method="nearest", progress=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +49,22 @@ def test_probabilities_at_the_photos_own_resolution(model, frames):
 
 def test_flip_averaging_is_symmetric(model, frames):
     photos, _ = frames.batch(slice(0, 2))
-    straight, mirrored = predict(model, photos, 64, flip=True), predict(model, photos.flip(3), 64, flip=True)
+    straight, mirrored = (
+        predict(model, photos, 64, flip=True),
+        predict(model, photos.flip(3), 64, flip=True),
+    )
     assert torch.allclose(straight, mirrored.flip(3), atol=0.02)  # half precision on some machines
     assert not torch.allclose(straight, predict(model, photos, 64), atol=1e-3)
 
 
-@pytest.mark.parametrize(("height", "width", "most"), [(50, 70, 2**23), (131, 40, 1), (16, 8, 5000), (9, 300, 5000)])
+@pytest.mark.parametrize(
+    ("height", "width", "most"), [(50, 70, 2**23), (131, 40, 1), (16, 8, 5000), (9, 300, 5000)]
+)
 def test_enlarging_in_strips_gives_what_enlarging_at_once_does(height, width, most):
     logits = torch.randn(2, 5, 16, 8, generator=torch.Generator().manual_seed(0))
-    at_once = torch.nn.functional.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
+    at_once = torch.nn.functional.interpolate(
+        logits, (height, width), mode="bilinear", align_corners=False
+    )
     best = at_once.topk(2, dim=1).values
     clear = best[:, 0] - best[:, 1] > 1e-4  # a tie may go either way
     assert clear.float().mean() > 0.99
@@ -106,7 +115,12 @@ def test_the_interval_holds_the_score_and_narrows_with_more_frames():
 
 @pytest.mark.parametrize(
     ("height", "width", "size"),
-    [(1024, 2048, (256, 256)), (1080, 1920, (256, 224)), (4000, 3000, (256, 96)), (100, 5, (256, 16))],
+    [
+        (1024, 2048, (256, 256)),
+        (1080, 1920, (256, 224)),
+        (4000, 3000, (256, 96)),
+        (100, 5, (256, 16)),
+    ],
 )
 def test_photos_of_any_aspect_are_squeezed_like_the_pairs(height, width, size):
     assert photo_size(height, width, (256, 256)) == size
@@ -137,7 +151,8 @@ def test_the_small_model_is_small_and_tells_where_it_comes_from():
     assert scores["frames"] == 500
     with open(SMALL_MODEL.with_name("small-history.csv")) as file:
         rows = list(csv.DictReader(file))
-    # It learned from all training frames: there are no held-out scores to choose by, and the last epoch is kept.
+    # It learned from all training frames: there are no held-out scores to choose by, and the last
+    # epoch is kept.
     assert trained.config["hold_out"] is False
     assert trained.history[-1]["epoch"] == len(rows) == trained.config["epochs"]
     assert float(rows[-1]["loss"]) == pytest.approx(trained.history[-1]["loss"])

@@ -9,28 +9,36 @@ import torch
 
 from unet_utils import UNet, evaluation, get_scheme
 from unet_utils.evaluation import Trained, photo_size, predict_classes
-from unet_utils.extras.export import export_model, frames_per_second
+from unet_utils.use.export import export_model, frames_per_second
 
 SIZES = ((256, 256), (90, 200), (300, 170))  # of photos
 
 
-NETWORKS = {"fold 1": {"fold": 1}, "fold 2": {"fold": 2}, "encoder": {"encoder": "efficientnet_lite0"}}
+NETWORKS = {
+    "fold 1": {"fold": 1},
+    "fold 2": {"fold": 2},
+    "encoder": {"encoder": "efficientnet_lite0"},
+}
 
 
 @pytest.fixture(params=NETWORKS.values(), ids=NETWORKS)
 def trained(request, monkeypatch):
-    # Exported models compute in float32; so does the package here, and the labels can be compared pixel by pixel.
+    # Exported models compute in float32; so does the package here, and the labels can be compared
+    # pixel by pixel.
     monkeypatch.setattr(evaluation, "autocast", lambda device: contextlib.nullcontext())
     torch.manual_seed(0)
     model = UNet(3, 19, 4, **request.param).eval()
     torch.nn.init.normal_(model.head.weight)
-    return Trained(model, get_scheme("cityscapes19"), {"image_size": 64, "scene_size": (64, 96)}, [])
+    return Trained(
+        model, get_scheme("cityscapes19"), {"image_size": 64, "scene_size": (64, 96)}, []
+    )
 
 
 def random_photos(height: int, width: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(height)
     return torch.nn.functional.interpolate(  # large blots, so that the classes differ from place to place
-        torch.randint(256, (2, 3, height // 8, width // 8), generator=generator).float(), (height, width)
+        torch.randint(256, (2, 3, height // 8, width // 8), generator=generator).float(),
+        (height, width),
     ).byte()
 
 
@@ -116,12 +124,16 @@ def test_the_prior_correction_is_exported(trained, tmp_path):
 def test_a_very_wide_photo_is_squeezed_as_in_the_package(trained, tmp_path):
     model = torch.jit.load(export_model(trained, tmp_path / "unet.torchscript"))
     photos = random_photos(16, 4000)
-    own = predict_classes(trained.model, photos, photo_size(16, 4000, trained.scene_size, trained.model.divisor))
+    own = predict_classes(
+        trained.model, photos, photo_size(16, 4000, trained.scene_size, trained.model.divisor)
+    )
     assert agreement(model(photos), own) > 0.999
 
 
 def test_the_speed_is_that_of_the_model(monkeypatch):
     clock = iter(range(1000))
-    monkeypatch.setattr("unet_utils.extras.export.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("unet_utils.use.export.time.perf_counter", lambda: next(clock))
     # Read once at the start and once before each batch of four: eight batches in the ten seconds.
-    assert frames_per_second(lambda photos: photos, torch.zeros(4), seconds=10) == pytest.approx(9 * 4 / 10)
+    assert frames_per_second(lambda photos: photos, torch.zeros(4), seconds=10) == pytest.approx(
+        9 * 4 / 10
+    )

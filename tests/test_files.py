@@ -139,7 +139,11 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
 
 
 def test_what_killed_processes_left_is_deleted_after_an_hour(tmp_path):
-    old, fresh, other = unfinished_path(tmp_path / "x[1].pt"), unfinished_path(tmp_path / "x[1].pt"), tmp_path / "y"
+    old, fresh, other = (
+        unfinished_path(tmp_path / "x[1].pt"),
+        unfinished_path(tmp_path / "x[1].pt"),
+        tmp_path / "y",
+    )
     folder = unfinished_path(tmp_path / "pairs")
     folder.mkdir()
     for path in (old, fresh, other, folder / "1.jpg"):
@@ -198,9 +202,13 @@ def test_an_unmounted_drive_is_never_imitated(tmp_path, name):
 
 
 def test_space_is_required_beforehand(tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(100, 0, 60 * 2**20))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(100, 0, 60 * 2**20)
+    )
     require_space(tmp_path, 10 * 2**20)
-    with pytest.raises(OSError, match=r"Not enough space in .*: 11 MB are needed, 60 MB are free.*") as caught:
+    with pytest.raises(
+        OSError, match=r"Not enough space in .*: 11 MB are needed, 60 MB are free.*"
+    ) as caught:
         require_space(tmp_path, 11 * 2**20)
     assert is_disk_full(caught.value)
 
@@ -227,7 +235,9 @@ def test_only_a_full_disk_is_called_full(tmp_path, number):
     explain_full_disk(caught.value, tmp_path)  # already explained
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ENOTCONN, errno.EROFS, errno.ENOENT])
+@pytest.mark.parametrize(
+    "number", [errno.EACCES, errno.EIO, errno.ENOTCONN, errno.EROFS, errno.ENOENT]
+)
 def test_other_errors_are_not_called_a_full_disk(tmp_path, number):
     error = OSError(number, os.strerror(number))
     assert not is_disk_full(error)
@@ -276,7 +286,11 @@ def test_a_run_has_one_owner(tmp_path):
         with pytest.raises(LockedError) as caught, RunLock(tmp_path):
             pass
         message = str(caught.value)
-        for part in (f"process {holder.pid} on {socket.gethostname()}", "since 20", f"delete {tmp_path / LOCK_FILE}"):
+        for part in (
+            f"process {holder.pid} on {socket.gethostname()}",
+            "since 20",
+            f"delete {tmp_path / LOCK_FILE}",
+        ):
             assert part in message
         assert (tmp_path / LOCK_FILE).exists()
         holder.communicate("\n", timeout=60)
@@ -293,8 +307,12 @@ def test_the_lock_of_a_killed_process_is_taken_over(tmp_path, capsys):
     holder = hold(tmp_path)
     assert holder.stdout.readline() == "locked\n"
     holder.send_signal(signal.SIGKILL)
-    if sys.platform == "linux":  # dead, but its parent, which is this process, has not noticed: a zombie
-        while (stat := Path(f"/proc/{holder.pid}/stat").read_text()).rpartition(")")[2].split()[0] != "Z":
+    if (
+        sys.platform == "linux"
+    ):  # dead, but its parent, which is this process, has not noticed: a zombie
+        while (stat := Path(f"/proc/{holder.pid}/stat").read_text()).rpartition(")")[2].split()[
+            0
+        ] != "Z":
             assert stat
             time.sleep(0.01)
     else:
@@ -342,7 +360,10 @@ def test_a_process_id_that_was_given_away_again_does_not_hold_a_run(tmp_path):
 def test_the_same_process_may_lock_again(tmp_path):
     with pytest.raises(KeyboardInterrupt), RunLock(tmp_path):
         raise KeyboardInterrupt  # the cell was stopped
-    with RunLock(tmp_path), RunLock(tmp_path) as again:  # a cell that was stopped in a way that left the lock
+    with (
+        RunLock(tmp_path),
+        RunLock(tmp_path) as again,
+    ):  # a cell that was stopped in a way that left the lock
         again.check()
 
 
@@ -353,7 +374,9 @@ def test_an_owner_that_was_replaced_stops(tmp_path):
         lock_of(tmp_path, "laptop")
         with pytest.raises(LockedError, match="another process has taken over this run.* laptop"):
             lock.check()
-    assert json.loads((tmp_path / LOCK_FILE).read_text())["host"] == "laptop"  # which is still the owner
+    assert (
+        json.loads((tmp_path / LOCK_FILE).read_text())["host"] == "laptop"
+    )  # which is still the owner
 
 
 def test_the_lock_is_renewed_and_never_made_again(tmp_path, monkeypatch):
@@ -406,6 +429,9 @@ def test_a_folder_that_cannot_be_locked_is_no_reason_to_stop(tmp_path, capsys):
 def test_a_run_that_is_locked_in_its_backup_is_left_alone(tmp_path):
     (tmp_path / "drive").mkdir()
     lock_of(tmp_path / "drive", "another-tab")
-    with pytest.raises(LockedError, match=str(tmp_path / "drive")), RunLock(tmp_path / "here", tmp_path / "drive"):
+    with (
+        pytest.raises(LockedError, match=str(tmp_path / "drive")),
+        RunLock(tmp_path / "here", tmp_path / "drive"),
+    ):
         pass
     assert list((tmp_path / "here").iterdir()) == []

@@ -1,4 +1,5 @@
-"""The official layout, on small frames that have its names and shapes, and arrays larger than memory."""
+"""The official layout, on small frames that have its names and shapes, and arrays larger than
+memory."""
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ from unet_utils import IGNORE, fit, recipe
 from unet_utils.__main__ import main
 from unet_utils.augment import augment, crop_share, draw_changes, to_photos
 from unet_utils.checkpoints import read_checkpoint
-from unet_utils.extras.full_size import is_official, prepare_official
+from unet_utils.use.full_size import is_official, prepare_official
 
-IDS = np.array([7, 8, 11, 21, 23, 26, 0, 24], dtype=np.uint8)  # road, sidewalk, building ... and unlabeled
+IDS = np.array(
+    [7, 8, 11, 21, 23, 26, 0, 24], dtype=np.uint8
+)  # road, sidewalk, building ... and unlabeled
 KNOBS = {"base_channels": 2, "image_size": 32, "batch_size": 4, "epochs": 2}
 
 
@@ -29,7 +32,8 @@ def write_frame(folder, split, city, number, rng, size=(64, 128)):
 
 @pytest.fixture(scope="module")
 def official(tmp_path_factory):
-    """Twelve frames of 128x64 pixels to learn from, from two cities, and three to validate on. Only to read."""
+    """Twelve frames of 128x64 pixels to learn from, from two cities, and three to validate on. Only
+    to read."""
     folder, rng = tmp_path_factory.mktemp("official"), np.random.default_rng(0)
     for city in ("aachen", "zurich"):
         for number in range(6):
@@ -72,10 +76,16 @@ def test_prepared_once_and_again_when_files_change(official, tmp_path, monkeypat
     write_frame(folder, "train", "ulm", 0, np.random.default_rng(1))
     first = prepared(folder, tmp_path / "cache", height=64)
     with monkeypatch.context() as patch:
-        patch.setattr("unet_utils.extras.full_size.build_arrays", lambda shapes, _: [f.stat() for f in shapes])
-        assert torch.equal(prepared(folder, tmp_path / "cache", height=64).label_ids, first.label_ids)
+        patch.setattr(
+            "unet_utils.use.full_size.build_arrays", lambda shapes, _: [f.stat() for f in shapes]
+        )
+        assert torch.equal(
+            prepared(folder, tmp_path / "cache", height=64).label_ids, first.label_ids
+        )
     write_frame(folder, "train", "ulm", 0, np.random.default_rng(2))
-    assert not torch.equal(prepared(folder, tmp_path / "cache", height=64).label_ids, first.label_ids)
+    assert not torch.equal(
+        prepared(folder, tmp_path / "cache", height=64).label_ids, first.label_ids
+    )
 
 
 def test_what_is_wrong_is_named(official, tmp_path):
@@ -100,7 +110,8 @@ def test_what_is_wrong_is_named(official, tmp_path):
 
 
 def test_crops_show_pixels_as_they_are(official, tmp_path):
-    """Crops of the frames are not squeezed: patches of 16 pixels stay that large, and labels lie on their photo."""
+    """Crops of the frames are not squeezed: patches of 16 pixels stay that large, and labels lie on
+    their photo."""
     frames = prepared(official, tmp_path, height=64)
     view = crop_share(64, 128, 32)
     assert view == (0.5, 0.25)
@@ -129,16 +140,34 @@ def test_rotation_is_a_rotation_in_pixels():
 
 def test_it_learns_in_crops_and_is_scored_on_whole_frames(official, tmp_path):
     frames = prepared(official, tmp_path / "cache", height=64)
-    knobs = KNOBS | {"epochs": 40, "base_channels": 8, "batch_size": 3, "learning_rate": 3e-2, "augmentation": 0.3}
+    knobs = KNOBS | {
+        "epochs": 40,
+        "base_channels": 8,
+        "batch_size": 3,
+        "learning_rate": 3e-2,
+        "augmentation": 0.3,
+    }
     config = recipe("demo", fold=1, **knobs)
     history = fit(frames, config, tmp_path / "run", "cpu", progress=False)
     assert history[-1]["loss"] < 0.6 * history[0]["loss"]
     assert history[-1]["pixel_accuracy"] > 0.5
     assert read_checkpoint(tmp_path / "run" / "best.pt")["config"]["scene_size"] == [64, 128]
     with pytest.raises(ValueError, match="scene size"):
-        fit(prepared(official, tmp_path / "cache", height=32), config, tmp_path / "run", "cpu", progress=False)
+        fit(
+            prepared(official, tmp_path / "cache", height=32),
+            config,
+            tmp_path / "run",
+            "cpu",
+            progress=False,
+        )
     with pytest.raises(ValueError, match="only 128x64 pixels"):
-        fit(frames, recipe("demo", **KNOBS | {"image_size": 96}), tmp_path / "large", "cpu", progress=False)
+        fit(
+            frames,
+            recipe("demo", **KNOBS | {"image_size": 96}),
+            tmp_path / "large",
+            "cpu",
+            progress=False,
+        )
 
 
 def test_the_commands(official, tmp_path, monkeypatch, capsys):

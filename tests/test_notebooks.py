@@ -63,14 +63,26 @@ class TestEveryNotebook:
 
     def test_it_opens_with_what_a_reader_wants_to_know(self, path):
         opening = cells(path)[0].source
-        parts = ["# ", "[![Open in Colab]", "[![Open in Kaggle]", "\n![", "**You will learn**", "**You need**"]
+        parts = [
+            "# ",
+            "[![Open in Colab]",
+            "[![Open in Kaggle]",
+            "\n![",
+            "**You will learn**",
+            "**You need**",
+        ]
         parts += ["**It takes**", "| demo set |", "| real pairs |", "*The series:*"]
         places = [opening.find(part) for part in parts]
         assert -1 not in places
         assert places == sorted(places)
         learn = opening.split("**You will learn**")[1].split("**You need**")[0]
         assert learn.count("\n* ") == 3
-        titles = [line for cell in cells(path) if cell.cell_type == "markdown" for line in cell.source.splitlines()]
+        titles = [
+            line
+            for cell in cells(path)
+            if cell.cell_type == "markdown"
+            for line in cell.source.splitlines()
+        ]
         assert len([line for line in titles if line.startswith("# ")]) == 1
 
     def test_its_picture_is_one_that_it_makes(self, path):
@@ -90,7 +102,9 @@ class TestEveryNotebook:
 
     def test_it_closes_with_exercises_and_questions(self, path):
         sources = [cell.source for cell in cells(path)]
-        start = next(number for number, source in enumerate(sources) if source.startswith("## Exercises"))
+        start = next(
+            number for number, source in enumerate(sources) if source.startswith("## Exercises")
+        )
         *exercises, last = cells(path)[start:]
         solutions = exercises[1::2]
         assert len(exercises) == 2 * len(solutions)
@@ -101,7 +115,9 @@ class TestEveryNotebook:
             assert is_folded(solution)
             assert solution.source.startswith(f"# @title Solution {number}\n")
         assert last.source.startswith("## Questions")
-        assert 2 <= last.source.count("<details>\n<summary>") == last.source.count("\n</details>") <= 3
+        assert (
+            2 <= last.source.count("<details>\n<summary>") == last.source.count("\n</details>") <= 3
+        )
         assert "\n## Next\n" in last.source
 
     def test_a_cell_shows_one_idea(self, path):
@@ -114,7 +130,9 @@ class TestEveryNotebook:
         known = papermill.inspect_notebook(path)
         assert len(cells(path, "parameters")) == 1
         for cell in cells(path, "knobs") + cells(path, "parameters"):
-            lines = [line for line in cell.source.splitlines() if not re.fullmatch(r"|(\w+) = \1", line)]
+            lines = [
+                line for line in cell.source.splitlines() if not re.fullmatch(r"|(\w+) = \1", line)
+            ]
             assert lines[0].startswith("# @title ")
             assert cell.metadata.cellView == "form"
             for above, knob in itertools.pairwise(lines):
@@ -136,9 +154,13 @@ def test_every_setting_has_a_knob():
 
 @pytest.fixture(scope="module")
 def series(demo, tmp_path_factory):
-    """Run them all on a small demo set with small knobs; return the folder of results, and what was printed."""
+    """Run them all on a small demo set with small knobs; return the folder of results, and what was
+    printed."""
     results = tmp_path_factory.mktemp("series")
-    environment = os.environ | {"UNET_UTILS_RESULTS": str(results), "UNET_UTILS_DATA": str(results / "data")}
+    environment = os.environ | {
+        "UNET_UTILS_RESULTS": str(results),
+        "UNET_UTILS_DATA": str(results / "data"),
+    }
     knobs = ["EPOCHS=2", "BASE_CHANNELS=4", "IMAGE_SIZE=64", "RUN=small"]
     command = [sys.executable, ROOT / "scripts" / "run_notebooks.py", "--data", str(demo), *knobs]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=800)
@@ -164,7 +186,9 @@ class TestTheExecutedNotebook:
         for cell in cells(ROOT / "notebooks" / f"{name}.ipynb"):
             for tag in tags(cell):
                 if tag.startswith("picture:"):
-                    assert (series[0] / "figures" / f"{name}-{tag.removeprefix('picture:')}.png").is_file()
+                    assert (
+                        series[0] / "figures" / f"{name}-{tag.removeprefix('picture:')}.png"
+                    ).is_file()
 
 
 def test_the_series_leaves_what_it_promises(series):
@@ -176,15 +200,23 @@ def test_the_series_leaves_what_it_promises(series):
 
 
 def train(tmp_path, knobs):
-    """Execute notebook 03 without its solutions; return what each cell printed, by the id of the cell."""
+    """Execute notebook 03 without its solutions; return what each cell printed, by the id of the
+    cell."""
     notebook = nbformat.read(ROOT / "notebooks" / "03_train.ipynb", as_version=4)
     notebook.cells = [cell for cell in notebook.cells if "solution" not in tags(cell)]
     nbformat.write(notebook, tmp_path / "train.ipynb")
     knobs = {"BASE_CHANNELS": 4, "IMAGE_SIZE": 64} | knobs
     done = papermill.execute_notebook(
-        tmp_path / "train.ipynb", tmp_path / "done.ipynb", knobs, cwd=ROOT, kernel_name="python3", progress_bar=False
+        tmp_path / "train.ipynb",
+        tmp_path / "done.ipynb",
+        knobs,
+        cwd=ROOT,
+        kernel_name="python3",
+        progress_bar=False,
     )
-    return "".join(output.get("text", "") for cell in done.cells for output in cell.get("outputs", []))
+    return "".join(
+        output.get("text", "") for cell in done.cells for output in cell.get("outputs", [])
+    )
 
 
 @pytest.fixture
@@ -206,8 +238,17 @@ def test_run_again_the_training_is_not_repeated(same_folders, demo, tmp_path):
 def test_one_pair_is_learned_by_heart(same_folders, tmp_path):
     """The check that every course recommends, starting from the weights of another run."""
     pair = make_demo(tmp_path, train=1, val=1, progress=False)
-    knobs = {"DATA": str(pair), "RUN": "heart", "EPOCHS": 3, "HOLD_OUT": False, "BATCH_SIZE": 1, "START_FROM": "small"}
-    printed = train(tmp_path, knobs | {"GROWTH": 0})  # photos of 32 pixels would have a single one at the bottom
+    knobs = {
+        "DATA": str(pair),
+        "RUN": "heart",
+        "EPOCHS": 3,
+        "HOLD_OUT": False,
+        "BATCH_SIZE": 1,
+        "START_FROM": "small",
+    }
+    printed = train(
+        tmp_path, knobs | {"GROWTH": 0}
+    )  # photos of 32 pixels would have a single one at the bottom
     assert "frames to learn from: 1, held out: 0" in printed
     assert "Starting from" in printed
     assert "3 epochs in" in printed
@@ -215,7 +256,13 @@ def test_one_pair_is_learned_by_heart(same_folders, tmp_path):
 
 
 def test_an_unknown_knob_is_refused(demo):
-    command = [sys.executable, ROOT / "scripts" / "run_notebooks.py", "--data", str(demo), "EPOCH=2"]
+    command = [
+        sys.executable,
+        ROOT / "scripts" / "run_notebooks.py",
+        "--data",
+        str(demo),
+        "EPOCH=2",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert "no notebook has a knob EPOCH" in done.stderr

@@ -22,23 +22,39 @@ def wheel(tmp_path_factory):
     source.mkdir()
     for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    shutil.copytree(ROOT / "unet_utils", source / "unet_utils", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "unet_utils", source / "unet_utils", ignore=shutil.ignore_patterns("__pycache__")
+    )
     pip("wheel", "--no-build-isolation", "--wheel-dir", folder, source)
     (path,) = folder.glob("*.whl")
     return path
 
 
 def pip(command, *arguments):
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", command, "--no-deps", "--no-index"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        command,
+        "--no-deps",
+        "--no-index",
+    ]
     result = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_the_wheel_has_all_code_the_weights_and_the_model_card(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {f"unet_utils/weights/{name}" for name in ("decoder.pt", "small.pt", "README.md")} <= names
-    assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "unet_utils").rglob("*.py")} <= names
-    assert not [name for name in names if name.startswith(("tests", "benchmarks", "scripts", "notebooks"))]
+    assert {
+        f"unet_utils/weights/{name}" for name in ("restorer.pt", "small.pt", "README.md")
+    } <= names
+    assert {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "unet_utils").rglob("*.py")
+    } <= names
+    assert not [
+        name for name in names if name.startswith(("tests", "benchmarks", "scripts", "notebooks"))
+    ]
 
 
 def test_an_installed_wheel_segments_a_photo(wheel, tmp_path):
@@ -47,8 +63,12 @@ def test_an_installed_wheel_segments_a_photo(wheel, tmp_path):
     pip("install", "--target", site, wheel)
     photo = np.random.default_rng(0).integers(0, 256, (64, 128, 3), dtype=np.uint8)
     Image.fromarray(photo).save(work / "photo.jpg")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("UNET_UTILS_")}
-    environment["PYTHONPATH"] = str(site)  # before the checkout, which may be installed in this environment
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("UNET_UTILS_")
+    }
+    environment["PYTHONPATH"] = str(
+        site
+    )  # before the checkout, which may be installed in this environment
     command = [sys.executable, "-m", "unet_utils", "predict", "photo.jpg"]
     result = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -26,12 +26,17 @@ PIXEL = base64.b64decode(
 @pytest.fixture(scope="module")
 def browser():
     if not (found := pages.find_browser()):
-        pytest.skip(f"no browser: none of {', '.join(pages.NAMES)} is on the path, and Playwright has none")
+        pytest.skip(
+            f"no browser: none of {', '.join(pages.NAMES)} is on the path, and Playwright has none"
+        )
     return found
 
 
 def write(path: Path, *cells) -> Path:
-    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}, "language_info": {"name": "python"}}
+    metadata = {
+        "kernelspec": {"name": "python3", "display_name": "Python 3"},
+        "language_info": {"name": "python"},
+    }
     nbformat.write(new_notebook(cells=list(cells), metadata=metadata), path)
     return path
 
@@ -40,7 +45,7 @@ FIGURES = """
 import numpy as np
 from IPython.display import Markdown
 from unet_utils import ConfusionMatrix, IGNORE, prepare
-from unet_utils.extras.reports import class_table, score_table
+from unet_utils.use.reports import class_table, score_table
 from unet_utils.plots.results import plot_photo
 
 frames = prepare(DEMO, "val", CACHE, method="nearest", progress=False)
@@ -60,7 +65,9 @@ def test_tables_and_figures_fit_a_laptop_and_a_phone(browser, demo, tmp_path):
     cells = [new_markdown_cell("# Figures"), knobs, *map(new_code_cell, (FIGURES, *SHOWN))]
     notebook, executed = write(tmp_path / "figures.ipynb", *cells), tmp_path / "executed.ipynb"
     parameters = {"DEMO": str(demo), "CACHE": str(tmp_path / "cache")}
-    papermill.execute_notebook(notebook, executed, parameters, cwd=ROOT, kernel_name="python3", progress_bar=False)
+    papermill.execute_notebook(
+        notebook, executed, parameters, cwd=ROOT, kernel_name="python3", progress_bar=False
+    )
     assert pages.check_page(executed, browser) == []
     outputs = nbformat.read(executed, as_version=4).cells[-1].outputs
     shown = [output.metadata["image/png"] for output in outputs if "image/png" in output.data]
@@ -69,13 +76,20 @@ def test_tables_and_figures_fit_a_laptop_and_a_phone(browser, demo, tmp_path):
 
 
 def picture(*sources: bytes, tag: str = ""):
-    data = [{"image/png": base64.b64encode(source).decode(), "text/plain": "<Figure>"} for source in sources]
+    data = [
+        {"image/png": base64.b64encode(source).decode(), "text/plain": "<Figure>"}
+        for source in sources
+    ]
     outputs = [new_output("display_data", each) for each in data]
-    return new_code_cell("figure", outputs=outputs, metadata={"tags": ["hide-input", tag] if tag else []})
+    return new_code_cell(
+        "figure", outputs=outputs, metadata={"tags": ["hide-input", tag] if tag else []}
+    )
 
 
 def test_a_good_page_is_good(browser, tmp_path):
-    text = new_code_cell("print(...)", outputs=[new_output("stream", name="stdout", text="word " * 40)])
+    text = new_code_cell(
+        "print(...)", outputs=[new_output("stream", name="stdout", text="word " * 40)]
+    )
     notebook = write(tmp_path / "good.ipynb", new_markdown_cell("# Title"), text, picture(PIXEL))
     assert pages.check_page(notebook, browser) == []
 
@@ -86,28 +100,49 @@ def test_a_good_page_is_good(browser, tmp_path):
         (picture(PIXEL[:30]), "picture does not show", False),
         (new_markdown_cell("![gone](no/such/picture.png)"), "picture does not show: gone", False),
         (
-            new_code_cell("1/0", outputs=[new_output("error", ename="E", evalue="e", traceback=["E: by zero"])]),
+            new_code_cell(
+                "1/0",
+                outputs=[new_output("error", ename="E", evalue="e", traceback=["E: by zero"])],
+            ),
             "error or warning: E: by zero",
             False,
         ),
         (
-            new_code_cell("warn()", outputs=[new_output("stream", name="stderr", text="UserWarning: old")]),
+            new_code_cell(
+                "warn()", outputs=[new_output("stream", name="stderr", text="UserWarning: old")]
+            ),
             "error or warning: UserWarning: old",
             False,
         ),
         (new_markdown_cell('<div style="width: 3000px">wide</div>'), "pixels too wide", False),
         (new_markdown_cell('<div style="width: 700px">wide</div>'), "pixels too wide", True),
     ],
-    ids=["damaged picture", "missing picture", "error", "warning", "too wide", "too wide for a phone"],
+    ids=[
+        "damaged picture",
+        "missing picture",
+        "error",
+        "warning",
+        "too wide",
+        "too wide for a phone",
+    ],
 )
 def test_what_is_wrong_is_found(browser, tmp_path, cell, problem, only_on_the_phone):
-    found = pages.check_page(write(tmp_path / "bad.ipynb", new_markdown_cell("# Title"), cell), browser)
-    assert [line.split(" ")[0] for line in found] == (["phone"] if only_on_the_phone else ["laptop", "phone"])
+    found = pages.check_page(
+        write(tmp_path / "bad.ipynb", new_markdown_cell("# Title"), cell), browser
+    )
+    assert [line.split(" ")[0] for line in found] == (
+        ["phone"] if only_on_the_phone else ["laptop", "phone"]
+    )
     assert all(problem in line for line in found)
 
 
 def test_figures_are_named_by_the_tags_of_their_cells():
-    cells = [picture(b"a"), picture(b"b", b"c", tag="picture:shares"), new_markdown_cell("text"), picture(b"d")]
+    cells = [
+        picture(b"a"),
+        picture(b"b", b"c", tag="picture:shares"),
+        new_markdown_cell("text"),
+        picture(b"d"),
+    ]
     found = run_notebooks.find_figures(new_notebook(cells=cells))
     assert found == {"01": b"a", "shares": b"b", "shares-2": b"c", "02": b"d"}
 

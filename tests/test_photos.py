@@ -14,8 +14,8 @@ from PIL import Image
 from unet_utils import UNet, get_scheme, setup
 from unet_utils.classes import LABELS
 from unet_utils.evaluation import Trained
-from unet_utils.extras import photos
-from unet_utils.extras.photos import (
+from unet_utils.use import photos
+from unet_utils.use.photos import (
     choose_photo,
     class_shares,
     find_photos,
@@ -42,7 +42,8 @@ def trained():
 
 @pytest.fixture
 def picture():
-    """Red above, green below left, blue below right: no two ways of turning or mirroring it look the same."""
+    """Red above, green below left, blue below right: no two ways of turning or mirroring it look
+    the same."""
     pixels = np.zeros((40, 60, 3), dtype=np.uint8)
     pixels[:20] = 250, 0, 0
     pixels[20:, :30] = 0, 250, 0
@@ -51,14 +52,19 @@ def picture():
 
 
 def exif(*entries, order="<", extra=b"") -> bytes:
-    """An EXIF block with these entries: tag, type, count and value; bytes are the four of the value field."""
+    """An EXIF block with these entries: tag, type, count and value; bytes are the four of the value
+    field."""
     block = (b"II" if order == "<" else b"MM") + struct.pack(order + "HLH", 42, 8, len(entries))
     for tag, kind, count, value in entries:
         block += struct.pack(order + "HHL", tag, kind, count)
         if isinstance(value, bytes):
             block += value
         else:
-            block += struct.pack(order + "HH", value, 0) if kind == SHORT else struct.pack(order + "L", value)
+            block += (
+                struct.pack(order + "HH", value, 0)
+                if kind == SHORT
+                else struct.pack(order + "L", value)
+            )
     return b"Exif\0\0" + block + bytes(4) + extra
 
 
@@ -87,7 +93,9 @@ def test_a_photo_is_turned_as_its_camera_says(picture, tmp_path, kind, order):
 
 TURNED = (ORIENTATION, SHORT, 1, 6)
 ODD = {
-    "rational with denominator 0": exif(TURNED, (0x011A, RATIONAL, 1, 38), extra=struct.pack("<LL", 72, 0)),
+    "rational with denominator 0": exif(
+        TURNED, (0x011A, RATIONAL, 1, 38), extra=struct.pack("<LL", 72, 0)
+    ),
     "value outside the file": exif((0x010F, ASCII, 40, 99999), TURNED),
     "wrong type": exif((0x0100, UNDEFINED, 4, b"\xff\xff\xff\xff"), TURNED),
     "unknown type": exif((0x0101, 99, 1, 5), TURNED),
@@ -121,7 +129,10 @@ def test_odd_exif_entries_stop_nothing(picture, tmp_path, name):
 
 def test_random_exif_blocks_stop_nothing(picture, tmp_path):
     rng = np.random.default_rng(0)
-    whole = exif(*(entry for entry in ((0x010F, ASCII, 40, 38), TURNED, (0x8825, LONG, 1, 60))), extra=bytes(80))
+    whole = exif(
+        *(entry for entry in ((0x010F, ASCII, 40, 38), TURNED, (0x8825, LONG, 1, 60))),
+        extra=bytes(80),
+    )
     for _ in range(200):
         block = np.frombuffer(whole, np.uint8).copy()
         block[rng.integers(6, len(block), 8)] = rng.integers(0, 256, 8)
@@ -184,7 +195,9 @@ def test_deep_pictures_of_another_range_are_stretched(picture, tmp_path, dtype, 
         values[0, :3] = np.nan, np.inf, -np.inf
     Image.fromarray(values).save(tmp_path / "deep.tif")
     stretched = (grey - grey.min()) / (grey.max() - grey.min()) * 255
-    assert np.abs(read_photo(tmp_path / "deep.tif").astype(int) - stretched[..., None])[1:].max() <= 1
+    assert (
+        np.abs(read_photo(tmp_path / "deep.tif").astype(int) - stretched[..., None])[1:].max() <= 1
+    )
 
 
 def test_a_deep_picture_of_one_value_is_no_error(tmp_path):
@@ -220,7 +233,12 @@ def test_an_address_is_not_a_file_and_a_tilde_is_the_home_folder(picture, tmp_pa
 def test_large_photos_are_reduced_and_said_to_be(picture, tmp_path, monkeypatch, capsys):
     large = picture.resize((1200, 800), Image.Resampling.NEAREST)
     deep = Image.fromarray(np.asarray(large.convert("L")).astype(np.uint16) * 257)
-    kinds = {"large.jpg": large, "large.png": large, "palette.png": large.quantize(4), "deep.png": deep}
+    kinds = {
+        "large.jpg": large,
+        "large.png": large,
+        "palette.png": large.quantize(4),
+        "deep.png": deep,
+    }
     for name, image in kinds.items():
         image.save(tmp_path / name)
     monkeypatch.setattr(photos, "MOST_PIXELS", 40_000)
@@ -231,13 +249,17 @@ def test_large_photos_are_reduced_and_said_to_be(picture, tmp_path, monkeypatch,
         height, width = pixels.shape[:2]
         assert 10_000 < height * width <= 40_000
         assert width / height == pytest.approx(1.5, rel=0.02)
-        expected = np.asarray(Image.fromarray(np.asarray(picture)).resize((width, height)).convert("RGB"))
+        expected = np.asarray(
+            Image.fromarray(np.asarray(picture)).resize((width, height)).convert("RGB")
+        )
         if name == "deep.png":
             expected = np.asarray(Image.fromarray(expected).convert("L"))[..., None]
         assert np.abs(pixels.astype(int) - expected).mean() < 12
     assert Image.MAX_IMAGE_PIXELS == 100_000
     monkeypatch.setattr(photos, "MOST_OTHER_PIXELS", 500_000)
-    with pytest.raises(ValueError, match=r"large\.png .*it has 1 megapixels, the limit for PNG is 0"):
+    with pytest.raises(
+        ValueError, match=r"large\.png .*it has 1 megapixels, the limit for PNG is 0"
+    ):
         read_photo(tmp_path / "large.png")
     assert Image.MAX_IMAGE_PIXELS == 100_000
 
@@ -283,7 +305,9 @@ def test_bad_files_do_not_stop_the_others(trained, picture, tmp_path, capsys):
     paths = [tmp_path / "gone.jpg", "https://x.org/a.jpg", album]
     problems = predict_photos(trained, paths, tmp_path / "out", label_ids=True)
     assert len(problems) == 4
-    for problem, name in zip(problems, ("gone.jpg", "https://x.org/a.jpg", "a.jpg", "c.jpg"), strict=True):
+    for problem, name in zip(
+        problems, ("gone.jpg", "https://x.org/a.jpg", "a.jpg", "c.jpg"), strict=True
+    ):
         assert name in problem
     out = capsys.readouterr().out
     assert "b-overlay.png: {" in out
@@ -347,7 +371,12 @@ def test_label_ids_need_a_scheme_that_has_them(trained, picture, tmp_path):
     for name in ("categories7", "clusters"):
         other = replace(SCHEME, name="clusters") if name == "clusters" else get_scheme(name)
         with pytest.raises(ValueError, match=f"'{name}' have no official label ids"):
-            predict_photos(replace(trained, scheme=other), [tmp_path / "a.png"], tmp_path / "out", label_ids=True)
+            predict_photos(
+                replace(trained, scheme=other),
+                [tmp_path / "a.png"],
+                tmp_path / "out",
+                label_ids=True,
+            )
 
 
 @pytest.fixture
@@ -357,7 +386,9 @@ def env(tmp_path, monkeypatch):
     return replace(setup(), platform="local")
 
 
-def test_without_a_photo_it_is_a_drawn_street_and_nobody_is_asked(env, tmp_path, monkeypatch, capsys):
+def test_without_a_photo_it_is_a_drawn_street_and_nobody_is_asked(
+    env, tmp_path, monkeypatch, capsys
+):
     assert choose_photo(str(tmp_path / "mine.jpg"), env) == tmp_path / "mine.jpg"
     monkeypatch.syspath_prepend(ROOT / "tests" / "fake_colab")
     from google.colab import files
@@ -383,7 +414,10 @@ def test_an_upload_that_fails_is_a_drawn_street(env, monkeypatch, capsys):
 
     monkeypatch.setattr(files, "upload", lambda: {"holiday (1).jpg": b"..."})
     assert choose_photo("upload", env) == Path("holiday (1).jpg").absolute()
-    for upload, text in ((lambda: {}, "Nothing was uploaded"), (refuse, "google.colab._files is undefined")):
+    for upload, text in (
+        (lambda: {}, "Nothing was uploaded"),
+        (refuse, "google.colab._files is undefined"),
+    ):
         monkeypatch.setattr(files, "upload", upload)
         assert choose_photo(" Upload ", env) == env.data / "drawn_street.png"
         assert text in capsys.readouterr().out
@@ -395,7 +429,7 @@ import numpy as np, torch
 from pathlib import Path
 from unet_utils import UNet, get_scheme
 from unet_utils.evaluation import Trained
-from unet_utils.extras.photos import save_pictures, segment
+from unet_utils.use.photos import save_pictures, segment
 
 def peak():  # MB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -419,4 +453,6 @@ def test_a_large_photo_needs_little_memory(tmp_path):
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.startswith("(3000, 4000) ")
-    assert float(done.stdout.split()[-1]) < 400  # the probabilities alone would be 3000 * 4000 * 19 * 4 bytes = 870 MB
+    assert (
+        float(done.stdout.split()[-1]) < 400
+    )  # the probabilities alone would be 3000 * 4000 * 19 * 4 bytes = 870 MB

@@ -1,4 +1,5 @@
-"""All figures: they say what they show, fit a phone, leave nothing open, and survive data without a known pixel."""
+"""All figures: they say what they show, fit a phone, leave nothing open, and survive data without a
+labelled pixel."""
 
 import subprocess
 import sys
@@ -38,7 +39,8 @@ def data():
 def history(scored, epochs=3):
     scores = {"pixel_accuracy": 0.8, "class_accuracy": 0.5, "mean_iou": 0.4} if scored else {}
     return [
-        {"epoch": e, "learning_rate": 1e-3 / e, "loss": 1 / e, "seconds": 12.3} | scores for e in range(1, epochs + 1)
+        {"epoch": e, "learning_rate": 1e-3 / e, "loss": 1 / e, "seconds": 12.3} | scores
+        for e in range(1, epochs + 1)
     ]
 
 
@@ -68,18 +70,28 @@ def figures(data):
     yield data_plots.plot_pixels({"one": photos[0, :4, :16], "two": photos[1, :4, :16]})
     yield data_plots.plot_labels(photos, classes, SCHEME)
     yield data_plots.plot_color_space(PALETTE_COLORS, np.arange(1, 30), clusters)
-    yield data_plots.plot_label_methods(photos[0], photos[0], ids[0], np.roll(ids[0], 2), half, "train/1.jpg")
+    yield data_plots.plot_label_methods(
+        photos[0], photos[0], ids[0], np.roll(ids[0], 2), half, "train/1.jpg"
+    )
     yield training_plots.plot_history(history(True))
     yield training_plots.plot_history(history(False, 1))
-    yield training_plots.plot_runs({"unet": ([1, 2, 3], [0.1, 0.2, 0.3]), "unscored": ([1, 2], [np.nan, np.nan])})
-    yield training_plots.plot_feature_maps({"level 1": torch.rand(16, 32, 32), "bottom": np.ones((3, 4, 4))})
+    yield training_plots.plot_runs(
+        {"unet": ([1, 2, 3], [0.1, 0.2, 0.3]), "unscored": ([1, 2], [np.nan, np.nan])}
+    )
+    yield training_plots.plot_feature_maps(
+        {"level 1": torch.rand(16, 32, 32), "bottom": np.ones((3, 4, 4))}
+    )
     yield result_plots.plot_predictions(photos, classes, predicted, SCHEME)
-    yield result_plots.plot_predictions(photos[:1], classes[:1], predicted[:1], SCHEME, all_classes=True)
+    yield result_plots.plot_predictions(
+        photos[:1], classes[:1], predicted[:1], SCHEME, all_classes=True
+    )
     yield result_plots.plot_before_after(photos, classes, predicted, classes, SCHEME)
     yield result_plots.plot_photo(photos[0], classes[0], SCHEME)
     yield result_plots.plot_photo(photos[0, :, :9], classes[0, :, :9], SCHEME)
     grid = np.array([[0, 1, 2, IGNORE]] * 4)
-    yield result_plots.plot_label_grids({"truth": grid, "prediction": grid}, {"counts": np.eye(3, dtype=int) * 4})
+    yield result_plots.plot_label_grids(
+        {"truth": grid, "prediction": grid}, {"counts": np.eye(3, dtype=int) * 4}
+    )
     yield result_plots.plot_confidence(photos, classes, predicted, np.ones(classes.shape), 19)
     yield from single_panels(data)
 
@@ -108,7 +120,9 @@ def test_figures_fit_a_phone_and_legends_stay_off_the_curves(data):
             assert text.get_fontsize() / 72 * 390 / width > 5.5 or not text.get_text(), text
         for key in figure.findobj(Legend):
             box = key.get_window_extent()
-            assert not any(box.overlaps(ax.get_window_extent()) for ax in figure.axes), figure.get_suptitle()
+            assert not any(box.overlaps(ax.get_window_extent()) for ax in figure.axes), (
+                figure.get_suptitle()
+            )
 
 
 def test_a_single_panel_is_drawn_on_the_given_axes(data):
@@ -147,7 +161,10 @@ def texts(figure):
 
 def test_iou_bars_tell_share_and_number_of_pixels_and_what_is_absent():
     matrix = ConfusionMatrix(19)
-    matrix.update(np.repeat([0, 0, 1], [1_500_000, 300, 500_000]), np.repeat([0, 1, 1], [1_500_000, 300, 500_000]))
+    matrix.update(
+        np.repeat([0, 0, 1], [1_500_000, 300, 500_000]),
+        np.repeat([0, 1, 1], [1_500_000, 300, 500_000]),
+    )
     shown = texts(result_plots.plot_class_iou(matrix, SCHEME))
     assert "75 %" in shown
     assert "1.5 M" in shown
@@ -158,21 +175,34 @@ def test_iou_bars_tell_share_and_number_of_pixels_and_what_is_absent():
 def test_confused_pairs_show_both_classes_the_share_and_the_pixels():
     figure = result_plots.plot_confused(CONFUSED, SCHEME)
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert labels == ["motorcycle predicted as car", "wall predicted as building"]  # from the bottom up
+    assert labels == [
+        "motorcycle predicted as car",
+        "wall predicted as building",
+    ]  # from the bottom up
     assert [bar.get_width() for bar in figure.axes[0].patches] == [25, 37.5]
     assert texts(figure) == ["25 %, 12", "38 %, 41.0 k"]
 
 
 def test_regions_are_grouped_by_powers_of_four_and_few_are_not_shown():
     classes, areas = np.repeat([5, 5, 0], [5, 5, 1]), np.repeat([3, 4, 1600], [5, 5, 1])
-    figure = result_plots.plot_region_recall((classes, areas, np.repeat([1, 0.5, 1], [5, 5, 1])), SCHEME)
+    figure = result_plots.plot_region_recall(
+        (classes, areas, np.repeat([1, 0.5, 1], [5, 5, 1])), SCHEME
+    )
     ax = figure.axes[0]
     columns = [label.get_text() for label in ax.get_xticklabels()]
     assert columns[:2] == ["1\nto 3\n(5)", "4\nto 15\n(5)"]
     assert columns[-1] == "1,024\nto 4,095\n(1)"
     rows = [label.get_text() for label in ax.get_yticklabels()]
-    shown = {(rows[round(text.get_position()[1])], round(text.get_position()[0])): text.get_text() for text in ax.texts}
-    assert shown == {("all classes", 0): "100", ("all classes", 1): "50", ("pole", 0): "100", ("pole", 1): "50"}
+    shown = {
+        (rows[round(text.get_position()[1])], round(text.get_position()[0])): text.get_text()
+        for text in ax.texts
+    }
+    assert shown == {
+        ("all classes", 0): "100",
+        ("all classes", 1): "50",
+        ("pole", 0): "100",
+        ("pole", 1): "50",
+    }
 
 
 @pytest.mark.filterwarnings("error::UserWarning", "error::RuntimeWarning")
@@ -200,18 +230,16 @@ def test_void_frames_and_perfect_models_have_figures(data, tmp_path):
     ]
     for figure in drawn:
         figure.savefig(tmp_path / "figure.png", dpi=50)
-    assert [ax.get_title(loc="left") for ax in drawn[2].axes[3::4]] == ["no known pixel"] * 2
+    assert [ax.get_title(loc="left") for ax in drawn[2].axes[3::4]] == ["no labelled pixel"] * 2
     assert drawn[10].axes[0].images[0].get_clim() == (0, 1)
 
 
 def test_import_changes_no_setting_and_loads_no_extras():
     code = """
-import sys, matplotlib
-before = dict(matplotlib.rcParams)
-import unet_utils.plots.data, unet_utils.plots.results, unet_utils.plots.training
-print([name for name in sys.modules if name.startswith(("IPython", "matplotlib_inline", "unet_utils.extras"))])
-print({name for name, value in matplotlib.rcParams.items() if before[name] != value})
-"""
+import sys, matplotlib before = dict(matplotlib.rcParams) import unet_utils.plots.data,
+unet_utils.plots.results, unet_utils.plots.training print([name for name in sys.modules if
+name.startswith(("IPython", "matplotlib_inline", "unet_utils.use"))]) print({name for name, value in
+matplotlib.rcParams.items() if before[name] != value}) """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\nset()\n"
 
@@ -226,7 +254,8 @@ def test_the_windows_with_the_most_differences_are_found():
 
 
 class Page:
-    """Stands in for the notebook: each display has a place, and an update replaces what is there."""
+    """Stands in for the notebook: each display has a place, and an update replaces what is
+    there."""
 
     def __init__(self, monkeypatch):
         display = pytest.importorskip("IPython.display")
@@ -259,8 +288,13 @@ def page(monkeypatch):
 
 def frames(count):
     label_ids = torch.full((count, 64, 64), 7, dtype=torch.uint8)
-    label_ids[-1:] = 0  # a frame without a known pixel
-    return Frames(torch.zeros(count, 64, 64, 3, dtype=torch.uint8), label_ids, SCHEME, tuple(range(1, count + 1)))
+    label_ids[-1:] = 0  # a frame without a labelled pixel
+    return Frames(
+        torch.zeros(count, 64, 64, 3, dtype=torch.uint8),
+        label_ids,
+        SCHEME,
+        tuple(range(1, count + 1)),
+    )
 
 
 @pytest.fixture
@@ -304,7 +338,9 @@ def test_the_time_left_knows_that_a_growing_input_slows_the_training_down(page, 
     live = training_plots.LiveTraining(frames(5), TrainConfig(image_size=64, growth=1.0, epochs=2))
     live.step(1, 0, 100)
     now[0] = 100.0
-    live.step(2, 0, 100)  # half of the photos, which took (0.75 ** 3 - 0.5 ** 3) / (1 - 0.5 ** 3) = 19/56 of the time
+    live.step(
+        2, 0, 100
+    )  # half of the photos, which took (0.75 ** 3 - 0.5 ** 3) / (1 - 0.5 ** 3) = 19/56 of the time
     assert "about 3 min left" in page.html  # 100 s * 37 / 19 = 195 s
 
 

@@ -25,7 +25,9 @@ def compute_in(dtype, monkeypatch):
         (False, False, "AuthenticAMD", torch.float32),
     ],
 )
-def test_cpus_compute_in_bfloat16_where_that_is_faster(monkeypatch, tmp_path, amx, avx512, vendor, expected):
+def test_cpus_compute_in_bfloat16_where_that_is_faster(
+    monkeypatch, tmp_path, amx, avx512, vendor, expected
+):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
     monkeypatch.setattr(model, "CPUINFO", tmp_path / "cpuinfo")
@@ -36,11 +38,15 @@ def test_cpus_compute_in_bfloat16_where_that_is_faster(monkeypatch, tmp_path, am
 
 @pytest.fixture(scope="module")
 def frames(demo, tmp_path_factory):
-    return prepare(demo, "train", tmp_path_factory.mktemp("prepared"), method="nearest", progress=False)
+    return prepare(
+        demo, "train", tmp_path_factory.mktemp("prepared"), method="nearest", progress=False
+    )
 
 
 def test_float16_learns_what_float32_does(frames, tmp_path, monkeypatch):
-    config = recipe("demo", base_channels=4, fold=1, image_size=32, batch_size=4, epochs=6, learning_rate=0.01)
+    config = recipe(
+        "demo", base_channels=4, fold=1, image_size=32, batch_size=4, epochs=6, learning_rate=0.01
+    )
     histories = {}
     for dtype in (torch.float16, torch.float32):
         compute_in(dtype, monkeypatch)
@@ -52,10 +58,14 @@ def test_float16_learns_what_float32_does(frames, tmp_path, monkeypatch):
 
 
 def test_an_overflow_is_skipped_and_the_training_goes_on():
-    """With a scale that is too large the gradients are infinite: nothing moves, the scale halves, then it works."""
+    """With a scale that is too large the gradients are infinite: nothing moves, the scale halves,
+    then it works."""
     torch.manual_seed(0)
     model, x = UNet(3, 4, 2), torch.randn(2, 3, 32, 32)
-    optimizer, scaler = Muon(model.parameters(), lr=1e-2), torch.amp.GradScaler("cpu", init_scale=2.0**126)
+    optimizer, scaler = (
+        Muon(model.parameters(), lr=1e-2),
+        torch.amp.GradScaler("cpu", init_scale=2.0**126),
+    )
     before, skipped, steps = [p.clone() for p in model.parameters()], 0, 0
     while steps < 3:
         optimizer.zero_grad()
@@ -81,7 +91,8 @@ def test_an_overflow_is_skipped_and_the_training_goes_on():
     ("shape", "scale"), [((64, 576), 1e-6), ((64, 576), 1.0), ((64, 576), 1e4), ((1024, 9216), 1.0)]
 )
 def test_orthogonal_steps_stay_in_range_in_float16(monkeypatch, shape, scale):
-    """Muon's iteration brings the singular values to between 0.5 and 1.5, whatever the size of the gradient."""
+    """Muon's iteration brings the singular values to between 0.5 and 1.5, whatever the size of the
+    gradient."""
     compute_in(torch.float16, monkeypatch)
     step = _orthogonal(torch.randn(shape, generator=torch.Generator().manual_seed(0)) * scale)
     values = torch.linalg.eigvalsh(step @ step.T).sqrt()

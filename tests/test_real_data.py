@@ -18,11 +18,13 @@ from unet_utils import (
     prepare,
 )
 from unet_utils.classes import PALETTE, PALETTE_COLORS
-from unet_utils.decoding import decode_label_ids
 from unet_utils.evaluation import SMALL_MODEL
+from unet_utils.restoring import restore_label_ids
 
 ARCHIVE = os.environ.get("UNET_UTILS_ARCHIVE")
-pytestmark = pytest.mark.skipif(not ARCHIVE, reason="UNET_UTILS_ARCHIVE does not name the archive of the real pairs")
+pytestmark = pytest.mark.skipif(
+    not ARCHIVE, reason="UNET_UTILS_ARCHIVE does not name the archive of the real pairs"
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,10 @@ def test_all_pairs_arrived_in_order(root):
 
 
 def test_the_splits_share_no_photo(root):
-    hashes = [{hash(path.read_bytes()) for path in CityscapesPairs(root, split).paths} for split in ("train", "val")]
+    hashes = [
+        {hash(path.read_bytes()) for path in CityscapesPairs(root, split).paths}
+        for split in ("train", "val")
+    ]
     assert len(hashes[0]) == 2975
     assert not hashes[0] & hashes[1]
 
@@ -53,19 +58,19 @@ def test_big_classes_have_clusters_at_their_colour(root):
     assert moved["guard rail"] > 30  # no guard rail: a mixture
 
 
-def test_phantom_classes_vanish_when_decoded(root):
+def test_phantom_classes_vanish_when_restored(root):
     pairs = CityscapesPairs(root, "val")
     pairs.paths = pairs.paths[::25]
     masks = np.concatenate([masks for _, _, masks in pairs.blocks()])
     ids = {label.name: label.id for label in PALETTE}
-    shares = {method: decode_label_ids(masks, method) for method in ("nearest", "decoder")}
+    shares = {method: restore_label_ids(masks, method) for method in ("nearest", "restored")}
     phantoms = [ids[name] for name in ("tunnel", "trailer", "guard rail", "caravan")]
-    nearest, decoded = (np.isin(labels, phantoms).mean() for labels in shares.values())
-    assert decoded < nearest / 10
+    nearest, restored = (np.isin(labels, phantoms).mean() for labels in shares.values())
+    assert restored < nearest / 10
     # ... and the one that is real stays: val/326.jpg shows a guard rail, painted in its colour.
     (frame,) = (index for index, path in enumerate(pairs.paths) if path.stem == "326")
-    assert (shares["decoder"][frame] == ids["guard rail"]).sum() > 1000
-    road, same = (shares[method] == ids["road"] for method in ("nearest", "decoder"))
+    assert (shares["restored"][frame] == ids["guard rail"]).sum() > 1000
+    road, same = (shares[method] == ids["road"] for method in ("nearest", "restored"))
     assert abs(road.mean() - same.mean()) < 0.02
 
 
@@ -75,12 +80,14 @@ def test_the_small_model_scores_what_is_written_beside_it(root, tmp_path):
     matrix = ConfusionMatrix.total(evaluate(trained.model, frames, trained.scene_size))
     written = json.loads(SMALL_MODEL.with_name("small-evaluation.json").read_text())
     for name, value in matrix.summary().items():
-        # Other processors and precisions round otherwise; another decoder would show.
+        # Other processors and precisions round otherwise; another restorer would show.
         assert value == pytest.approx(written[name], abs=0.003), name
 
 
 def test_the_kept_labels_are_small(root, tmp_path):
-    frames = prepare(root, "val", tmp_path / "cache", method="nearest", keep=tmp_path / "keep", progress=False)
+    frames = prepare(
+        root, "val", tmp_path / "cache", method="nearest", keep=tmp_path / "keep", progress=False
+    )
     assert len(frames) == 500
     (kept,) = (tmp_path / "keep").iterdir()
     assert kept.stat().st_size < 25 * 2**20 * 500 / 3475

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from unet_utils import ConfusionMatrix, bootstrap_mean_iou, get_scheme
-from unet_utils.extras.reports import (
+from unet_utils.use.reports import (
     class_table,
     merge_categories,
     rank_frames,
@@ -16,7 +16,7 @@ from unet_utils.extras.reports import (
     score_report,
     score_table,
 )
-from unet_utils.extras.tensorboard import TensorBoardLog
+from unet_utils.use.tensorboard import TensorBoardLog
 
 SCHEME = get_scheme("cityscapes19")
 
@@ -58,8 +58,22 @@ def test_saved_scores_are_there_for_programs_too(tmp_path):
     assert list(classes)[:2] == ["road", "sidewalk"]  # the best first
     assert sorted(classes) == sorted(SCHEME.names)
     assert [float(v) for v in list(classes["sidewalk"].values())[1:]] == [2, 0.4, 1, 0.5, 0.5]
-    assert list(classes["car"].values()) == ["car", "0", "0.0", "", "", ""]  # absent, although predicted on void
-    assert list(classes["building"].values()) == ["building", "0", "0.0", "", "", ""]  # absent, although predicted
+    assert list(classes["car"].values()) == [
+        "car",
+        "0",
+        "0.0",
+        "",
+        "",
+        "",
+    ]  # absent, although predicted on void
+    assert list(classes["building"].values()) == [
+        "building",
+        "0",
+        "0.0",
+        "",
+        "",
+        "",
+    ]  # absent, although predicted
     with open(tmp_path / "evaluation_frames.csv", newline="") as file:
         frames = list(csv.DictReader(file))
     assert [(row["frame"], float(row["mean_iou"])) for row in frames] == [("7", 0.75), ("9", 1)]
@@ -123,8 +137,14 @@ def test_a_class_never_predicted_is_not_a_division_by_zero():
 
 
 def test_score_table_is_markdown():
-    rows = {"mine": {"pixel_accuracy": 0.5, "class_accuracy": 0.25, "mean_iou": 0.125}, "other": {"mean_iou": np.nan}}
-    assert score_table(rows).splitlines()[-2:] == ["| mine | 0.500 | 0.250 | 0.125 |", "| other | – | – | – |"]
+    rows = {
+        "mine": {"pixel_accuracy": 0.5, "class_accuracy": 0.25, "mean_iou": 0.125},
+        "other": {"mean_iou": np.nan},
+    }
+    assert score_table(rows).splitlines()[-2:] == [
+        "| mine | 0.500 | 0.250 | 0.125 |",
+        "| other | – | – | – |",
+    ]
 
 
 class FakeWriter:
@@ -145,7 +165,9 @@ class FakeWriter:
 
 @pytest.fixture
 def tensorboard(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=FakeWriter))
+    monkeypatch.setitem(
+        sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=FakeWriter)
+    )
 
 
 def events(folder) -> list[str]:
@@ -157,7 +179,9 @@ def test_events_are_written_once_per_epoch_also_after_an_interruption(tensorboar
     log = TensorBoardLog(tmp_path)
     log(history, None)
     log([*history, {"epoch": 2, "loss": 1.5, "mean_iou": 0.1}], None)
-    history.append({"epoch": 2, "loss": 1.0, "mean_iou": 0.3})  # interrupted before it was saved, and done again
+    history.append(
+        {"epoch": 2, "loss": 1.0, "mean_iou": 0.3}
+    )  # interrupted before it was saved, and done again
     log = TensorBoardLog(tmp_path)
     log(history, None)
     log([*history, {"epoch": 3, "loss": 0.5}], None)

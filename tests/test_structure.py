@@ -1,4 +1,5 @@
-"""The layout of the package: which file may import which, how long a file may be, and that imports do nothing."""
+"""The layout of the package: which file may import which, how long a file may be, and that imports
+do nothing."""
 
 import ast
 import os
@@ -10,12 +11,13 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "unet_utils"
-FOLDERS = {"demo", "extras", "platform", "plots"}
+FOLDERS = {"demo", "use", "platform", "plots"}
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-"""Files by the name of their module below `unet_utils`; that of the package itself is `__init__`."""
+"""Files by the name of their module below `unet_utils`; that of the package itself is
+`__init__`."""
 
 
 def floor(module):
@@ -28,13 +30,17 @@ def imports(module, lazy=True):
     """The modules of ours that a module imports; `lazy` counts imports inside of functions, too."""
     tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
-    inside = {id(node) for top in ast.walk(tree) if isinstance(top, functions) for node in ast.walk(top)}
+    inside = {
+        id(node) for top in ast.walk(tree) if isinstance(top, functions) for node in ast.walk(top)
+    }
     found = set()
     for node in ast.walk(tree):
         if not lazy and id(node) in inside:
             continue
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "unet_utils"}
+            found |= {
+                alias.name for alias in node.names if alias.name.split(".")[0] == "unet_utils"
+            }
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{module} has a relative import: these tests do not follow it"
             if (node.module or "").split(".")[0] == "unet_utils":
@@ -43,7 +49,8 @@ def imports(module, lazy=True):
 
 
 def _module_of(name):
-    """`unet_utils.a.b` is the module `a.b`, or a name in the module `a`, or one in the package itself."""
+    """`unet_utils.a.b` is the module `a.b`, or a name in the module `a`, or one in the package
+    itself."""
     parts = name.split(".")[1:]
     while parts and ".".join(parts) not in MODULES:
         parts.pop()
@@ -73,12 +80,15 @@ def test_each_floor_imports_only_what_is_below(module):
     elif floor(module) == "platform":
         allowed = {"demo.pairs"} if module == "platform.archive" else set()  # for get_pairs("demo")
         assert {name for name in used if floor(name) != "platform"} <= allowed
-    elif floor(module) == "extras":
-        assert {floor(name) for name in used} <= {"core", "platform", "extras", "demo"}
+    elif floor(module) == "use":
+        assert {floor(name) for name in used} <= {"core", "platform", "use", "demo"}
     elif floor(module) == "plots":
         assert {floor(name) for name in used} <= {"core", "platform", "plots"}
     elif floor(module) == "demo":
-        assert {name for name in used if floor(name) not in ("demo", "platform")} <= {"classes", "decoding"}
+        assert {name for name in used if floor(name) not in ("demo", "platform")} <= {
+            "classes",
+            "restoring",
+        }
     assert "__init__" not in used, "import from the module that defines the name"
     assert "__main__" not in used
 
@@ -88,22 +98,26 @@ def test_no_module_imports_itself_by_way_of_others():
 
 
 def test_files_are_short():
-    lines = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in MODULES.items()}
+    lines = {
+        module: len(path.read_text(encoding="utf-8").splitlines())
+        for module, path in MODULES.items()
+    }
     assert {module: count for module, count in lines.items() if count > 300} == {}
 
 
 def test_the_top_level_is_easy_to_survey():
     assert 14 <= len(list(PACKAGE.glob("*.py"))) <= 17
-    assert {path.name for path in PACKAGE.iterdir() if path.is_dir()} - {"__pycache__"} == FOLDERS | {"weights"}
+    assert {path.name for path in PACKAGE.iterdir() if path.is_dir()} - {
+        "__pycache__"
+    } == FOLDERS | {"weights"}
 
 
 IMPORT_ALL = """
 import importlib, os, sys
 import matplotlib.pyplot, torch, torchvision, tqdm
 
-def state():
-    threads = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.get_default_dtype()
-    return dict(os.environ), matplotlib.rcParams.copy(), threads
+def state(): threads = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(),
+    torch.get_default_dtype() return dict(os.environ), matplotlib.rcParams.copy(), threads
 
 before, threads = state(), len(sys._current_frames())
 for name in sys.argv[1:]:
@@ -117,7 +131,14 @@ assert not os.listdir(), os.listdir()
 
 def test_nothing_happens_at_import(tmp_path):
     names = ["unet_utils" if module == "__init__" else f"unet_utils.{module}" for module in MODULES]
-    command = [sys.executable, "-c", IMPORT_ALL, *(name for name in names if not name.endswith("__main__"))]
+    command = [
+        sys.executable,
+        "-c",
+        IMPORT_ALL,
+        *(name for name in names if not name.endswith("__main__")),
+    ]
     path = {"PYTHONPATH": str(PACKAGE.parent)}
-    result = subprocess.run(command, cwd=tmp_path, env=os.environ | path, capture_output=True, text=True)
+    result = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | path, capture_output=True, text=True
+    )
     assert (result.stdout, result.stderr, result.returncode) == ("", "", 0)

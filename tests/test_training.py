@@ -15,7 +15,16 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.nn.functional import cross_entropy
 
-from unet_utils import ConfusionMatrix, evaluate, fit, get_scheme, load_trained, prepare, recipe, training
+from unet_utils import (
+    ConfusionMatrix,
+    evaluate,
+    fit,
+    get_scheme,
+    load_trained,
+    prepare,
+    recipe,
+    training,
+)
 from unet_utils.augment import augment, draw_changes
 from unet_utils.checkpoints import NAMES, RunFiles, read_checkpoint
 from unet_utils.config import RECIPES
@@ -27,12 +36,16 @@ from unet_utils.optimizer import Muon, parameter_groups
 from unet_utils.platform.files import LockedError
 from unet_utils.platform.processes import SingleProcess
 
-TINY = recipe("demo", base_channels=2, fold=1, image_size=32, batch_size=4, epochs=3, learning_rate=1e-2)
+TINY = recipe(
+    "demo", base_channels=2, fold=1, image_size=32, batch_size=4, epochs=3, learning_rate=1e-2
+)
 
 
 @pytest.fixture(scope="module")
 def frames(demo, tmp_path_factory):
-    return prepare(demo, "train", tmp_path_factory.mktemp("prepared"), method="nearest", progress=False)
+    return prepare(
+        demo, "train", tmp_path_factory.mktemp("prepared"), method="nearest", progress=False
+    )
 
 
 def run(frames, folder, config=TINY, **options):
@@ -40,16 +53,23 @@ def run(frames, folder, config=TINY, **options):
 
 
 def without_times(history):
-    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in history]
+    return [
+        {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")}
+        for row in history
+    ]
 
 
 def same_weights(first: Path, second: Path) -> bool:
     a, b = (read_checkpoint(path) for path in (first, second))
-    return all(torch.equal(a[part][key], b[part][key]) for part in ("model", "averaged") for key in a[part])
+    return all(
+        torch.equal(a[part][key], b[part][key]) for part in ("model", "averaged") for key in a[part]
+    )
 
 
 def test_it_learns(frames, tmp_path):
-    config = recipe("demo", base_channels=8, fold=1, image_size=64, epochs=40, batch_size=4, learning_rate=0.01)
+    config = recipe(
+        "demo", base_channels=8, fold=1, image_size=64, epochs=40, batch_size=4, learning_rate=0.01
+    )
     history = run(frames, tmp_path, config)
     assert history[-1]["loss"] < 0.7 * history[0]["loss"]
     trained = load_trained(tmp_path / "best.pt", "cpu")
@@ -64,7 +84,9 @@ def test_files_and_history(frames, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == set(NAMES)
     assert [row["epoch"] for row in history] == [1, 2, 3]
     with open(tmp_path / "history.csv") as file:
-        assert [float(row["loss"]) for row in csv.DictReader(file)] == [row["loss"] for row in history]
+        assert [float(row["loss"]) for row in csv.DictReader(file)] == [
+            row["loss"] for row in history
+        ]
     best = read_checkpoint(tmp_path / "best.pt")
     assert best["history"][-1]["mean_iou"] == max(row["mean_iou"] for row in history)
     assert best["scheme"]["name"] == "cityscapes19"
@@ -99,7 +121,9 @@ PATIENCE = 120  # seconds, for one process; a sound one needs a few
 
 
 def train_longer(begun, demo, cache, folder):
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background begins with it ignored
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a job in the background begins with it ignored
     torch.set_num_threads(1)
     frames = prepare(demo, "train", cache, method="nearest", progress=False)
     begun.send(True)
@@ -108,14 +132,17 @@ def train_longer(begun, demo, cache, folder):
 
 @pytest.mark.skipif(os.name == "nt", reason="this system has other signals")
 def test_stopped_at_random_moments_it_still_ends_the_same(demo, tmp_path):
-    """kill -9, SIGTERM and the stop button, the writing of a checkpoint included: on disk is always a whole epoch."""
+    """kill -9, SIGTERM and the stop button, the writing of a checkpoint included: on disk is always
+    a whole epoch."""
     # Forked from a process that only imports: a lock that a killed one held is nobody else's.
     processes = get_context("forkserver")
     processes.set_forkserver_preload(["unet_utils"])
 
     def start(name):
         listener, begun = processes.Pipe(duplex=False)
-        child = processes.Process(target=train_longer, args=(begun, demo, tmp_path / "prepared", tmp_path / name))
+        child = processes.Process(
+            target=train_longer, args=(begun, demo, tmp_path / "prepared", tmp_path / name)
+        )
         child.start()
         assert listener.poll(PATIENCE)  # it is about to train
         return child
@@ -130,7 +157,10 @@ def test_stopped_at_random_moments_it_still_ends_the_same(demo, tmp_path):
     while stopped < 25:
         child = start("killed")
         time.sleep(moments.uniform(0, 0.06 * duration))
-        os.kill(child.pid, moments.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
+        os.kill(
+            child.pid,
+            moments.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT]),
+        )
         code = exit_code(child)
         assert code is not None
         if code == 0:
@@ -139,7 +169,9 @@ def test_stopped_at_random_moments_it_still_ends_the_same(demo, tmp_path):
     assert stopped >= 20
     assert exit_code(start("killed")) == 0
     assert same_weights(tmp_path / "killed" / "last.pt", tmp_path / "whole" / "last.pt")
-    histories = (read_checkpoint(tmp_path / name / "last.pt")["history"] for name in ("killed", "whole"))
+    histories = (
+        read_checkpoint(tmp_path / name / "last.pt")["history"] for name in ("killed", "whole")
+    )
     assert without_times(next(histories)) == without_times(next(histories))
 
 
@@ -155,10 +187,14 @@ def test_resume_refuses_another_class_scheme(demo, frames, tmp_path):
     seven = prepare(demo, "train", tmp_path, "categories7", "nearest", progress=False)
     with pytest.raises(ValueError, match="class scheme cityscapes19, now it is categories7"):
         run(seven, tmp_path / "run")
-    with pytest.raises(ValueError, match="has learned the class scheme 'cityscapes19', not 'categories7'"):
+    with pytest.raises(
+        ValueError, match="has learned the class scheme 'cityscapes19', not 'categories7'"
+    ):
         load_trained(tmp_path / "run" / "best.pt", "cpu", "categories7")
     trained = load_trained(tmp_path / "run" / "best.pt", "cpu")
-    with pytest.raises(ValueError, match="the model has 19 classes, the scheme 'categories7' has 7"):
+    with pytest.raises(
+        ValueError, match="the model has 19 classes, the scheme 'categories7' has 7"
+    ):
         evaluate(trained.model, seven, 32)
 
 
@@ -175,11 +211,17 @@ def test_a_resumed_run_keeps_its_settings_and_compares_only_chosen_ones(frames, 
     begun = recipe("demo", **{**vars(TINY), "epochs": 2})
     with pytest.raises(Interrupted):
         run(frames, tmp_path / "cut", begun, on_epoch=stop_after(1))
-    elsewhere = dataclasses.replace(TINY, augmentation=1.0, seed=7, epochs=9, chosen=frozenset({"base_channels"}))
+    elsewhere = dataclasses.replace(
+        TINY, augmentation=1.0, seed=7, epochs=9, chosen=frozenset({"base_channels"})
+    )
     history = run(frames, tmp_path / "cut", elsewhere)
     assert without_times(history) == without_times(run(frames, tmp_path / "whole", begun))
     with pytest.raises(ValueError, match="augmentation = 0.5, now it is 1.0"):
-        run(frames, tmp_path / "cut", dataclasses.replace(elsewhere, chosen=frozenset({"augmentation"})))
+        run(
+            frames,
+            tmp_path / "cut",
+            dataclasses.replace(elsewhere, chosen=frozenset({"augmentation"})),
+        )
 
 
 def test_more_epochs_after_the_end_train_on_with_a_new_schedule(frames, tmp_path, capsys):
@@ -199,7 +241,9 @@ def test_a_lower_learning_rate_heals_a_run_that_diverged(frames, tmp_path, monke
 
     def diverging(run, x, y, rate):
         calls.append(rate)
-        return step(run, x, y, rate) * (math.nan if len(calls) > 5 and run.config.learning_rate == 0.01 else 1)
+        return step(run, x, y, rate) * (
+            math.nan if len(calls) > 5 and run.config.learning_rate == 0.01 else 1
+        )
 
     monkeypatch.setattr(training, "_step", diverging)
     with pytest.raises(FloatingPointError, match=r"loss of epoch 2 is nan.*resumes after epoch 1"):
@@ -231,7 +275,12 @@ def test_the_encoder_takes_smaller_steps():
         for parameter in model.parameters():
             parameter.grad = torch.randn_like(parameter)
         Muon(parameter_groups(model, model.encoder, encoder_rate), lr=0.1).step()
-        changes.append({name: parameter.detach() - before[name] for name, parameter in model.named_parameters()})
+        changes.append(
+            {
+                name: parameter.detach() - before[name]
+                for name, parameter in model.named_parameters()
+            }
+        )
     full, smaller = changes
     for name, change in full.items():
         assert change.abs().max() > 1e-3
@@ -250,8 +299,12 @@ def test_a_run_has_one_owner(frames, tmp_path):
 
     asked = []
     run(frames, tmp_path, recipe("demo", **{**vars(TINY), "epochs": 1}), on_epoch=second)
-    assert asked[0].startswith(f"LockedError: The run in {tmp_path} is trained by process {os.getpid()}")
-    assert len(run(frames, tmp_path, recipe("demo", **{**vars(TINY), "epochs": 2}))) == 2  # free again
+    assert asked[0].startswith(
+        f"LockedError: The run in {tmp_path} is trained by process {os.getpid()}"
+    )
+    assert (
+        len(run(frames, tmp_path, recipe("demo", **{**vars(TINY), "epochs": 2}))) == 2
+    )  # free again
 
 
 def train_and_answer(frames, folder, answers):
@@ -357,12 +410,23 @@ def test_bad_knobs_are_refused(frames, tmp_path, knob, value, message):
         run(frames, tmp_path, recipe("demo", **{**vars(TINY), knob: value}))
 
 
-@pytest.mark.parametrize("knob", ["image_size", "learning_rate", "augmentation", "class_weighting", "hold_out"])
+@pytest.mark.parametrize(
+    "knob", ["image_size", "learning_rate", "augmentation", "class_weighting", "hold_out"]
+)
 def test_every_knob_changes_the_training(frames, tmp_path, knob):
-    other = {"image_size": 48, "learning_rate": 1e-3, "augmentation": 0.0, "class_weighting": 1.0, "hold_out": False}
+    other = {
+        "image_size": 48,
+        "learning_rate": 1e-3,
+        "augmentation": 0.0,
+        "class_weighting": 1.0,
+        "hold_out": False,
+    }
     config = recipe("demo", **{**vars(TINY), "epochs": 1})
     changed = recipe("demo", **{**vars(config), knob: other[knob]})
-    assert run(frames, tmp_path / "a", config)[0]["loss"] != run(frames, tmp_path / "b", changed)[0]["loss"]
+    assert (
+        run(frames, tmp_path / "a", config)[0]["loss"]
+        != run(frames, tmp_path / "b", changed)[0]["loss"]
+    )
 
 
 def test_the_input_grows_and_its_work_is_known():
@@ -373,8 +437,16 @@ def test_the_input_grows_and_its_work_is_known():
     assert (sizes[0], sizes[500], sizes[-1]) == (64, 128, 128)
     assert set(sizes) == {64, 80, 96, 112, 128}
     work = torch.tensor(sizes).double().square().cumsum(0)
-    for done in (0.1, 0.25, 0.5, 0.75, 1.0):  # counted, against the formula for sizes that are not rounded
-        assert config.work(done) == pytest.approx(float(work[round(done * 1000) - 1] / work[-1]), abs=0.01)
+    for done in (
+        0.1,
+        0.25,
+        0.5,
+        0.75,
+        1.0,
+    ):  # counted, against the formula for sizes that are not rounded
+        assert config.work(done) == pytest.approx(
+            float(work[round(done * 1000) - 1] / work[-1]), abs=0.01
+        )
     flat = recipe("demo", image_size=128)
     assert {flat.input_size(done) for done in steps} == {128}
     assert flat.work(0.3) == pytest.approx(0.3)
@@ -394,14 +466,20 @@ def test_each_step_of_a_run_has_the_size_of_its_time(frames, tmp_path, monkeypat
     assert sizes == sorted(sizes)
     assert sizes[len(sizes) // 2 :] == [64] * (len(sizes) - len(sizes) // 2)
     sizes.clear()
-    run(frames, tmp_path, dataclasses.replace(config, epochs=3))  # the run had ended: it goes on at full size
+    run(
+        frames, tmp_path, dataclasses.replace(config, epochs=3)
+    )  # the run had ended: it goes on at full size
     assert set(sizes) == {64}
 
 
 def test_square_scenes_are_shown_wider_than_in_training():
     for augmentation, width in ((0.0, 256), (0.5, 320), (1.0, 352)):
         config = recipe("cpu", augmentation=augmentation)
-        zooms = draw_changes(20000, torch.Generator().manual_seed(0), augmentation).matrix[:, :, :2].norm(dim=1)
+        zooms = (
+            draw_changes(20000, torch.Generator().manual_seed(0), augmentation)
+            .matrix[:, :, :2]
+            .norm(dim=1)
+        )
         assert config.scene_size(256, 256) == (256, width)
         assert width == pytest.approx(256 / float(zooms.min()) ** 0.5, abs=16)
         assert config.scene_size(256, 512) == (256, 512)
@@ -494,12 +572,15 @@ def test_a_checkpoint_moves_between_machines(frames, tmp_path, monkeypatch, dtyp
 
 def test_the_prior_correction_is_folded_into_the_loaded_model(frames, tmp_path):
     plain, corrected = (
-        recipe("demo", **{**vars(TINY), "epochs": 1, "prior_correction": value}) for value in (0.0, 0.5)
+        recipe("demo", **{**vars(TINY), "epochs": 1, "prior_correction": value})
+        for value in (0.0, 0.5)
     )
     run(frames, tmp_path / "a", plain)
     run(frames, tmp_path / "b", corrected)
     raw = read_checkpoint(tmp_path / "b" / "best.pt")
-    assert torch.equal(raw["model"]["head.bias"], read_checkpoint(tmp_path / "a" / "best.pt")["model"]["head.bias"])
+    assert torch.equal(
+        raw["model"]["head.bias"], read_checkpoint(tmp_path / "a" / "best.pt")["model"]["head.bias"]
+    )
     a, b = (load_trained(tmp_path / name / "best.pt", "cpu").model for name in "ab")
     learn, _ = frames.split_cities()
     expected = -0.5 * class_weights(learn.class_counts(), TINY.class_weighting).log()
@@ -519,7 +600,8 @@ def test_logits_are_shifted_class_by_class_when_pixels_are_folded():
 
 
 def test_a_full_correction_undoes_the_class_weights():
-    """With weights w, the best constant prediction is w p / sum(w p); the corrected logits give p back."""
+    """With weights w, the best constant prediction is w p / sum(w p); the corrected logits give p
+    back."""
     counts = torch.tensor([700, 200, 100])
     weights, p = class_weights(counts, 0.5), counts / counts.sum()
     logits = (weights * p / (weights * p).sum()).log()
@@ -534,7 +616,9 @@ def test_auxiliary_heads_train_and_leave_no_trace_in_the_model(frames, tmp_path)
     assert without_times(history) == without_times(run(frames, tmp_path / "whole", config))
     assert same_weights(tmp_path / "cut" / "last.pt", tmp_path / "whole" / "last.pt")
     run(frames, tmp_path / "plain")
-    with_heads, plain = (read_checkpoint(tmp_path / name / "best.pt")["model"] for name in ("whole", "plain"))
+    with_heads, plain = (
+        read_checkpoint(tmp_path / name / "best.pt")["model"] for name in ("whole", "plain")
+    )
     assert with_heads.keys() == plain.keys()
     assert any(not torch.equal(with_heads[key], plain[key]) for key in plain)
 
@@ -546,15 +630,21 @@ def test_each_auxiliary_head_has_its_own_size():
     labels = torch.full((1, 64, 64), 255)
     labels[:, :8, :8] = 2
     weights = torch.ones(5)
-    loss, total = (value.item() for value in segmentation_loss(outputs, labels, weights, 0.5, lambda tensor: tensor))
+    loss, total = (
+        value.item()
+        for value in segmentation_loss(outputs, labels, weights, 0.5, lambda tensor: tensor)
+    )
     own = [
         cross_entropy(
-            out[:, :, : out.shape[2] // 8, : out.shape[2] // 8].flatten(2), torch.full((1, (out.shape[2] // 8) ** 2), 2)
+            out[:, :, : out.shape[2] // 8, : out.shape[2] // 8].flatten(2),
+            torch.full((1, (out.shape[2] // 8) ** 2), 2),
         )
         for out in outputs
     ]
     assert loss == pytest.approx(own[0].item(), rel=1e-5)
-    assert total == pytest.approx(own[0].item() + 0.5 * sum(o.item() for o in own[1:]) / 4, rel=1e-5)
+    assert total == pytest.approx(
+        own[0].item() + 0.5 * sum(o.item() for o in own[1:]) / 4, rel=1e-5
+    )
 
 
 def test_on_step_counts_the_photos_of_each_epoch(frames, tmp_path):
@@ -580,7 +670,9 @@ def test_a_set_without_a_labelled_pixel_is_refused(frames, tmp_path):
         run(dataclasses.replace(frames, label_ids=half), tmp_path)
 
 
-def test_a_drive_that_drops_is_reported_once_and_used_again_when_it_returns(frames, tmp_path, capsys):
+def test_a_drive_that_drops_is_reported_once_and_used_again_when_it_returns(
+    frames, tmp_path, capsys
+):
     drive = tmp_path / "drive" / "MyDrive"
 
     def drop_and_return(history, model):
@@ -604,13 +696,23 @@ def test_an_unmounted_drive_is_never_made_as_a_plain_folder(frames, tmp_path):
             (tmp_path / "drive" / "MyDrive").rename(tmp_path / "gone")
 
     (tmp_path / "drive" / "MyDrive").mkdir(parents=True)
-    run(frames, tmp_path / "machine", backup=tmp_path / "drive" / "MyDrive" / "runs", on_epoch=unmount)
+    run(
+        frames,
+        tmp_path / "machine",
+        backup=tmp_path / "drive" / "MyDrive" / "runs",
+        on_epoch=unmount,
+    )
     assert not (tmp_path / "drive" / "MyDrive").exists()
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "foreign"])
 def test_last_pt_is_enough_to_go_on(frames, tmp_path, damage, capsys):
-    run(frames, tmp_path / "machine", backup=tmp_path / "drive", config=recipe("demo", **{**vars(TINY), "epochs": 2}))
+    run(
+        frames,
+        tmp_path / "machine",
+        backup=tmp_path / "drive",
+        config=recipe("demo", **{**vars(TINY), "epochs": 2}),
+    )
     (tmp_path / "drive" / "history.csv").unlink()
     best = tmp_path / "drive" / "best.pt"
     best.unlink()
@@ -626,7 +728,9 @@ def test_last_pt_is_enough_to_go_on(frames, tmp_path, damage, capsys):
 def test_a_damaged_last_pt_is_named(frames, tmp_path):
     (tmp_path / "drive").mkdir()
     (tmp_path / "drive" / "last.pt").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"drive/last\.pt is not a usable checkpoint .*it is empty"):
+    with pytest.raises(
+        ValueError, match=r"drive/last\.pt is not a usable checkpoint .*it is empty"
+    ):
         run(frames, tmp_path / "machine", backup=tmp_path / "drive")
 
 
@@ -644,7 +748,8 @@ def test_a_compiler_that_is_missing_is_said_by_the_knobs_name(frames, tmp_path, 
 
 
 def test_checkpoints_of_the_first_version_load_and_go_on(frames, tmp_path):
-    """They have no auxiliary heads, no prior correction, no group options, and settings that are gone."""
+    """They have no auxiliary heads, no prior correction, no group options, and settings that are
+    gone."""
     with pytest.raises(Interrupted):
         run(frames, tmp_path / "cut", on_epoch=stop_after(1))
     checkpoint = read_checkpoint(tmp_path / "cut" / "last.pt")
@@ -665,16 +770,22 @@ def test_checkpoints_of_the_first_version_load_and_go_on(frames, tmp_path):
     assert same_weights(tmp_path / "cut" / "last.pt", tmp_path / "whole" / "last.pt")
 
 
-@pytest.mark.skipif(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11), reason="this torch asks the driver")
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11), reason="this torch asks the driver"
+)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("encoder", [None, "resnet34"])
 def test_on_a_gpu_no_devices_are_mixed(encoder, monkeypatch):
-    """What a GPU would do, with tensors that have a device but no values: an operation across two devices fails."""
+    """What a GPU would do, with tensors that have a device but no values: an operation across two
+    devices fails."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     with FakeTensorMode():
         with torch.device("cuda"):
             model = UNet(3, 19, 4, 1, encoder, False)
-            arrays = torch.empty(4, 256, 256, 3, dtype=torch.uint8), torch.empty(4, 256, 256, dtype=torch.uint8)
+            arrays = (
+                torch.empty(4, 256, 256, 3, dtype=torch.uint8),
+                torch.empty(4, 256, 256, dtype=torch.uint8),
+            )
         frames = Frames(*arrays, get_scheme("cityscapes19"), (1, 2, 3, 4))
         ((photos, labels),) = frames.batches([torch.arange(4)], "cuda")
         x, y = augment(photos, labels, 64, draw_changes(4, torch.Generator()))
@@ -703,12 +814,16 @@ def test_settings_that_a_resumed_run_keeps_are_printed(frames, tmp_path, capsys)
 def test_an_unchanged_best_pt_is_not_copied_again(frames, tmp_path, monkeypatch):
     """Drive moves each replaced file to its bin, and counts it."""
     copied = []
-    monkeypatch.setattr("unet_utils.checkpoints.copy_verified", lambda source, target: copied.append(source.name))
+    monkeypatch.setattr(
+        "unet_utils.checkpoints.copy_verified", lambda source, target: copied.append(source.name)
+    )
     files = RunFiles(tmp_path / "machine", tmp_path / "drive")
     for folder in (files.folder, files.backup):
         folder.mkdir()
         (folder / "best.pt").touch()
-    checkpoint = {key: {} for key in ("format", "model", "model_config", "config", "scheme", "averaged")}
+    checkpoint = {
+        key: {} for key in ("format", "model", "model_config", "config", "scheme", "averaged")
+    }
     checkpoint |= {"epoch": 1, "history": [{"epoch": 1}]}
     files.save(checkpoint, is_best=False)
     assert copied == ["history.csv", "last.pt"]

@@ -12,11 +12,12 @@ from PIL import Image
 from unet_utils import UNet, get_scheme
 from unet_utils.demo.street import draw_scene
 from unet_utils.evaluation import Trained
-from unet_utils.extras import video
-from unet_utils.extras.video import is_video, segment_video, show_video
+from unet_utils.use import video
+from unet_utils.use.video import is_video, segment_video, show_video
 
 needs_ffmpeg = pytest.mark.skipif(
-    not (shutil.which("ffmpeg") and shutil.which("ffprobe")), reason="the programs ffmpeg and ffprobe are not installed"
+    not (shutil.which("ffmpeg") and shutil.which("ffprobe")),
+    reason="the programs ffmpeg and ffprobe are not installed",
 )
 
 
@@ -57,7 +58,21 @@ def save_frames(scenes, folder):
 
 def save_mp4(scenes, path, rate="25", *options):
     size = "{}x{}".format(*scenes[0].size)
-    command = ["ffmpeg", "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", rate, "-i", "-"]
+    command = [
+        "ffmpeg",
+        "-v",
+        "error",
+        "-f",
+        "rawvideo",
+        "-pix_fmt",
+        "rgb24",
+        "-s",
+        size,
+        "-r",
+        rate,
+        "-i",
+        "-",
+    ]
     command += ["-c:v", "libx264", "-pix_fmt", "yuv420p", *options, str(path)]
     subprocess.run(command, input=b"".join(scene.tobytes() for scene in scenes), check=True)
     return path
@@ -81,12 +96,17 @@ def animation(path) -> tuple[int, tuple[int, int], float]:
 
 
 def test_without_ffmpeg_it_is_frames_and_a_webp(trained, scenes, tmp_path, without_ffmpeg):
-    path = segment_video(trained, save_gif(scenes, tmp_path / "drive.gif"), tmp_path / "out", progress=False)
+    path = segment_video(
+        trained, save_gif(scenes, tmp_path / "drive.gif"), tmp_path / "out", progress=False
+    )
     assert path == tmp_path / "out" / "drive-segmented.webp"
     assert animation(path) == (12, (400, 120), 80)
     frames = sorted((tmp_path / "out" / "drive-segmented").iterdir())
     assert [frame.name for frame in frames] == [f"{number:06}.jpg" for number in range(1, 13)]
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["drive-segmented", "drive-segmented.webp"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "drive-segmented",
+        "drive-segmented.webp",
+    ]
     with Image.open(frames[-1]) as image:
         pixels = np.asarray(image).astype(int)
     assert np.abs(pixels[:, :200] - np.asarray(scenes[-1])).mean() < 12  # the original at the left
@@ -98,7 +118,11 @@ def test_without_ffmpeg_it_is_frames_and_a_webp(trained, scenes, tmp_path, witho
 def test_a_folder_of_frames_is_a_video(trained, scenes, tmp_path, without_ffmpeg):
     folder = save_frames(scenes[:3], tmp_path / "frames")
     scenes[3].resize((300, 100)).save(folder / "999.jpg")  # another size
-    assert animation(segment_video(trained, folder, tmp_path, progress=False)) == (4, (400, 120), 40)
+    assert animation(segment_video(trained, folder, tmp_path, progress=False)) == (
+        4,
+        (400, 120),
+        40,
+    )
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no JPEG or PNG frame"):
         segment_video(trained, tmp_path / "empty", tmp_path)
@@ -110,7 +134,9 @@ def test_a_folder_of_frames_is_a_video(trained, scenes, tmp_path, without_ffmpeg
 
 def test_a_video_without_ffmpeg_says_what_to_do(trained, tmp_path, without_ffmpeg):
     (tmp_path / "drive.mp4").write_bytes(b"...")
-    with pytest.raises(RuntimeError, match=r"ffmpeg is needed to read drive\.mp4: install it .* or give a folder"):
+    with pytest.raises(
+        RuntimeError, match=r"ffmpeg is needed to read drive\.mp4: install it .* or give a folder"
+    ):
         segment_video(trained, tmp_path / "drive.mp4", tmp_path)
 
 
@@ -126,16 +152,30 @@ def test_only_what_moves_is_a_video(scenes, tmp_path):
     scenes[0].save(tmp_path / "still.gif")
     scenes[0].save(tmp_path / "photo.png")
     (tmp_path / "broken.webp").write_text("no picture")
-    names = ["moves.gif", "still.gif", "photo.png", "broken.webp", "gone.gif", "a.MP4", "b.mov", "c.jpg", "d"]
+    names = [
+        "moves.gif",
+        "still.gif",
+        "photo.png",
+        "broken.webp",
+        "gone.gif",
+        "a.MP4",
+        "b.mov",
+        "c.jpg",
+        "d",
+    ]
     assert [name for name in names if is_video(tmp_path / name)] == ["moves.gif", "a.MP4", "b.mov"]
     assert is_video("https://x.org/a.mp4")
     assert not is_video("https://x.org/a.png")
 
 
-def test_frames_are_read_when_they_are_needed(trained, scenes, tmp_path, monkeypatch, without_ffmpeg):
+def test_frames_are_read_when_they_are_needed(
+    trained, scenes, tmp_path, monkeypatch, without_ffmpeg
+):
     folder, opened, predicted = save_frames(scenes, tmp_path / "frames"), [], []
     real_open, real_predict = video._open_frame, video.predict_classes
-    monkeypatch.setattr(video, "_open_frame", lambda file: (opened.append(file), real_open(file))[1])
+    monkeypatch.setattr(
+        video, "_open_frame", lambda file: (opened.append(file), real_open(file))[1]
+    )
 
     def predict(model, photos, size, flip):
         predicted.append(len(photos))
@@ -143,14 +183,19 @@ def test_frames_are_read_when_they_are_needed(trained, scenes, tmp_path, monkeyp
         return real_predict(model, photos, size, flip)
 
     monkeypatch.setattr(video, "predict_classes", predict)
-    segment_video(trained, folder, tmp_path / "out", progress=False, max_seconds=10 / video.FOLDER_RATE)
+    segment_video(
+        trained, folder, tmp_path / "out", progress=False, max_seconds=10 / video.FOLDER_RATE
+    )
     assert sum(predicted) == 10
 
 
 def test_large_frames_are_reduced_to_even_sizes(trained, tmp_path, without_ffmpeg, monkeypatch):
     monkeypatch.setattr(video, "LARGEST", (101, 101))
     save_frames([Image.new("RGB", (333, 77), "red")] * 2, tmp_path / "frames")
-    assert animation(segment_video(trained, tmp_path / "frames", tmp_path, progress=False))[1] == (200, 24)
+    assert animation(segment_video(trained, tmp_path / "frames", tmp_path, progress=False))[1] == (
+        200,
+        24,
+    )
 
 
 @needs_ffmpeg
@@ -164,9 +209,13 @@ def test_a_video_becomes_a_video_that_browsers_play(trained, scenes, tmp_path, r
     found = probe(done)
     assert (found["codec_name"], found["pix_fmt"], found["nb_frames"]) == ("h264", "yuv420p", "12")
     numerator, denominator = found["avg_frame_rate"].split("/")
-    assert int(numerator) / int(denominator) == pytest.approx(25 if rate == "25" else 30000 / 1001, rel=1e-3)
+    assert int(numerator) / int(denominator) == pytest.approx(
+        25 if rate == "25" else 30000 / 1001, rel=1e-3
+    )
     assert (found["width"], found["height"]) == (2 * (size[0] // 2 * 2), size[1] // 2 * 2)
-    subprocess.run(["ffmpeg", "-v", "error", "-i", f"file:{done}", str(tmp_path / "%d.png")], check=True)
+    subprocess.run(
+        ["ffmpeg", "-v", "error", "-i", f"file:{done}", str(tmp_path / "%d.png")], check=True
+    )
     with Image.open(tmp_path / "12.png") as image:
         left = np.asarray(image.convert("RGB"))[:, : found["width"] // 2].astype(int)
     assert np.abs(left - np.asarray(scenes[-1].resize(left.shape[1::-1]))).mean() < 15
@@ -175,18 +224,27 @@ def test_a_video_becomes_a_video_that_browsers_play(trained, scenes, tmp_path, r
 
 @needs_ffmpeg
 def test_with_ffmpeg_animations_become_videos_too(trained, scenes, tmp_path):
-    done = segment_video(trained, save_gif(scenes, tmp_path / "drive.gif", 100), tmp_path, progress=False)
+    done = segment_video(
+        trained, save_gif(scenes, tmp_path / "drive.gif", 100), tmp_path, progress=False
+    )
     assert (probe(done)["nb_frames"], probe(done)["avg_frame_rate"]) == ("12", "10/1")
 
 
 @needs_ffmpeg
 def test_a_video_filmed_upright_is_upright_and_a_part_is_enough(trained, scenes, tmp_path):
     save_mp4(scenes, tmp_path / "flat.mp4")
-    source, target = ["-i", str(tmp_path / "flat.mp4")], ["-c", "copy", str(tmp_path / "turned.mp4")]
-    if subprocess.run(["ffmpeg", "-v", "error", "-display_rotation", "90", *source, *target]).returncode:
+    source, target = (
+        ["-i", str(tmp_path / "flat.mp4")],
+        ["-c", "copy", str(tmp_path / "turned.mp4")],
+    )
+    if subprocess.run(
+        ["ffmpeg", "-v", "error", "-display_rotation", "90", *source, *target]
+    ).returncode:
         old = ["-metadata:s:v", "rotate=90"]  # before ffmpeg 6
         subprocess.run(["ffmpeg", "-y", "-v", "error", *source, *old, *target], check=True)
-    done = segment_video(trained, tmp_path / "turned.mp4", tmp_path, progress=False, max_seconds=0.2)
+    done = segment_video(
+        trained, tmp_path / "turned.mp4", tmp_path, progress=False, max_seconds=0.2
+    )
     found = probe(done)
     assert (found["width"], found["height"], found["nb_frames"]) == (240, 200, "5")
 
@@ -213,9 +271,12 @@ def test_an_encoder_that_fails_says_why(trained, scenes, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{fake}{os.pathsep}{os.environ['PATH']}")
     large = [Image.effect_noise((640, 360), 80).convert("RGB")] * 12  # more than a pipe holds
     with pytest.raises(
-        RuntimeError, match=r"ffmpeg could not write .*drive-segmented\.mp4 \(Unknown encoder libx264\)"
+        RuntimeError,
+        match=r"ffmpeg could not write .*drive-segmented\.mp4 \(Unknown encoder libx264\)",
     ):
-        segment_video(trained, save_frames(large, tmp_path / "drive"), tmp_path / "out", progress=False)
+        segment_video(
+            trained, save_frames(large, tmp_path / "drive"), tmp_path / "out", progress=False
+        )
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -241,4 +302,6 @@ def test_a_long_video_needs_no_more_memory(trained, tmp_path, without_ffmpeg):
         segment_video(trained, frames, tmp_path / "out", progress=False, max_seconds=seconds)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] < peaks[0] + 10 * 320 * 160 * 3  # all frames side by side are 120 times this size
+    assert (
+        peaks[1] < peaks[0] + 10 * 320 * 160 * 3
+    )  # all frames side by side are 120 times this size

@@ -1,16 +1,17 @@
-"""Learn street-scene segmentation on the Kaggle Cityscapes image pairs: the functions that the notebooks use."""
+"""Learn street-scene segmentation on the Kaggle Cityscapes image pairs: the functions that the
+notebooks use."""
 
 from unet_utils.classes import IGNORE, LABELS, PALETTE, ClassScheme, get_scheme
 from unet_utils.clustering import Clusters, color_histogram, find_clusters
 from unet_utils.config import TrainConfig, recipe
 from unet_utils.dataset import CityscapesPairs, prepare
-from unet_utils.decoding import decode_masks
 from unet_utils.evaluation import evaluate, load_trained, predict
 from unet_utils.frames import Frames
 from unet_utils.metrics import ConfusionMatrix, bootstrap_mean_iou
 from unet_utils.model import UNet, count_parameters, model_summary
 from unet_utils.platform.archive import check_pairs, get_pairs
 from unet_utils.platform.environment import Environment, setup
+from unet_utils.restoring import restore_labels
 from unet_utils.training import fit
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
     "check_pairs",
     "color_histogram",
     "count_parameters",
-    "decode_masks",
     "evaluate",
     "find_clusters",
     "fit",
@@ -40,5 +40,6 @@ __all__ = [
     "predict",
     "prepare",
     "recipe",
+    "restore_labels",
     "setup",
 ]

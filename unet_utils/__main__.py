@@ -13,29 +13,31 @@ from unet_utils.classes import ClassScheme
 from unet_utils.clustering import choose_scheme
 from unet_utils.config import RECIPES, SETTINGS, recipe, settings_table
 from unet_utils.dataset import prepare
-from unet_utils.decoding import METHODS
 from unet_utils.evaluation import SMALL_MODEL, Trained, evaluate, find_checkpoint, load_trained
-from unet_utils.extras.audit import audit, official_frames
-from unet_utils.extras.compare import compare_runs
-from unet_utils.extras.distributed import open_processes
-from unet_utils.extras.export import export_model, frames_per_second
-from unet_utils.extras.full_size import is_official, prepare_official
-from unet_utils.extras.photos import predict_photos, printable
-from unet_utils.extras.reports import class_table, save_scores, score_report, score_table
-from unet_utils.extras.tensorboard import TensorBoardLog
-from unet_utils.extras.video import is_video, segment_video
 from unet_utils.frames import Frames
 from unet_utils.metrics import ConfusionMatrix
 from unet_utils.platform.archive import get_pairs, is_full_set
 from unet_utils.platform.environment import Environment, setup
 from unet_utils.platform.files import user_path
+from unet_utils.restoring import METHODS
 from unet_utils.training import fit
+from unet_utils.use.audit import audit, official_frames
+from unet_utils.use.compare import compare_runs
+from unet_utils.use.distributed import open_processes
+from unet_utils.use.export import export_model, frames_per_second
+from unet_utils.use.full_size import is_official, prepare_official
+from unet_utils.use.photos import predict_photos, printable
+from unet_utils.use.reports import class_table, save_scores, score_report, score_table
+from unet_utils.use.tensorboard import TensorBoardLog
+from unet_utils.use.video import is_video, segment_video
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; print user errors in one line."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may not fit the terminal's encoding
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # names of files may not fit the terminal's encoding
     options = _parser().parse_args(arguments)
     try:
         with open_processes() as options.processes:
@@ -45,11 +47,18 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _root(options: argparse.Namespace, env: Environment) -> Path:
-    return user_path(options.data) if is_official(options.data) else get_pairs(options.data, env.data)
+    return (
+        user_path(options.data) if is_official(options.data) else get_pairs(options.data, env.data)
+    )
 
 
 def _frames(
-    options: argparse.Namespace, env: Environment, root: Path, split: str, scheme: str | ClassScheme, clusters: int = 20
+    options: argparse.Namespace,
+    env: Environment,
+    root: Path,
+    split: str,
+    scheme: str | ClassScheme,
+    clusters: int = 20,
 ) -> Frames:
     cache = env.data / "prepared"
     if is_official(root):
@@ -75,7 +84,9 @@ def _audit(options: argparse.Namespace, env: Environment) -> None:
 
 def _train(options: argparse.Namespace, env: Environment) -> None:
     def load() -> Frames:
-        return _frames(options, env, _root(options, env), "train", options.scheme, options.num_clusters)
+        return _frames(
+            options, env, _root(options, env), "train", options.scheme, options.num_clusters
+        )
 
     frames = options.processes.in_turn(load)
     if options.skip_first:
@@ -105,7 +116,9 @@ def _evaluate(options: argparse.Namespace, env: Environment) -> None:
         frames = official_frames(options.official, root, trained.scheme)
     else:
         frames = _frames(options, env, root, "val", trained.scheme)
-    matrices = evaluate(trained.model, frames, trained.scene_size, flip=options.flip, progress="evaluating")
+    matrices = evaluate(
+        trained.model, frames, trained.scene_size, flip=options.flip, progress="evaluating"
+    )
     matrix = ConfusionMatrix.total(matrices)
     print(class_table(matrix, trained.scheme), end="\n\n")
     if options.official:
@@ -137,7 +150,9 @@ def _export(options: argparse.Namespace, env: Environment) -> None:
     path = export_model(trained, options.out or env.results / options.run / "unet.torchscript")
     print(f"{path}: {path.stat().st_size / 2**20:.1f} MB")
     if path.suffix == ".torchscript":
-        warnings.filterwarnings("ignore", message=".*torch.jit")  # newer torch deprecates what older torch can read
+        warnings.filterwarnings(
+            "ignore", message=".*torch.jit"
+        )  # newer torch deprecates what older torch can read
         model = torch.jit.load(path, map_location=env.device)
         for size in (1, 16):
             photos = torch.randint(256, (size, 3, 256, 256), dtype=torch.uint8)
@@ -150,7 +165,11 @@ def _compare(options: argparse.Namespace, env: Environment) -> None:
 
 
 def _checkpoint(options: argparse.Namespace, env: Environment) -> Path:
-    return user_path(options.checkpoint) if options.checkpoint else find_checkpoint(env.run_folders(options.run)[0])
+    return (
+        user_path(options.checkpoint)
+        if options.checkpoint
+        else find_checkpoint(env.run_folders(options.run)[0])
+    )
 
 
 def _trained(options: argparse.Namespace, env: Environment) -> Trained:
@@ -172,7 +191,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--data", default="kaggle", help=text)
         text = "height of official frames in pixels, a multiple of 32 (default: 1024)"
         sub.add_argument("--height", type=int, default=1024, help=text)
-        sub.add_argument("--labels", choices=METHODS, default="decoder", help="how masks become labels")
+        sub.add_argument(
+            "--labels", choices=METHODS, default="restored", help="how masks become labels"
+        )
 
     def run(sub: argparse.ArgumentParser) -> None:
         # Not --run: torchrun would take that for an abbreviation of its own options.
@@ -184,51 +205,82 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--checkpoint", help="file to use instead of the run's best.pt")
 
     def flip(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--flip", action="store_true", help="average with the mirrored photo; twice the time")
+        sub.add_argument(
+            "--flip", action="store_true", help="average with the mirrored photo; twice the time"
+        )
 
     scheme: dict[str, Any] = {
         "choices": ("cityscapes19", "categories7", "cityscapes30", "clusters"),
         "default": "cityscapes19",
         "help": "the classes (default: cityscapes19)",
     }
-    sub = command("prepare", _prepare, "decode the pairs once and print the share of each class")
+    sub = command("prepare", _prepare, "restore the pairs once and print the share of each class")
     data(sub)
     sub.add_argument("--scheme", **scheme)
     sub = command("audit", _audit, "compare recovered labels with official ones that you have")
     data(sub)
-    sub.add_argument("--official", required=True, help="folder with *_labelIds.png files and pairs.csv")
+    sub.add_argument(
+        "--official", required=True, help="folder with *_labelIds.png files and pairs.csv"
+    )
     sub = command("train", _train, "train a UNet, or continue an interrupted run")
     data(sub)
     sub.add_argument("--scheme", **scheme)
     run(sub)
-    sub.add_argument("--recipe", choices=RECIPES, help="default settings (default: by device, or demo)")
-    sub.add_argument("--num-clusters", type=int, default=20, help="for the scheme clusters (default: 20)")
+    sub.add_argument(
+        "--recipe", choices=RECIPES, help="default settings (default: by device, or demo)"
+    )
+    sub.add_argument(
+        "--num-clusters", type=int, default=20, help="for the scheme clusters (default: 20)"
+    )
     text = "continue an earlier run of this name; --no-resume renames its files and begins again (default: continue)"
     sub.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help=text)
-    sub.add_argument("--start-from", metavar="CHECKPOINT", help="start a new run from the weights of another one")
-    sub.add_argument("--skip-first", type=int, default=0, help="leave the first N training pairs out")
+    sub.add_argument(
+        "--start-from", metavar="CHECKPOINT", help="start a new run from the weights of another one"
+    )
+    sub.add_argument(
+        "--skip-first", type=int, default=0, help="leave the first N training pairs out"
+    )
     for setting in SETTINGS:
-        kind: dict[str, Any] = {"type": setting.type, "metavar": getattr(setting.type, "__name__", "").upper()}
+        kind: dict[str, Any] = {
+            "type": setting.type,
+            "metavar": getattr(setting.type, "__name__", "").upper(),
+        }
         if setting.type is bool:
             kind = {"action": argparse.BooleanOptionalAction}
-        sub.add_argument(f"--{setting.name.replace('_', '-')}", default=None, help="default: the recipe's", **kind)
+        sub.add_argument(
+            f"--{setting.name.replace('_', '-')}",
+            default=None,
+            help="default: the recipe's",
+            **kind,
+        )
     sub = command("evaluate", _evaluate, "score a model on the validation pairs")
     data(sub)
     model(sub)
     flip(sub)
-    sub.add_argument("--official", help="score on the frames of this folder of official labels (see audit) instead")
+    sub.add_argument(
+        "--official",
+        help="score on the frames of this folder of official labels (see audit) instead",
+    )
     sub = command("predict", _predict, "segment photos or videos")
-    sub.add_argument("photos", nargs="+", metavar="PHOTO", help="photos, folders of photos, and videos")
+    sub.add_argument(
+        "photos", nargs="+", metavar="PHOTO", help="photos, folders of photos, and videos"
+    )
     model(sub)
     flip(sub)
-    sub.add_argument("--out", default="predictions", help="folder for the results (default: predictions)")
+    sub.add_argument(
+        "--out", default="predictions", help="folder for the results (default: predictions)"
+    )
     text = "also write official label ids as PNG, for other tools to score"
     sub.add_argument("--label-ids", action="store_true", help=text)
     sub = command("export", _export, "write a model as one file that runs without this package")
     model(sub)
     text = "file ending in .torchscript, or in .onnx (needs the onnx package); default: unet.torchscript in the run"
     sub.add_argument("--out", help=text)
-    sub = command("compare", _compare, "compare the runs in the results folder: differing settings, time, scores")
+    sub = command(
+        "compare",
+        _compare,
+        "compare the runs in the results folder: differing settings, time, scores",
+    )
     sub.add_argument("runs", nargs="*", metavar="RUN", help="names of runs (default: all)")
     return parser
 

@@ -8,12 +8,20 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from unet_utils.platform.files import RunLock, copy_verified, is_disk_full, make_backup_folder, replacing, user_path
+from unet_utils.platform.files import (
+    RunLock,
+    copy_verified,
+    is_disk_full,
+    make_backup_folder,
+    replacing,
+    user_path,
+)
 
 FORMAT = 1
 """Version of the checkpoint's layout."""
 NAMES = ("best.pt", "history.csv", "last.pt")
-"""The files of a run. `last.pt` holds all that is needed to resume; `best.pt` all that is needed to use the model."""
+"""The files of a run. `last.pt` holds all that is needed to resume; `best.pt` all that is needed to
+use the model."""
 PARTS = ("format", "model", "model_config", "epoch", "history", "config", "scheme")
 """The keys of every checkpoint."""
 
@@ -48,16 +56,23 @@ def read_checkpoint(path: str | Path) -> dict:
 
 
 def load_matching(model: nn.Module, checkpoint: dict, path: str | Path | None) -> None:
-    """Load those weights of the checkpoint of another run, read from `path`, whose name and shape fit the model.
+    """Load those weights of the checkpoint of another run, read from `path`, whose name and shape
+    fit the model.
 
     Raises:
         ValueError: no weight fits.
     """
     own = model.state_dict()
     weights = checkpoint.get("averaged", checkpoint["model"])
-    fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
+    fitting = {
+        name: value
+        for name, value in weights.items()
+        if name in own and own[name].shape == value.shape
+    }
     if not any(value.ndim > 1 for value in fitting.values()):  # counters and biases fit by chance
-        raise ValueError(f"no weight of {path} fits this network: choose a run with the same width and encoder")
+        raise ValueError(
+            f"no weight of {path} fits this network: choose a run with the same width and encoder"
+        )
     model.load_state_dict(fitting, strict=False)
     print(f"Starting from {path}: {len(fitting)} of {len(own)} tensors fit.")
 
@@ -69,7 +84,8 @@ class RunFiles:
     Attributes:
         folder: where the run is written.
         backup: a second folder (on Drive) that gets a copy after every epoch; None for no backup.
-        backup_failed: whether the last copy failed; a failure is reported once, not after every epoch.
+        backup_failed: whether the last copy failed; a failure is reported once, not after every
+            epoch.
         lock: a context that makes this process the only owner of the run.
     """
 
@@ -91,7 +107,8 @@ class RunFiles:
         return self.folder / "best.pt"
 
     def save(self, checkpoint: dict, is_best: bool) -> None:
-        """Write the files of an epoch and copy them to the backup. A failure is reported, and the training continues.
+        """Write the files of an epoch and copy them to the backup. A failure is reported, and the
+        training continues.
 
         Raises:
             LockedError: another process has taken over the run.
@@ -102,11 +119,15 @@ class RunFiles:
                 _write_best(self.best, checkpoint)
             with replacing(self.folder / "history.csv") as unfinished:
                 write_csv(unfinished, checkpoint["history"])
-            with replacing(self.last) as unfinished:  # written last: it means that the epoch is complete
+            with replacing(
+                self.last
+            ) as unfinished:  # written last: it means that the epoch is complete
                 torch.save(checkpoint, unfinished)
         except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
             advice = "free some space there" if is_disk_full(error) else "check that folder"
-            print(f"Could not save epoch {checkpoint['epoch']} in {self.folder} ({error}): {advice}.")
+            print(
+                f"Could not save epoch {checkpoint['epoch']} in {self.folder} ({error}): {advice}."
+            )
             return
         if self.backup:
             self._copy_to_backup(self.backup, new_best)
@@ -115,8 +136,14 @@ class RunFiles:
         try:
             make_backup_folder(backup)
             for name in NAMES:
-                # Drive moves each replaced file to its bin, which counts as used space: copy only what has changed.
-                if name != "best.pt" or new_best or self.backup_failed or not (backup / name).exists():
+                # Drive moves each replaced file to its bin, which counts as used space: copy only
+                # what has changed.
+                if (
+                    name != "best.pt"
+                    or new_best
+                    or self.backup_failed
+                    or not (backup / name).exists()
+                ):
                     copy_verified(self.folder / name, backup / name)
         except OSError as error:
             if not self.backup_failed:
@@ -132,7 +159,8 @@ class RunFiles:
             self.backup_failed = False
 
     def restore(self) -> None:
-        """Restore a run from the backup if this machine has none. Of the backup, `last.pt` is enough.
+        """Restore a run from the backup if this machine has none. Of the backup, `last.pt` is
+        enough.
 
         Raises:
             ValueError: the backup's `last.pt` is damaged; the message names it.
@@ -152,16 +180,21 @@ class RunFiles:
         copy_verified(self.backup / "last.pt", self.last)
 
     def set_aside(self) -> None:
-        """Rename the files of an earlier run of this name: `last.pt` becomes `last-1.pt`, and so on."""
+        """Rename the files of an earlier run of this name: `last.pt` becomes `last-1.pt`, and so
+        on."""
         _rename_files(self.folder)
         if self.backup and not os.path.isdir(self.backup):
-            print(f"{self.backup} cannot be reached: this run is not copied there, as it could replace an earlier one.")
+            print(
+                f"{self.backup} cannot be reached: this run is not copied there, as it could replace an earlier one."
+            )
             self.backup = None
         elif self.backup:
             try:
                 _rename_files(self.backup)
             except OSError as error:
-                print(f"Could not rename the earlier run in {self.backup} ({error}): this run is not copied there.")
+                print(
+                    f"Could not rename the earlier run in {self.backup} ({error}): this run is not copied there."
+                )
                 self.backup = None
 
 

@@ -1,10 +1,10 @@
 """The Cityscapes label table, and the class schemes made from it.
 
-A number in an array is one of two things. A *label id* is the official Cityscapes id of a pixel, 0 to 33: masks are
-decoded to label ids, and these are cached. A *class index* is what a network predicts. A `ClassScheme` turns label ids
-into class indices. The table is the one of the Cityscapes paper (https://arxiv.org/abs/1604.01685) and of the file
-`labels.py` in https://github.com/mcordts/cityscapesScripts.
-"""
+A number in an array is one of two things. A *label id* is the official Cityscapes id of a pixel, 0
+to 33: masks are restored to label ids, and these are cached. A *class index* is what a network
+predicts. A `ClassScheme` turns label ids into class indices. The table is the one of the Cityscapes
+paper (https://arxiv.org/abs/1604.01685) and of the file `labels.py` in
+https://github.com/mcordts/cityscapesScripts."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -64,7 +64,8 @@ LABELS: tuple[Label, ...] = (
     Label("bicycle", 33, 18, "vehicle", (119, 11, 32)),
 )
 
-# Some labels share a colour (static and unlabeled; pole and polegroup): the first id stands for all of them.
+# Some labels share a colour (static and unlabeled; pole and polegroup): the first id stands for all
+# of them.
 _BY_COLOR = {label.color: label for label in reversed(LABELS)}
 PALETTE: tuple[Label, ...] = tuple(sorted(_BY_COLOR.values(), key=lambda label: label.id))
 """The 29 labels with different colours: what a colour mask can tell apart."""
@@ -102,13 +103,15 @@ class ClassScheme:
         return np.array(self.lookup, dtype=np.uint8)[label_ids]
 
     def colorize(self, classes: np.ndarray) -> np.ndarray:
-        """Return the colours `uint8 [..., 3]` of class indices `uint8 [...]`; ignored pixels are black."""
+        """Return the colours `uint8 [..., 3]` of class indices `uint8 [...]`; ignored pixels are
+        black."""
         table = np.zeros((256, 3), dtype=np.uint8)
         table[: self.num_classes] = self.colors
         return table[classes]
 
     def overlay(self, photo: np.ndarray, classes: np.ndarray, opacity: float = 0.5) -> np.ndarray:
-        """Blend the class colours over a photo, with white borders between classes; void shows the photo.
+        """Blend the class colours over a photo, with white borders between classes; void shows the
+        photo.
 
         Args:
             photo: `uint8 [H, W, 3]`.
@@ -120,7 +123,9 @@ class ClassScheme:
         """
         strength = np.where(classes[..., None] == IGNORE, 0, opacity)
         blended = photo * (1 - strength) + self.colorize(classes) * strength
-        border = np.zeros(classes.shape, dtype=bool)  # where the class changes to the right or below
+        border = np.zeros(
+            classes.shape, dtype=bool
+        )  # where the class changes to the right or below
         border[:, :-1] |= classes[:, :-1] != classes[:, 1:]
         border[:-1] |= classes[:-1] != classes[1:]
         blended[border] = 255
@@ -140,10 +145,12 @@ class ClassScheme:
         )
         ids = tuple(int(label_id) for label_id in fields.get("cluster_ids", ()))
         if fields["name"] == "clusters" and not ids:
-            # Checkpoints before version 0.2: the lookup was by cluster number, and `colors` held the void clusters too.
+            # Checkpoints before version 0.2: the lookup was by cluster number, and `colors` held
+            # the void clusters too.
             by_name = {label.name: label.id for label in LABELS}
             ids = tuple(
-                by_name[names[lookup[i]]] if lookup[i] != IGNORE else _nearest_void(c) for i, c in enumerate(colors)
+                by_name[names[lookup[i]]] if lookup[i] != IGNORE else _nearest_void(c)
+                for i, c in enumerate(colors)
             )
             centers, colors = colors, colors[: len(names)]
             lookup = _lookup({by_name[name]: index for index, name in enumerate(names)})
@@ -152,19 +159,27 @@ class ClassScheme:
 
 def _nearest_void(color: tuple[int, ...]) -> int:
     void = [label for label in PALETTE if label.category == "void"]
-    return min(void, key=lambda label: sum((a - b) ** 2 for a, b in zip(label.color, color, strict=True))).id
+    return min(
+        void, key=lambda label: sum((a - b) ** 2 for a, b in zip(label.color, color, strict=True))
+    ).id
 
 
 def cluster_scheme(label_ids: Sequence[int], centers: np.ndarray) -> ClassScheme:
-    """Return the scheme `clusters`: one class per colour cluster; those named after a void colour are ignored.
+    """Return the scheme `clusters`: one class per colour cluster; those named after a void colour
+    are ignored.
 
     Args:
-        label_ids: official label id of the palette colour that each cluster is named after, all different.
+        label_ids: official label id of the palette colour that each cluster is named after, all
+            different.
         centers: mean colour of each cluster, `float [K, 3]`, 0 to 255.
     """
     named = {label.id: label.name for label in PALETTE if label.category != "void"}
     colors = tuple(tuple(color) for color in centers.round().astype(int).tolist())
-    classes = [(label_id, color) for label_id, color in zip(label_ids, colors, strict=True) if label_id in named]
+    classes = [
+        (label_id, color)
+        for label_id, color in zip(label_ids, colors, strict=True)
+        if label_id in named
+    ]
     return ClassScheme(
         name="clusters",
         names=tuple(named[label_id] for label_id, _ in classes),
@@ -180,40 +195,57 @@ def _lookup(class_of_id: dict[int, int]) -> tuple[int, ...]:
 
 
 def _cityscapes19() -> ClassScheme:
-    kept = sorted((label for label in LABELS if label.train_id != IGNORE), key=lambda label: label.train_id)
+    kept = sorted(
+        (label for label in LABELS if label.train_id != IGNORE), key=lambda label: label.train_id
+    )
     lookup = _lookup({label.id: label.train_id for label in kept})
-    return ClassScheme("cityscapes19", tuple(k.name for k in kept), tuple(k.color for k in kept), lookup)
+    return ClassScheme(
+        "cityscapes19", tuple(k.name for k in kept), tuple(k.color for k in kept), lookup
+    )
 
 
 def _categories7() -> ClassScheme:
-    # As in the official evaluation of categories: only the 19 evaluated classes count, all others are ignored.
+    # As in the official evaluation of categories: only the 19 evaluated classes count, all others
+    # are ignored.
     evaluated = [label for label in LABELS if label.train_id != IGNORE]
     names = tuple(dict.fromkeys(label.category for label in evaluated))
-    first = {name: next(label.color for label in evaluated if label.category == name) for name in names}
+    first = {
+        name: next(label.color for label in evaluated if label.category == name) for name in names
+    }
     lookup = _lookup({label.id: names.index(label.category) for label in evaluated})
     return ClassScheme("categories7", names, tuple(first.values()), lookup)
 
 
 def _cityscapes30() -> ClassScheme:
-    # All 30 annotated classes, in the order of their ids. Static and polegroup share a colour with another label, so
-    # labels recovered from colour masks never contain them, and reports show them as absent.
+    # All 30 annotated classes, in the order of their ids. Static and polegroup share a colour with
+    # another label, so labels recovered from colour masks never contain them, and reports show them
+    # as absent.
     kept = [label for label in LABELS if label.id >= 4]
     lookup = _lookup({label.id: index for index, label in enumerate(kept)})
-    return ClassScheme("cityscapes30", tuple(k.name for k in kept), tuple(k.color for k in kept), lookup)
+    return ClassScheme(
+        "cityscapes30", tuple(k.name for k in kept), tuple(k.color for k in kept), lookup
+    )
 
 
-_SCHEMES = {"cityscapes19": _cityscapes19, "categories7": _categories7, "cityscapes30": _cityscapes30}
+_SCHEMES = {
+    "cityscapes19": _cityscapes19,
+    "categories7": _categories7,
+    "cityscapes30": _cityscapes30,
+}
 
 
 def get_scheme(scheme: str | ClassScheme) -> ClassScheme:
     """Return the class scheme of that name; a `ClassScheme` is returned as it is.
 
     Raises:
-        ValueError: unknown name. `clusters` is not known by name: `clustering.find_clusters` finds it in the data.
+        ValueError: unknown name. `clusters` is not known by name: `clustering.find_clusters` finds
+            it in the data.
     """
     if isinstance(scheme, ClassScheme):
         return scheme
     if scheme not in _SCHEMES:
         hint = " Build it with unet_utils.find_clusters(...)." if scheme == "clusters" else ""
-        raise ValueError(f"unknown class scheme {scheme!r}: choose one of {', '.join(_SCHEMES)} or clusters.{hint}")
+        raise ValueError(
+            f"unknown class scheme {scheme!r}: choose one of {', '.join(_SCHEMES)} or clusters.{hint}"
+        )
     return _SCHEMES[scheme]()

@@ -1,4 +1,5 @@
-"""The settings of a training run, and the recipes: their values for a GPU, for a CPU and for the demo set."""
+"""The settings of a training run, and the recipes: their values for a GPU, for a CPU and for the
+demo set."""
 
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -13,34 +14,40 @@ class TrainConfig:
     """The settings of a training run. `recipe` gives good values; the defaults here are neutral.
 
     Attributes:
-        base_channels: width of the first level of the UNet; with an encoder, of the last level of the expanding path.
+        base_channels: width of the first level of the UNet; with an encoder, of the last level of
+            the expanding path.
         fold: fold each fold x fold block of pixels into channels inside the network, see `UNet`.
-        encoder: a network with ImageNet weights as the contracting path, see `encoders`, or "none" for the UNet's own.
-        image_size: height and width of the network's input at the end of the training, pixels. Scores are always at
-            256.
-        growth: share of the training in which the input grows from half of `image_size` to all of it, because the first
-            steps learn as much from small photos, in less time (https://arxiv.org/abs/2104.00298). 0 for full size
-            from the start.
+        encoder: a network with ImageNet weights as the contracting path, see `encoders`, or "none"
+            for the UNet's own.
+        image_size: height and width of the network's input at the end of the training, pixels.
+            Scores are always at 256.
+        growth: share of the training in which the input grows from half of `image_size` to all of
+            it, because the first steps learn as much from small photos, in less time
+            (https://arxiv.org/abs/2104.00298). 0 for full size from the start.
         batch_size: photos per step.
         epochs: number of times that every photo is used.
         learning_rate: maximum of the one-cycle schedule.
-        final_rate: the schedule ends at this share of `learning_rate`. Above 0, the weights keep moving until the end,
-            and `averaging` takes the place of small steps.
-        encoder_rate: learning rate of the contracting path relative to `learning_rate`; 0 for the same.
+        final_rate: the schedule ends at this share of `learning_rate`. Above 0, the weights keep
+            moving until the end, and `averaging` takes the place of small steps.
+        encoder_rate: learning rate of the contracting path relative to `learning_rate`; 0 for the
+            same.
         weight_decay: kernels shrink by this share of the learning rate per step.
-        augmentation: strength of random zoom, rotation and colour, see `draw_changes`; 0 for the flip alone.
-        class_weighting: power of the inverse class frequency that weights the loss; 0 weights all pixels equally, 1 all
-            classes.
-        prior_correction: this fraction of log(class weight) is subtracted from each class logit of the trained model. 0
-            changes nothing, 1 removes the whole shift towards rare classes.
-        auxiliary: weight of the loss of auxiliary heads on each level of the expanding path, in training only.
+        augmentation: strength of random zoom, rotation and colour, see `draw_changes`; 0 for the
+            flip alone.
+        class_weighting: power of the inverse class frequency that weights the loss; 0 weights all
+            pixels equally, 1 all classes.
+        prior_correction: this fraction of log(class weight) is subtracted from each class logit of
+            the trained model. 0 changes nothing, 1 removes the whole shift towards rare classes.
+        auxiliary: weight of the loss of auxiliary heads on each level of the expanding path, in
+            training only.
         averaging: the kept weights are a running average over about this share of the training.
-        hold_out: keep two training cities out, and keep the epoch with the best score on them; otherwise train on
-            all frames and keep the last epoch.
+        hold_out: keep two training cities out, and keep the epoch with the best score on them;
+            otherwise train on all frames and keep the last epoch.
         compile: use torch.compile. The first steps then take minutes.
         seed: of the weights, the order and the augmentation.
-        chosen: names of the settings that the person chose; the others follow the recipe. None counts all as chosen. A
-            resumed run must not differ from its checkpoint in a chosen setting, and keeps all others.
+        chosen: names of the settings that the person chose; the others follow the recipe. None
+            counts all as chosen. A resumed run must not differ from its checkpoint in a chosen
+            setting, and keeps all others.
 
     Raises:
         ValueError: an impossible value; the message names the setting.
@@ -85,19 +92,29 @@ class TrainConfig:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must not be negative")
         if self.augmentation > 2:
-            raise ValueError(f"augmentation is {self.augmentation}: choose 0 to 2, more would invert colours")
+            raise ValueError(
+                f"augmentation is {self.augmentation}: choose 0 to 2, more would invert colours"
+            )
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate}: it must be positive")
         if self.encoder not in ("none", *ENCODERS):
-            raise ValueError(f"encoder is {self.encoder!r}: choose one of none, {', '.join(ENCODERS)}")
+            raise ValueError(
+                f"encoder is {self.encoder!r}: choose one of none, {', '.join(ENCODERS)}"
+            )
         if self.encoder != "none" and self.fold != 1:
-            raise ValueError(f"fold is {self.fold}, but {self.encoder} takes photos as they are: set fold to 1")
+            raise ValueError(
+                f"fold is {self.fold}, but {self.encoder} takes photos as they are: set fold to 1"
+            )
         for name, whole in (("growth", "training"), ("final_rate", "learning rate")):
             if getattr(self, name) > 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it is a share of the {whole}, choose 0 to 1")
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}: it is a share of the {whole}, choose 0 to 1"
+                )
         step = self._step
         if self.image_size % step or self.image_size < 32:
-            raise ValueError(f"image_size is {self.image_size}: choose a multiple of {step}, at least 32")
+            raise ValueError(
+                f"image_size is {self.image_size}: choose a multiple of {step}, at least 32"
+            )
         if self.batch_size == 1 and self.input_size(0.0) == step:
             raise ValueError(
                 f"batch_size is 1 and an input of {step} pixels leaves a single pixel at the lowest level, which batch "
@@ -113,19 +130,26 @@ class TrainConfig:
         return max(1, round(pixels / self._step)) * self._step
 
     def input_size(self, done: float) -> int:
-        """Return height and width of the network's input, pixels, when a share `done` of the training is over."""
+        """Return height and width of the network's input, pixels, when a share `done` of the
+        training is over."""
         share = 1.0 if done >= self.growth else 0.5 + 0.5 * done / self.growth
         return self._possible(self.image_size * share)
 
     def work(self, done: float) -> float:
-        """Return the share of the computation that is over when a share `done` of the training is over."""
+        """Return the share of the computation that is over when a share `done` of the training is
+        over."""
         # The integral of the squared size: a third of its cube while the input grows.
         grown = min(done, self.growth)
-        small = 2 / 3 * self.growth * ((0.5 + 0.5 * grown / self.growth) ** 3 - 0.125) if self.growth else 0.0
+        small = (
+            2 / 3 * self.growth * ((0.5 + 0.5 * grown / self.growth) ** 3 - 0.125)
+            if self.growth
+            else 0.0
+        )
         return (small + done - grown) / (1 - 5 / 12 * self.growth)
 
     def time_left(self, seconds: float, before: float, done: float) -> float:
-        """Return the seconds that are left, if the training took `seconds` from the share `before` to `done`."""
+        """Return the seconds that are left, if the training took `seconds` from the share `before`
+        to `done`."""
         before, now = self.work(before), self.work(done)
         return seconds * (1 - now) / (now - before)
 
@@ -135,25 +159,41 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, settings: dict) -> "TrainConfig":
-        """Return the settings of a checkpoint. Settings that it does not have get their neutral defaults."""
-        return cls(**{setting.name: settings[setting.name] for setting in SETTINGS if setting.name in settings})
+        """Return the settings of a checkpoint. Settings that it does not have get their neutral
+        defaults."""
+        return cls(
+            **{
+                setting.name: settings[setting.name]
+                for setting in SETTINGS
+                if setting.name in settings
+            }
+        )
 
     def network(self, num_classes: int) -> dict:
         """Return the arguments of the `UNet`."""
-        network = {"num_classes": num_classes, "base_channels": self.base_channels, "fold": self.fold}
+        network = {
+            "num_classes": num_classes,
+            "base_channels": self.base_channels,
+            "fold": self.fold,
+        }
         if self.encoder == "none":
             return network
         # Coarse to fine; ConvNeXt has three levels, the others four.
         widths = [int(self.base_channels * factor) for factor in (4, 2, 1.5, 1)]
-        return network | {"encoder": self.encoder, "expanding_channels": widths[-expanding_levels(self.encoder) :]}
+        return network | {
+            "encoder": self.encoder,
+            "expanding_channels": widths[-expanding_levels(self.encoder) :],
+        }
 
     def scene_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the height and width at which the trained network sees a whole frame of this size, pixels.
+        """Return the height and width at which the trained network sees a whole frame of this size,
+        pixels.
 
-        Square frames are squeezed scenes. They are shown wider than in training, by the square root of the largest zoom
-        of the augmentation: objects are then about as large as they were there (https://arxiv.org/abs/1906.06423), and
-        less squeezed. On held-out cities, this was better than showing height and width larger.
-        """
+        Square frames are squeezed scenes. They are shown wider than in training, by the square root
+        of the largest zoom
+        of the augmentation: objects are then about as large as they were there
+        (https://arxiv.org/abs/1906.06423), and less squeezed. On held-out cities, this was better
+        than showing height and width larger."""
         if height != width:
             return height, width
         return self.image_size, self._possible(self.image_size * 2 ** (self.augmentation / 2))
@@ -176,7 +216,8 @@ RECIPES = {
     ),
     "demo": TrainConfig(base_channels=16, fold=2, batch_size=8, epochs=20, augmentation=0.5),
 }
-"""Settings for a GPU, for two CPU cores, and for the 240 pairs of the demo set; docs/training.md has the evidence."""
+"""Settings for a GPU, for two CPU cores, and for the 240 pairs of the demo set; docs/training.md
+has the evidence."""
 
 
 ENCODER_SETTINGS = {
@@ -202,7 +243,9 @@ def recipe(name: str, **knobs) -> TrainConfig:
     Raises:
         ValueError: an impossible value.
     """
-    chosen = {knob: value for knob, value in knobs.items() if value is not None and knob != "chosen"}
+    chosen = {
+        knob: value for knob, value in knobs.items() if value is not None and knob != "chosen"
+    }
     settings = ENCODER_SETTINGS | chosen if chosen.get("encoder", "none") != "none" else chosen
     return replace(RECIPES.get(name, RECIPES["gpu"]), **settings, chosen=frozenset(chosen))
 
@@ -212,7 +255,8 @@ CHANGEABLE = ("epochs", "learning_rate", "compile")
 
 
 def continued(config: TrainConfig, checkpoint: dict, path: Path) -> TrainConfig:
-    """Return the settings of a resumed run: those of its checkpoint, and the chosen ones that may change.
+    """Return the settings of a resumed run: those of its checkpoint, and the chosen ones that may
+    change.
 
     Raises:
         ValueError: a chosen setting differs from that of the checkpoint, and may not change.
@@ -243,7 +287,8 @@ def continued(config: TrainConfig, checkpoint: dict, path: Path) -> TrainConfig:
 
 
 def explain_error(error: Exception, config: TrainConfig) -> None:
-    """Raise a RuntimeError that names the setting to change, for errors of torch that a setting avoids."""
+    """Raise a RuntimeError that names the setting to change, for errors of torch that a setting
+    avoids."""
     if isinstance(error, torch.OutOfMemoryError):
         raise RuntimeError(
             f"the GPU's memory is full at batch_size {config.batch_size}, image_size {config.image_size}, "
@@ -251,11 +296,14 @@ def explain_error(error: Exception, config: TrainConfig) -> None:
         ) from error
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         problem = next(iter(str(error).splitlines()), type(error).__name__)
-        raise RuntimeError(f"torch.compile failed ({problem}): set compile to False (COMPILE)") from error
+        raise RuntimeError(
+            f"torch.compile failed ({problem}): set compile to False (COMPILE)"
+        ) from error
 
 
 def settings_table(config: TrainConfig, name: str) -> str:
-    """Return a Markdown table of the settings, and the values of the recipe `name` where they differ."""
+    """Return a Markdown table of the settings, and the values of the recipe `name` where they
+    differ."""
     usual = RECIPES.get(name, RECIPES["gpu"])
     lines = ["| setting | value | recipe |", "|---|---|---|"]
     for setting in SETTINGS:

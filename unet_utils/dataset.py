@@ -1,8 +1,7 @@
 """The pairs: one file with photo and mask, and a split prepared once as arrays on disk.
 
-`CityscapesPairs` reads one file at a time. `prepare` goes through a split once and keeps photos and label ids as
-memory-mapped `uint8` arrays, so that no epoch has to decode a JPEG again.
-"""
+`CityscapesPairs` reads one file at a time. `prepare` goes through a split once and keeps photos and
+label ids as memory-mapped `uint8` arrays, so that no epoch has to decode a JPEG again."""
 
 import errno
 import hashlib
@@ -21,13 +20,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.io import decode_jpeg, read_file
 
-from unet_utils import decoding
+from unet_utils import restoring
 from unet_utils.classes import ClassScheme, get_scheme
-from unet_utils.decoding import SIDE
 from unet_utils.frames import Frames
 from unet_utils.platform.archive import find_pairs, pair_files
 from unet_utils.platform.environment import progress_bar
 from unet_utils.platform.files import make_backup_folder, replacing, require_space, user_path
+from unet_utils.restoring import SIDE
 
 
 def read_pair(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -37,7 +36,8 @@ def read_pair(path: Path) -> tuple[np.ndarray, np.ndarray]:
         photo and mask, each `uint8 [256, 256, 3]`.
 
     Raises:
-        ValueError: the file is not a complete 512x256 RGB JPEG; the message names it and the next step.
+        ValueError: the file is not a complete 512x256 RGB JPEG; the message names it and the next
+            step.
     """
     try:
         # The same JPEG library as Pillow's, without Pillow's extra copies: a fifth of the time.
@@ -57,7 +57,9 @@ def _read_with_pillow(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             if image.format != "JPEG" or image.mode != "RGB":
-                raise ValueError(f"{path} is a {image.mode} {image.format}, not an RGB JPEG. {advice}")
+                raise ValueError(
+                    f"{path} is a {image.mode} {image.format}, not an RGB JPEG. {advice}"
+                )
             if image.size != (2 * SIDE, SIDE):
                 width, height = image.size
                 raise ValueError(
@@ -83,21 +85,28 @@ class CityscapesPairs(Dataset):
         folder = find_pairs(Path(root)) / split
         self.paths = pair_files(folder)
         if not self.paths:
-            raise FileNotFoundError(f"no numbered .jpg files in {folder}: is {split!r} the split you want?")
+            raise FileNotFoundError(
+                f"no numbered .jpg files in {folder}: is {split!r} the split you want?"
+            )
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Return photo and mask, each `uint8 [3, 256, 256]`."""
-        photo, mask = (torch.from_numpy(half.transpose(2, 0, 1).copy()) for half in read_pair(self.paths[index]))
+        photo, mask = (
+            torch.from_numpy(half.transpose(2, 0, 1).copy())
+            for half in read_pair(self.paths[index])
+        )
         return photo, mask
 
-    def blocks(self, size: int = 128, progress: str = "") -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    def blocks(
+        self, size: int = 128, progress: str = ""
+    ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
         """Yield `(where, photos, masks)` for all pairs in order, `uint8 [n, 256, 256, 3]` each.
 
-        Files are decoded in as many threads as there are cores. While one block is used, the next is read.
-        """
+        Files are restored in as many threads as there are cores. While one block is used, the next
+        is read."""
 
         def read(path: Path, photo: np.ndarray, mask: np.ndarray) -> None:
             photo[:], mask[:] = read_pair(path)
@@ -105,7 +114,12 @@ class CityscapesPairs(Dataset):
         def begin(start: int) -> tuple[Iterator[None], slice, np.ndarray, np.ndarray]:
             paths = self.paths[start : start + size]
             photos, masks = np.empty((2, len(paths), SIDE, SIDE, 3), dtype=np.uint8)
-            return pool.map(read, paths, photos, masks), slice(start, start + len(paths)), photos, masks
+            return (
+                pool.map(read, paths, photos, masks),
+                slice(start, start + len(paths)),
+                photos,
+                masks,
+            )
 
         with (
             ThreadPoolExecutor(os.cpu_count()) as pool,
@@ -121,7 +135,8 @@ class CityscapesPairs(Dataset):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the names and contents of all files. Caches are keyed by it, so changed files get a new cache."""
+        """Hash of the names and contents of all files. Caches are keyed by it, so changed files get
+        a new cache."""
         digest = hashlib.blake2b(digest_size=8)
         for path in self.paths:
             digest.update(path.name.encode() + path.read_bytes())
@@ -133,7 +148,7 @@ def prepare(
     split: str,
     cache: str | Path,
     scheme: str | ClassScheme = "cityscapes19",
-    method: str = "decoder",
+    method: str = "restored",
     keep: str | Path | None = None,
     progress: bool = True,
 ) -> Frames:
@@ -144,9 +159,10 @@ def prepare(
         split: `train` or `val`.
         cache: folder for the arrays, on a fast local disk.
         scheme: class scheme, by name or as an object (the `clusters` scheme).
-        method: how masks become labels, `decoder` or `nearest`; see `decoding.decode_label_ids`.
-        keep: folder that outlives the machine (on Drive), for a compressed copy of the label ids, a few MB. It is read
-            when the cache is empty, and written when it does not hold the labels yet. A copy that fails is a warning.
+        method: how masks become labels, `restored` or `nearest`; see `restoring.restore_label_ids`.
+        keep: folder that outlives the machine (on Drive), for a compressed copy of the label ids, a
+            few MB. It is read when the cache is empty, and written when it does not hold the labels
+            yet. A copy that fails is a warning.
         progress: show a bar.
 
     Returns:
@@ -170,7 +186,7 @@ def prepare(
         for where, photos, masks in pairs.blocks(progress=f"preparing {split}" if progress else ""):
             values = {photos_file: photos}
             if labels_file in missing:
-                values[labels_file] = decoding.decode_label_ids(masks, method, scheme=scheme)
+                values[labels_file] = restoring.restore_label_ids(masks, method, scheme=scheme)
             yield where, values
 
     build_arrays({photos_file: (*shape, 3), labels_file: shape}, blocks)
@@ -184,13 +200,16 @@ def _label_key(scheme: ClassScheme, method: str) -> str:
     if scheme.cluster_colors:
         return (
             "clusters-"
-            + hashlib.blake2b(repr((scheme.cluster_colors, scheme.cluster_ids)).encode(), digest_size=4).hexdigest()
+            + hashlib.blake2b(
+                repr((scheme.cluster_colors, scheme.cluster_ids)).encode(), digest_size=4
+            ).hexdigest()
         )
-    return f"decoder-{decoding.decoder_version()}" if method == "decoder" else method
+    return f"restored-{restoring.restorer_version()}" if method == "restored" else method
 
 
 def _restore_labels(kept: Path, file: Path, shape: tuple[int, ...]) -> None:
-    """Unpack the kept copy of the label ids, if it is there and whole; otherwise the masks are decoded again."""
+    """Unpack the kept copy of the label ids, if it is there and whole; otherwise the masks are
+    restored again."""
     try:
         if kept.exists():
             with np.load(kept) as archive:
@@ -200,7 +219,9 @@ def _restore_labels(kept: Path, file: Path, shape: tuple[int, ...]) -> None:
             with replacing(file) as unfinished:
                 np.save(unfinished, label_ids)
     except Exception as error:  # zipfile, zlib and numpy have different errors for a damaged file
-        print(f"Warning: {kept} cannot be used ({error or type(error).__name__}): the masks are decoded again.")
+        print(
+            f"Warning: {kept} cannot be used ({error or type(error).__name__}): the masks are restored again."
+        )
         with suppress(OSError):
             kept.unlink(missing_ok=True)  # so that it is written again
 
@@ -219,11 +240,13 @@ def build_arrays(
     shapes: dict[Path, tuple[int, ...]],
     blocks: Callable[[set[Path]], Iterable[tuple[slice, dict[Path, np.ndarray]]]],
 ) -> None:
-    """Write those arrays that are not complete on disk yet, block by block; no array is held in memory.
+    """Write those arrays that are not complete on disk yet, block by block; no array is held in
+    memory.
 
     Args:
         shapes: shape of each `uint8` array, by its file; all files in one folder.
-        blocks: given the missing files, yields where a block goes and the values of at least these files there.
+        blocks: given the missing files, yields where a block goes and the values of at least these
+            files there.
 
     Raises:
         OSError: not enough space.
@@ -235,7 +258,9 @@ def build_arrays(
     require_space(next(iter(missing)).parent, sum(math.prod(shape) for shape in missing.values()))
     with ExitStack() as stack:
         arrays = {
-            file: np.lib.format.open_memmap(stack.enter_context(replacing(file)), "w+", np.uint8, shape)
+            file: np.lib.format.open_memmap(
+                stack.enter_context(replacing(file)), "w+", np.uint8, shape
+            )
             for file, shape in missing.items()
         }
         for where, values in blocks(set(missing)):
@@ -257,7 +282,8 @@ def _is_complete(file: Path, shape: tuple[int, ...]) -> bool:
 
 
 def map_array(file: Path) -> Tensor:
-    """Return an array on disk as a tensor; the system loads its pages when they are used, and drops them again.
+    """Return an array on disk as a tensor; the system loads its pages when they are used, and drops
+    them again.
 
     Values written to the tensor never reach the file.
     """
@@ -266,7 +292,8 @@ def map_array(file: Path) -> Tensor:
     except OSError as error:
         if error.errno != errno.ENOMEM:
             raise
-    # Copy on write reserves memory for every page. There is not enough of it: map the file read-only.
+    # Copy on write reserves memory for every page. There is not enough of it: map the file
+    # read-only.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # torch does not support read-only tensors
         return torch.from_numpy(np.load(file, mmap_mode="r"))

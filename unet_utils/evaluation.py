@@ -49,7 +49,9 @@ class Trained:
         return height, width
 
 
-def load_trained(path: str | Path, device: torch.device | str, scheme: str | None = None) -> Trained:
+def load_trained(
+    path: str | Path, device: torch.device | str, scheme: str | None = None
+) -> Trained:
     """Load a model.
 
     Args:
@@ -58,7 +60,8 @@ def load_trained(path: str | Path, device: torch.device | str, scheme: str | Non
         scheme: name of the class scheme that the caller expects; None accepts any.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_checkpoint`; or the model has learned another class scheme.
+        FileNotFoundError, ValueError: as `read_checkpoint`; or the model has learned another class
+            scheme.
     """
     checkpoint = read_checkpoint(path)
     learned = ClassScheme.from_dict(checkpoint["scheme"])
@@ -76,7 +79,8 @@ def load_trained(path: str | Path, device: torch.device | str, scheme: str | Non
 
 
 def find_checkpoint(run: str | Path) -> Path:
-    """Return the best checkpoint of a run; without one, the small model of the package, with a message.
+    """Return the best checkpoint of a run; without one, the small model of the package, with a
+    message.
 
     Args:
         run: folder of the run.
@@ -95,8 +99,9 @@ def predict(model: UNet, photos: Tensor, image_size: Size, flip: bool = False) -
     Args:
         model: in evaluation mode; the photos are copied to its device.
         photos: `uint8 [N, 3, H, W]`, any H and W.
-        image_size: height and width of the network's input, pixels: `Trained.scene_size` for frames of the kind it was
-            trained on, `photo_size` for other photos. One number if both are equal.
+        image_size: height and width of the network's input, pixels: `Trained.scene_size` for frames
+            of the kind it was trained on, `photo_size` for other photos. One number if both are
+            equal.
         flip: average with the prediction for the mirrored photo; takes twice the time.
 
     Returns:
@@ -112,9 +117,11 @@ def predict(model: UNet, photos: Tensor, image_size: Size, flip: bool = False) -
 def predict_classes(model: UNet, photos: Tensor, image_size: Size, flip: bool = False) -> Tensor:
     """Return the most probable class of each pixel, `uint8 [N, H, W]`; arguments as in `predict`.
 
-    Needs much less memory than `predict`: the probabilities of a 12-megapixel photo would take 0.9 GB.
-    """
-    return enlarge_classes(_logits(model, photos, image_size, flip), photos.shape[2], photos.shape[3])
+    Needs much less memory than `predict`: the probabilities of a 12-megapixel photo would take 0.9
+    GB."""
+    return enlarge_classes(
+        _logits(model, photos, image_size, flip), photos.shape[2], photos.shape[3]
+    )
 
 
 def _logits(model: UNet, photos: Tensor, image_size: Size, flip: bool) -> Tensor:
@@ -128,9 +135,11 @@ def _logits(model: UNet, photos: Tensor, image_size: Size, flip: bool) -> Tensor
 
 
 def enlarge_classes(logits: Tensor, height: int, width: int, most: int = 2**23) -> Tensor:
-    """Return the most probable classes after bilinear enlargement, computed in strips of rows to save memory.
+    """Return the most probable classes after bilinear enlargement, computed in strips of rows to
+    save memory.
 
-    Written in the part of Python that TorchScript supports: an exported model contains this function.
+    Written in the part of Python that TorchScript supports: an exported model contains this
+    function.
 
     Args:
         logits: `float32 [N, C, h, w]`.
@@ -138,14 +147,18 @@ def enlarge_classes(logits: Tensor, height: int, width: int, most: int = 2**23) 
         most: number of values in a strip, 4 bytes each.
 
     Returns:
-        `uint8 [N, height, width]`, the `argmax(1)` of `F.interpolate(..., mode="bilinear", align_corners=False)`.
+        `uint8 [N, height, width]`, the `argmax(1)` of `F.interpolate(..., mode="bilinear",
+        align_corners=False)`.
     """
     n, c, h = logits.shape[0], logits.shape[1], logits.shape[2]
     if h == height and logits.shape[3] == width:
         return logits.argmax(1).byte()
     wide = F.interpolate(logits, [h, width], mode="bilinear", align_corners=False)
-    # Each row of the result lies between two rows of `wide`, `share` of the way from the upper to the lower one.
-    centers = ((torch.arange(height, device=logits.device) + 0.5) * (h / height) - 0.5).clamp(0, h - 1)
+    # Each row of the result lies between two rows of `wide`, `share` of the way from the upper to
+    # the lower one.
+    centers = ((torch.arange(height, device=logits.device) + 0.5) * (h / height) - 0.5).clamp(
+        0, h - 1
+    )
     above = centers.floor().long()
     below = (above + 1).clamp(max=h - 1)
     share = (centers - above)[:, None]
@@ -158,11 +171,14 @@ def enlarge_classes(logits: Tensor, height: int, width: int, most: int = 2**23) 
     return torch.cat(strips, 1)
 
 
-def photo_size(height: int, width: int, scene_size: tuple[int, int], divisor: int = 16) -> tuple[int, int]:
+def photo_size(
+    height: int, width: int, scene_size: tuple[int, int], divisor: int = 16
+) -> tuple[int, int]:
     """Return the height and width of the network's input for a photo of another shape, pixels.
 
-    The scenes that it learned from are 2:1, and squeezed when it sees pairs. Other photos are squeezed by the same
-    factor. The width is at most 16 times the height, so that the cost of a very wide photo is bounded.
+    The scenes that it learned from are 2:1, and squeezed when it sees pairs. Other photos are
+    squeezed by the same factor. The width is at most 16 times the height, so that the cost of a
+    very wide photo is bounded.
 
     Args:
         height, width: of the photo.
@@ -195,8 +211,8 @@ def predict_frames(
         batch_size: frames per batch; by default as many as fit well.
 
     Yields:
-        `(where, predicted, truth)`: the slice of the frames, and class indices `uint8 [n, H, W]` on the model's device;
-        `IGNORE` in the truth for void.
+        `(where, predicted, truth)`: the slice of the frames, and class indices `uint8 [n, H, W]` on
+        the model's device; `IGNORE` in the truth for void.
 
     Raises:
         ValueError: the model's number of classes is not that of the frames' scheme.
@@ -228,10 +244,12 @@ def evaluate(
 ) -> list[ConfusionMatrix]:
     """Return one confusion matrix per frame, at the resolution of the labels (256x256 for pairs).
 
-    The score of the set is that of `ConfusionMatrix.total(...)` of them. Arguments and errors as in `predict_frames`.
-    """
+    The score of the set is that of `ConfusionMatrix.total(...)` of them. Arguments and errors as in
+    `predict_frames`."""
     matrices: list[ConfusionMatrix] = []
-    for _, predicted, truth in predict_frames(model, frames, image_size, flip, progress, batch_size):
+    for _, predicted, truth in predict_frames(
+        model, frames, image_size, flip, progress, batch_size
+    ):
         matrices += frame_matrices(predicted, truth, frames.scheme.num_classes)
     return matrices
 
@@ -263,7 +281,8 @@ def frame_matrices(
 def collect_predictions(
     model: UNet, frames: Frames, image_size: Size, flip: bool = False, progress: str = ""
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return predicted and true classes of all frames, `uint8 [N, H, W]` each; arguments as in `predict_frames`."""
+    """Return predicted and true classes of all frames, `uint8 [N, H, W]` each; arguments as in
+    `predict_frames`."""
     predicted = np.empty(tuple(frames.label_ids.shape), dtype=np.uint8)
     truth = np.empty_like(predicted)
     for where, found, true in predict_frames(model, frames, image_size, flip, progress):

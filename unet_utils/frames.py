@@ -12,8 +12,9 @@ from unet_utils.augment import to_device
 from unet_utils.classes import ClassScheme
 
 HELD_OUT_CITIES = range(2712, 2976)
-"""File numbers of weimar and zurich, the last two training cities: files are numbered in the alphabetical order of
-the cities. Choices are made on these frames, so that the validation frames are used only at the end."""
+"""File numbers of weimar and zurich, the last two training cities: files are numbered in the
+alphabetical order of the cities. Choices are made on these frames, so that the validation frames
+are used only at the end."""
 
 
 @dataclass(frozen=True)
@@ -39,28 +40,42 @@ class Frames:
         """Return a slice of the frames, without a copy."""
         return Frames(self.photos[keep], self.label_ids[keep], self.scheme, self.numbers[keep])
 
-    def batch(self, where: slice | Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        """Return photos `uint8 [n, 3, H, W]` (channels last in memory) and class indices `uint8 [n, H, W]`."""
-        photos, label_ids = (to_device(array[where], device) for array in (self.photos, self.label_ids))
+    def batch(
+        self, where: slice | Tensor, device: torch.device | str = "cpu"
+    ) -> tuple[Tensor, Tensor]:
+        """Return photos `uint8 [n, 3, H, W]` (channels last in memory) and class indices `uint8 [n,
+        H, W]`."""
+        photos, label_ids = (
+            to_device(array[where], device) for array in (self.photos, self.label_ids)
+        )
         return self._encoded(photos, label_ids)
 
-    def batches(self, order: Iterable[Tensor], device: torch.device | str) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(
+        self, order: Iterable[Tensor], device: torch.device | str
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batch of each entry of `order`, indices `int64 [n]`, as `batch` returns it.
 
-        Frames in CPU memory are read ahead: while one batch is used, the next ones are copied to the device.
-        """
+        Frames in CPU memory are read ahead: while one batch is used, the next ones are copied to
+        the device."""
         if self.photos.device.type != "cpu":
-            yield from (self.batch(to_device(indices, self.photos.device), device) for indices in order)
+            yield from (
+                self.batch(to_device(indices, self.photos.device), device) for indices in order
+            )
         else:
-            yield from (self._encoded(*rows) for rows in read_ahead((self.photos, self.label_ids), order, device))
+            yield from (
+                self._encoded(*rows)
+                for rows in read_ahead((self.photos, self.label_ids), order, device)
+            )
 
     def _encoded(self, photos: Tensor, label_ids: Tensor) -> tuple[Tensor, Tensor]:
-        # Building the table on the GPU would force a synchronization in every batch; a non-blocking copy does not.
+        # Building the table on the GPU would force a synchronization in every batch; a non-blocking
+        # copy does not.
         lookup = to_device(torch.tensor(self.scheme.lookup, dtype=torch.uint8), label_ids.device)
         return photos.permute(0, 3, 1, 2), lookup[label_ids.int()]
 
     def to(self, device: torch.device | str) -> "Frames":
-        """Return the frames on a CUDA device, if three quarters of its free memory can hold them; else unchanged."""
+        """Return the frames on a CUDA device, if three quarters of its free memory can hold them;
+        else unchanged."""
         if torch.device(device).type != "cuda":
             return self
         if self.photos.nbytes + self.label_ids.nbytes > 0.75 * torch.cuda.mem_get_info(device)[0]:
@@ -68,9 +83,11 @@ class Frames:
         return replace(self, photos=self.photos.to(device), label_ids=self.label_ids.to(device))
 
     def split_cities(self) -> tuple["Frames", "Frames"]:
-        """Return the training frames and the held-out frames, on which epochs and settings are chosen.
+        """Return the training frames and the held-out frames, on which epochs and settings are
+        chosen.
 
-        In the Kaggle set the second part is `HELD_OUT_CITIES`. In other sets it is the last tenth, at least one frame.
+        In the Kaggle set the second part is `HELD_OUT_CITIES`. In other sets it is the last tenth,
+        at least one frame.
 
         Raises:
             ValueError: fewer than two frames.
@@ -79,13 +96,17 @@ class Frames:
         if not 0 < held < len(self) or self.numbers[-1] not in HELD_OUT_CITIES:
             held = max(1, len(self) // 10)
         if held >= len(self):
-            raise ValueError(f"{len(self)} frame is too few to hold some out: set hold_out to False (HOLD_OUT)")
+            raise ValueError(
+                f"{len(self)} frame is too few to hold some out: set hold_out to False (HOLD_OUT)"
+            )
         return self.part(slice(None, -held)), self.part(slice(-held, None))
 
     def label_counts(self) -> Tensor:
         """Count the pixels of each label id, `int64 [256]`."""
         counts = torch.zeros(256, dtype=torch.int64)
-        step = max(1, 2**22 // self.label_ids[0].numel())  # bincount needs 8 bytes per pixel: not all at the same time
+        step = max(
+            1, 2**22 // self.label_ids[0].numel()
+        )  # bincount needs 8 bytes per pixel: not all at the same time
         for start in range(0, len(self), step):
             block = self.label_ids[start : start + step].flatten().int()
             counts += torch.bincount(block, minlength=256).cpu()
@@ -115,7 +136,11 @@ def read_ahead(
     def fetch(indices: Tensor) -> list[Tensor]:
         with torch.cuda.stream(stream):  # does nothing for None
             rows = [
-                torch.empty((len(indices), *array.shape[1:]), dtype=torch.uint8, pin_memory=stream is not None)
+                torch.empty(
+                    (len(indices), *array.shape[1:]),
+                    dtype=torch.uint8,
+                    pin_memory=stream is not None,
+                )
                 for array in arrays
             ]
             for place in indices.argsort().tolist():  # in the order on the disk

@@ -1,4 +1,5 @@
-"""The loss: cross-entropy with class weights, and auxiliary heads that help to train the expanding path."""
+"""The loss: cross-entropy with class weights, and auxiliary heads that help to train the expanding
+path."""
 
 from collections.abc import Callable
 
@@ -11,7 +12,8 @@ from unet_utils.model import UNet
 
 
 def class_weights(counts: Tensor, power: float) -> Tensor:
-    """Return loss weights: the inverse class frequency to a power, scaled so that the mean weight of a pixel is 1.
+    """Return loss weights: the inverse class frequency to a power, scaled so that the mean weight
+    of a pixel is 1.
 
     Args:
         counts: pixels of each class, `int64 [C]`.
@@ -29,8 +31,9 @@ def class_weights(counts: Tensor, power: float) -> Tensor:
 def prior_correction(weights: Tensor, strength: float) -> Tensor:
     """Return what to add to the logits of a network trained with these class weights, `float [C]`.
 
-    A weight w in the loss acts like w times as many pixels of the class, and raises its logit by log(w). Taking a part
-    of that back trades rare classes for pixel accuracy (https://arxiv.org/abs/2007.07314).
+    A weight w in the loss acts like w times as many pixels of the class, and raises its logit by
+    log(w). Taking a part of that back trades rare classes for pixel accuracy
+    (https://arxiv.org/abs/2007.07314).
 
     Args:
         weights: `float [C]`.
@@ -40,9 +43,11 @@ def prior_correction(weights: Tensor, strength: float) -> Tensor:
 
 
 class AuxiliaryHeads(nn.Module):
-    """A UNet with a 1x1 convolution on each level of its expanding path (deep supervision), for training only.
+    """A UNet with a 1x1 convolution on each level of its expanding path (deep supervision), for
+    training only.
 
-    `float [N, in, H, W]` to a list of logits: those of the UNet first, then those of each level, coarse to fine.
+    `float [N, in, H, W]` to a list of logits: those of the UNet first, then those of each level,
+    coarse to fine.
 
     Args:
         model: the network.
@@ -58,11 +63,18 @@ class AuxiliaryHeads(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         _, expanding = self.model.features(x)
         logits = self.model.unfold(self.model.head(expanding[-1]))
-        return [logits, *(head(features) for head, features in zip(self.heads, expanding, strict=False))]
+        return [
+            logits,
+            *(head(features) for head, features in zip(self.heads, expanding, strict=False)),
+        ]
 
 
 def segmentation_loss(
-    outputs: list[Tensor], labels: Tensor, weights: Tensor, auxiliary: float, sum_processes: Callable[[Tensor], Tensor]
+    outputs: list[Tensor],
+    labels: Tensor,
+    weights: Tensor,
+    auxiliary: float,
+    sum_processes: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Return the loss of the UNet's logits, and the total with the auxiliary heads.
 
@@ -78,9 +90,11 @@ def segmentation_loss(
         y = labels
         if logits.shape[2:] != labels.shape[1:]:
             y = interpolate(labels[:, None].float(), logits.shape[2:], mode="nearest")[:, 0].long()
-        # One row per pixel, as the logits lie in memory: several times faster than along the second of four dimensions.
+        # One row per pixel, as the logits lie in memory: several times faster than along the second
+        # of four dimensions.
         rows = logits.permute(0, 2, 3, 1).flatten(0, 2).float()
-        # Sum, then divide by the labelled pixels of the whole batch: a batch without any gives 0, not NaN.
+        # Sum, then divide by the labelled pixels of the whole batch: a batch without any gives 0,
+        # not NaN.
         loss = cross_entropy(rows, y.flatten(), weights, ignore_index=IGNORE, reduction="sum")
         losses.append(loss / sum_processes((y != IGNORE).sum()).clamp(min=1))
     if len(losses) == 1:

@@ -1,8 +1,7 @@
 """Segmentation metrics, all computed from one confusion matrix over the whole set.
 
-Averaging the mIoU of batches or frames skips the classes that a batch does not show, and inflates the score. One matrix
-over the whole set, as in the Cityscapes benchmark, does not.
-"""
+Averaging the mIoU of batches or frames skips the classes that a batch does not show, and inflates
+the score. One matrix over the whole set, as in the Cityscapes benchmark, does not."""
 
 from collections.abc import Iterable, Sequence
 
@@ -33,7 +32,8 @@ class ConfusionMatrix:
         """Add a batch of label maps.
 
         Args:
-            pred: predicted classes, integers of any shape, each in `[0, C)` where the target is not ignored.
+            pred: predicted classes, integers of any shape, each in `[0, C)` where the target is not
+                ignored.
             target: true classes, same shape, each in `[0, C)` or `ignore_index`.
 
         Raises:
@@ -41,24 +41,33 @@ class ConfusionMatrix:
         """
         pred, target = torch.as_tensor(pred), torch.as_tensor(target)
         if pred.shape != target.shape:
-            raise ValueError(f"pred {list(pred.shape)} and target {list(target.shape)} differ in shape")
+            raise ValueError(
+                f"pred {list(pred.shape)} and target {list(target.shape)} differ in shape"
+            )
         for name, values in (("pred", pred), ("target", target)):
             if values.is_floating_point() or values.is_complex():
-                raise ValueError(f"{name} holds {values.dtype}, not class indices: use logits.argmax(1), or .long()")
-        # int32 holds C * C and needs half the memory traffic of int64; everything stays on the device of `pred`.
+                raise ValueError(
+                    f"{name} holds {values.dtype}, not class indices: use logits.argmax(1), or .long()"
+                )
+        # int32 holds C * C and needs half the memory traffic of int64; everything stays on the
+        # device of `pred`.
         pred, target = pred.flatten().int(), target.to(pred.device).flatten().int()
-        # One bincount finds everything, without selecting pixels first: values out of range land in one extra row or
-        # column (number c), ignored pixels in one more row (number c + 1).
+        # One bincount finds everything, without selecting pixels first: values out of range land in
+        # one extra row or column (number c), ignored pixels in one more row (number c + 1).
         c = self.num_classes
         rows = torch.where((target >= 0) & (target < c), target, c)
         rows.masked_fill_(target == self.ignore_index, c + 1)
         columns = torch.where((pred >= 0) & (pred < c), pred, c)
-        counts = torch.bincount(rows.mul_(c + 1).add_(columns), minlength=(c + 2) * (c + 1)).view(c + 2, c + 1)
+        counts = torch.bincount(rows.mul_(c + 1).add_(columns), minlength=(c + 2) * (c + 1)).view(
+            c + 2, c + 1
+        )
         counts = counts[: c + 1]
         if counts[c].any() or counts[:, c].any():
             culprit, values = ("target", target) if counts[c].any() else ("pred", pred)
             seen = torch.unique(values[target != self.ignore_index]).tolist()
-            raise ValueError(f"{culprit} has classes outside 0 to {c - 1}: it holds {seen}. Another class scheme?")
+            raise ValueError(
+                f"{culprit} has classes outside 0 to {c - 1}: it holds {seen}. Another class scheme?"
+            )
         self.matrix = self.matrix.to(counts.device) + counts[:c, :c]
 
     @classmethod
@@ -96,25 +105,27 @@ class ConfusionMatrix:
 
     @property
     def recall(self) -> Tensor:
-        """Share of each true class that is found, `float64 [C]`; NaN for a class absent from the truth."""
+        """Share of each true class that is found, `float64 [C]`; NaN for a class absent from the
+        truth."""
         hit, truth, _ = self._parts
         return hit / truth
 
     @property
     def precision(self) -> Tensor:
-        """Share of each predicted class that is right, `float64 [C]`; NaN for a class never predicted."""
+        """Share of each predicted class that is right, `float64 [C]`; NaN for a class never
+        predicted."""
         hit, _, predicted = self._parts
         return hit / predicted
 
     @property
     def iou(self) -> Tensor:
-        """Intersection over union of each class, `float64 [C]`; NaN for a class absent from the truth.
+        """Intersection over union of each class, `float64 [C]`; NaN for a class absent from the
+        truth.
 
-        The official Cityscapes evaluation and torchmetrics give 0 to an absent class that is predicted somewhere, and
-        include it in the mean. Here it is left out, so that the classes in the mean depend on the truth alone: two
-        models scored on the same frames are averaged over the same classes. When every class is in the truth, all
-        three agree.
-        """
+        The official Cityscapes evaluation and torchmetrics give 0 to an absent class that is
+        predicted somewhere, and include it in the mean. Here it is left out, so that the classes in
+        the mean depend on the truth alone: two models scored on the same frames are averaged over
+        the same classes. When every class is in the truth, all three agree."""
         hit, truth, predicted = self._parts
         return torch.where(truth > 0, hit / (truth + predicted - hit), torch.nan)
 
@@ -138,8 +149,8 @@ class ConfusionMatrix:
         """Return the expected matrix of a guess that ignores the photo, on the same truth.
 
         Args:
-            shares: probability of guessing each class, `float [C]`, summing to 1: equal for pure chance, the class
-                frequencies for the best-informed guess.
+            shares: probability of guessing each class, `float [C]`, summing to 1: equal for pure
+                chance, the class frequencies for the best-informed guess.
         """
         _, truth, _ = self._parts
         guess = ConfusionMatrix(self.num_classes, self.ignore_index)
@@ -156,11 +167,13 @@ class ConfusionMatrix:
         }
 
 
-def bootstrap_mean_iou(matrices: list[ConfusionMatrix], rounds: int = 1000, seed: int = 0) -> tuple[float, float]:
+def bootstrap_mean_iou(
+    matrices: list[ConfusionMatrix], rounds: int = 1000, seed: int = 0
+) -> tuple[float, float]:
     """Return the 95 % interval of the mIoU when the frames are drawn again with replacement.
 
-    This is Efron's percentile bootstrap (https://doi.org/10.1214/aos/1176344552). It measures how much the score
-    depends on which frames are in the set, nothing else.
+    This is Efron's percentile bootstrap (https://doi.org/10.1214/aos/1176344552). It measures how
+    much the score depends on which frames are in the set, nothing else.
 
     Args:
         matrices: one per frame.
@@ -173,7 +186,11 @@ def bootstrap_mean_iou(matrices: list[ConfusionMatrix], rounds: int = 1000, seed
     scores = []
     for _ in range(rounds):
         drawn = np.bincount(rng.integers(len(counts), size=len(counts)), minlength=len(counts))
-        total.matrix = torch.tensordot(torch.from_numpy(drawn).double(), counts, dims=1).round().long()
+        total.matrix = (
+            torch.tensordot(torch.from_numpy(drawn).double(), counts, dims=1).round().long()
+        )
         scores.append(total.mean_iou)
-    low, high = np.nanquantile(scores, [0.025, 0.975])  # NaN: only frames without a labelled pixel were drawn
+    low, high = np.nanquantile(
+        scores, [0.025, 0.975]
+    )  # NaN: only frames without a labelled pixel were drawn
     return float(low), float(high)

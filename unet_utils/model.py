@@ -1,9 +1,9 @@
 """The U-Net of Ronneberger, Fischer and Brox (https://arxiv.org/abs/1505.04597).
 
-Three things differ from the paper, as in nearly all later implementations: convolutions are padded, so that the output
-has the size of the input; batch normalization follows each convolution; and the width is a parameter. The contracting
-path can also be a known network with ImageNet weights, see `encoders`.
-"""
+Three things differ from the paper, as in nearly all later implementations: convolutions are padded,
+so that the output has the size of the input; batch normalization follows each convolution; and the
+width is a parameter. The contracting path can also be a known network with ImageNet weights, see
+`encoders`."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -34,7 +34,8 @@ class DoubleConv(nn.Sequential):
 
 
 class Down(DoubleConv):
-    """One level of the contracting path: halve height and width. `[N, in, H, W] -> [N, out, H/2, W/2]`."""
+    """One level of the contracting path: halve height and width. `[N, in, H, W] -> [N, out, H/2,
+    W/2]`."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(max_pool2d(x, 2))
@@ -58,8 +59,8 @@ class Up(nn.Module):
 class ContractingPath(nn.Module):
     """Five levels; each of the four halvings doubles the number of channels.
 
-    `[N, in, H, W]` to a list of features `[N, base, H, W], [N, 2 base, H/2, W/2], ..., [N, 16 base, H/16, W/16]`.
-    """
+    `[N, in, H, W]` to a list of features `[N, base, H, W], [N, 2 base, H/2, W/2], ..., [N, 16 base,
+    H/16, W/16]`."""
 
     def __init__(self, in_channels: int, base_channels: int):
         super().__init__()
@@ -81,14 +82,15 @@ class UNet(nn.Module):
     Args:
         in_channels: channels of the image; must be 3 with an encoder.
         num_classes: channels of the output, one logit per class.
-        base_channels: channels of the first level; 64 gives the paper's 64 to 1024. The number of parameters
-            grows with its square. Ignored with an encoder.
-        fold: fold each fold x fold block of pixels into channels first, and the logits back at the end
-            (https://arxiv.org/abs/1609.05158). 2 takes a third to a half of the time of 1.
+        base_channels: channels of the first level; 64 gives the paper's 64 to 1024. The number of
+            parameters grows with its square. Ignored with an encoder.
+        fold: fold each fold x fold block of pixels into channels first, and the logits back at the
+            end (https://arxiv.org/abs/1609.05158). 2 takes a third to a half of the time of 1.
         encoder: one of `ENCODERS` as the contracting path, or None for the paper's.
-        pretrained: start the encoder from its ImageNet weights, which are downloaded or come from a package.
-        expanding_channels: channels of each level of the expanding path, coarse to fine; by default those of the skip
-            connections.
+        pretrained: start the encoder from its ImageNet weights, which are downloaded or come from a
+            package.
+        expanding_channels: channels of each level of the expanding path, coarse to fine; by default
+            those of the skip connections.
 
     Attributes:
         config: the arguments that build the same network again, without its weights.
@@ -96,8 +98,8 @@ class UNet(nn.Module):
         expanding_channels: channels of each level of the expanding path, coarse to fine.
 
     Raises:
-        ValueError: unknown encoder; `in_channels`, `fold` or `expanding_channels` do not fit it; or its ImageNet
-            weights cannot be had.
+        ValueError: unknown encoder; `in_channels`, `fold` or `expanding_channels` do not fit it; or
+            its ImageNet weights cannot be had.
     """
 
     def __init__(
@@ -120,9 +122,13 @@ class UNet(nn.Module):
         }
         if encoder:
             if encoder not in ENCODERS:
-                raise ValueError(f"unknown encoder {encoder!r}: choose one of {', '.join(ENCODERS)}, or none")
+                raise ValueError(
+                    f"unknown encoder {encoder!r}: choose one of {', '.join(ENCODERS)}, or none"
+                )
             if in_channels != 3 or fold != 1:
-                raise ValueError(f"{encoder} takes 3 channels and no fold, got in_channels {in_channels}, fold {fold}")
+                raise ValueError(
+                    f"{encoder} takes 3 channels and no fold, got in_channels {in_channels}, fold {fold}"
+                )
             self.encoder, widths, scale = build_encoder(encoder, pretrained)
         else:
             self.encoder, scale = ContractingPath(in_channels * fold**2, base_channels), fold
@@ -130,24 +136,33 @@ class UNet(nn.Module):
         skips = widths[-2::-1]  # coarse to fine, the bottom left out
         if expanding_channels is not None:
             if len(expanding_channels) != len(skips):
-                raise ValueError(f"expanding_channels has {len(expanding_channels)} entries, needed are {len(skips)}")
+                raise ValueError(
+                    f"expanding_channels has {len(expanding_channels)} entries, needed are {len(skips)}"
+                )
             self.config["expanding_channels"] = list(expanding_channels)
         self.expanding_channels = out = list(expanding_channels or skips)
         self.divisor = scale * 2 ** len(skips)
-        self.fold = nn.PixelUnshuffle(fold) if fold > 1 else nn.Identity()  # PixelUnshuffle(1) would copy
-        self.up = nn.ModuleList(Up(*channels) for channels in zip([widths[-1], *out], skips, out, strict=False))
-        # When the finest features are `scale` times smaller than the image, each gives the logits of a block of pixels.
+        self.fold = (
+            nn.PixelUnshuffle(fold) if fold > 1 else nn.Identity()
+        )  # PixelUnshuffle(1) would copy
+        self.up = nn.ModuleList(
+            Up(*channels) for channels in zip([widths[-1], *out], skips, out, strict=False)
+        )
+        # When the finest features are `scale` times smaller than the image, each gives the logits
+        # of a block of pixels.
         self.head = nn.Conv2d(out[-1], num_classes * scale**2, 1)
         self.unfold = nn.PixelShuffle(scale) if scale > 1 else nn.Identity()
         for module in (*self.up.modules(), *(() if encoder else self.encoder.modules())):
             if isinstance(module, nn.Conv2d):  # He initialization, as in section 3 of the paper
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        # A last layer near zero gives all classes the same probability at the start, not a random prediction.
+        # A last layer near zero gives all classes the same probability at the start, not a random
+        # prediction.
         nn.init.normal_(self.head.weight, std=0.01)
         self.head.bias.data.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the class logits `float [N, num_classes, H, W]` of a batch of images `float [N, in_channels, H, W]`.
+        """Return the class logits `float [N, num_classes, H, W]` of a batch of images `float [N,
+        in_channels, H, W]`.
 
         Raises:
             ValueError: H or W is not divisible by `divisor`, or the number of channels is wrong.
@@ -156,7 +171,8 @@ class UNet(nn.Module):
         return self.unfold(self.head(expanding[-1]))
 
     def features(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the feature maps of the contracting path (fine to coarse) and the expanding path (coarse to fine)."""
+        """Return the feature maps of the contracting path (fine to coarse) and the expanding path
+        (coarse to fine)."""
         self._check(x)
         contracting = self.encoder(self.fold(x))
         if isinstance(contracting, dict):  # torchvision's feature extractors return a dict
@@ -177,7 +193,8 @@ class UNet(nn.Module):
             )
 
     def shift_logits(self, shift: Tensor) -> None:
-        """Add a constant to the logit of each class, `float [num_classes]`, by changing the bias of the last layer."""
+        """Add a constant to the logit of each class, `float [num_classes]`, by changing the bias of
+        the last layer."""
         # PixelShuffle takes the channels of one class from consecutive channels.
         block = self.head.out_channels // len(shift)
         with torch.no_grad():
@@ -198,10 +215,15 @@ def model_summary(model: UNet, image_size: int = 256) -> str:
         contracting, expanding = model.eval().features(image)
     model.train(training)
     if isinstance(model.encoder, ContractingPath):
-        parts = [(f"down {i}", m, x) for i, (m, x) in enumerate(zip(model.encoder.levels, contracting, strict=True))]
+        parts = [
+            (f"down {i}", m, x)
+            for i, (m, x) in enumerate(zip(model.encoder.levels, contracting, strict=True))
+        ]
     else:
         parts = [(model.config["encoder"], model.encoder, contracting[-1])]
-    parts += [(f"up {i}", m, x) for i, (m, x) in enumerate(zip(model.up, expanding, strict=True), 1)]
+    parts += [
+        (f"up {i}", m, x) for i, (m, x) in enumerate(zip(model.up, expanding, strict=True), 1)
+    ]
     logits = image.new_empty(1, model.config["num_classes"], image_size, image_size)
     lines = [f"{'part':13} {'channels x height x width':>26} {'parameters':>12}"]
     for name, module, x in [*parts, ("head", model.head, logits)]:
@@ -214,12 +236,13 @@ def model_summary(model: UNet, image_size: int = 256) -> str:
 def compute_dtype(device: torch.device | str) -> torch.dtype:
     """Return the data type in which the device computes fastest and networks still train.
 
-    bfloat16 on Ampere GPUs and later and on CPUs with fast bfloat16, float16 on older GPUs such as Colab's T4, float32
-    elsewhere.
-    """
+    bfloat16 on Ampere GPUs and later and on CPUs with fast bfloat16, float16 on older GPUs such as
+    Colab's T4, float32 elsewhere."""
     device = torch.device(device)
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+        return (
+            torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+        )
     if device.type == "cpu" and _cpu_has_fast_bfloat16():
         return torch.bfloat16
     return torch.float32
@@ -230,16 +253,23 @@ CPUINFO = Path("/proc/cpuinfo")
 
 @cache
 def _cpu_has_fast_bfloat16() -> bool:
-    amx, avx512 = (getattr(torch.cpu, f"_is_{unit}_supported", lambda: False)() for unit in ("amx_tile", "avx512_bf16"))
-    # With AVX512-BF16 but without AMX, a step takes 0.7 of the time of float32 on AMD's processors, and 1.5 times as
-    # long on Intel's.
+    amx, avx512 = (
+        getattr(torch.cpu, f"_is_{unit}_supported", lambda: False)()
+        for unit in ("amx_tile", "avx512_bf16")
+    )
+    # With AVX512-BF16 but without AMX, a step takes 0.7 of the time of float32 on AMD's processors,
+    # and 1.5 times as long on Intel's.
     return amx or (avx512 and CPUINFO.exists() and "AuthenticAMD" in CPUINFO.read_text())
 
 
 def autocast(device: torch.device | str) -> AbstractContextManager:
     """Return the context to run a network in on that device: mixed precision where it is faster."""
     dtype = compute_dtype(device)
-    return nullcontext() if dtype == torch.float32 else torch.autocast(torch.device(device).type, dtype=dtype)
+    return (
+        nullcontext()
+        if dtype == torch.float32
+        else torch.autocast(torch.device(device).type, dtype=dtype)
+    )
 
 
 def memory_format(device: torch.device | str) -> torch.memory_format:

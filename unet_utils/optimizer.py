@@ -9,14 +9,17 @@ from unet_utils.model import compute_dtype
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum with orthogonalized steps (https://kellerjordan.github.io/posts/muon), for convolutional networks.
+    """Momentum with orthogonalized steps (https://kellerjordan.github.io/posts/muon), for
+    convolutional networks.
 
-    A kernel `[out, in, h, w]` is treated as a matrix with `out` rows. The root mean square of its step is that of an
-    AdamW step (https://arxiv.org/abs/2502.16982), so one learning rate serves kernels and everything else: parameters
-    with one dimension (biases, normalization) are updated by Adam. Weight decay is decoupled, for kernels only.
+    A kernel `[out, in, h, w]` is treated as a matrix with `out` rows. The root mean square of its
+    step is that of an AdamW step (https://arxiv.org/abs/2502.16982), so one learning rate serves
+    kernels and everything else: parameters with one dimension (biases, normalization) are updated
+    by Adam. Weight decay is decoupled, for kernels only.
 
-    Works with a GradScaler that has unscaled the gradients: after an overflow the weights stay unchanged, and the
-    moving averages are updated as for a zero gradient. No value is copied to the CPU to find out.
+    Works with a GradScaler that has unscaled the gradients: after an overflow the weights stay
+    unchanged, and the moving averages are updated as for a zero gradient. No value is copied to the
+    CPU to find out.
 
     Args:
         params: parameters, or parameter groups; `"rate"` is a factor of a group's learning rate.
@@ -24,7 +27,9 @@ class Muon(torch.optim.Optimizer):
         weight_decay: kernels shrink by this share of `lr` per step.
     """
 
-    _step_supports_amp_scaling = True  # GradScaler then sets `found_inf` here, instead of waiting for the GPU
+    _step_supports_amp_scaling = (
+        True  # GradScaler then sets `found_inf` here, instead of waiting for the GPU
+    )
 
     def __init__(self, params: Iterable, lr: float = 1e-3, weight_decay: float = 0.0):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "rate": 1.0})
@@ -70,7 +75,8 @@ def parameter_groups(module: nn.Module, encoder: nn.Module, encoder_rate: float)
     Args:
         module: the network in training.
         encoder: its contracting path.
-        encoder_rate: learning rate of the encoder relative to that of the other parameters; 0 for the same.
+        encoder_rate: learning rate of the encoder relative to that of the other parameters; 0 for
+            the same.
     """
     parameters = list(module.parameters())
     if not encoder_rate:
@@ -86,16 +92,21 @@ def _adam_step(grad: Tensor, state: dict) -> Tensor:
     state["step"] += 1
     state["momentum"].lerp_(grad, 0.1)
     state["square"].lerp_(grad.square(), 0.01)
-    mean, square = (state[name] / (1 - beta ** state["step"]) for name, beta in (("momentum", 0.9), ("square", 0.99)))
+    mean, square = (
+        state[name] / (1 - beta ** state["step"])
+        for name, beta in (("momentum", 0.9), ("square", 0.99))
+    )
     return mean / (square.sqrt() + 1e-8)
 
 
 def _orthogonal(matrix: Tensor) -> Tensor:
-    """Bring all singular values near 1, by five steps of a Newton-Schulz iteration with Muon's coefficients."""
+    """Bring all singular values near 1, by five steps of a Newton-Schulz iteration with Muon's
+    coefficients."""
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix  # the smaller product
     x = (x / (x.norm() + 1e-7)).to(compute_dtype(x.device))
-    # A kernel has about nine times more columns than rows. In float32 all steps are taken with the small x @ x.T, in
-    # half of the time. Half precision has too few digits for the powers of small singular values.
+    # A kernel has about nine times more columns than rows. In float32 all steps are taken with the
+    # small x @ x.T, in half of the time. Half precision has too few digits for the powers of small
+    # singular values.
     steps = 5 if x.dtype == torch.float32 else 1
     for _ in range(5 // steps):
         x = _newton_schulz(x @ x.T, steps) @ x
@@ -103,7 +114,8 @@ def _orthogonal(matrix: Tensor) -> Tensor:
 
 
 def _newton_schulz(gram: Tensor, steps: int) -> Tensor:
-    """Return the square matrix whose product with `x` is `x` after these steps; `gram` is `x @ x.T`."""
+    """Return the square matrix whose product with `x` is `x` after these steps; `gram` is `x @
+    x.T`."""
     factor = 2.0315 * gram @ gram - 4.7750 * gram
     factor.diagonal().add_(3.4445)
     return factor if steps == 1 else _newton_schulz(factor @ gram @ factor, steps - 1) @ factor

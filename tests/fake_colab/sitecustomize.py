@@ -1,3 +1,4 @@
-"""Runs when Python starts with this folder on its path: Colab's kernel, too, has imported google.colab by then."""
+"""Runs when Python starts with this folder on its path: Colab's kernel, too, has imported
+google.colab by then."""
 
 import google.colab  # noqa: F401

@@ -1,8 +1,9 @@
-"""A canvas for 3-D streets: each shape is drawn on a photo and, in the same call, on a map of label ids.
+"""A canvas for 3-D streets: each shape is drawn on a photo and, in the same call, on a map of label
+ids.
 
-A pinhole camera in a car looks along the street: x points right, y up, z ahead, in metres. Shapes have their own local
-coordinates, and a function `at` that maps these to the street; `place` returns one.
-"""
+A pinhole camera in a car looks along the street: x points right, y up, z ahead, in metres. Shapes
+have their own local coordinates, and a function `at` that maps these to the street; `place` returns
+one."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,8 +17,18 @@ from unet_utils.classes import LABELS
 HEIGHT, WIDTH = 512, 1024
 NEAR, FAR = 2.2, 400.0  # metres: nothing nearer or farther is drawn
 ID = {label.name: label.id for label in LABELS}
-ROUGH = {"vegetation": 12, "terrain": 9, "building": 4, "wall": 7, "road": 5, "sidewalk": 7, "sky": 1}
-ROUGHNESS = np.array([ROUGH.get(label.name, 2) for label in LABELS], dtype=np.float32)  # texture, in grey levels
+ROUGH = {
+    "vegetation": 12,
+    "terrain": 9,
+    "building": 4,
+    "wall": 7,
+    "road": 5,
+    "sidewalk": 7,
+    "sky": 1,
+}
+ROUGHNESS = np.array(
+    [ROUGH.get(label.name, 2) for label in LABELS], dtype=np.float32
+)  # texture, in grey levels
 COLORS = np.array([label.color for label in LABELS], dtype=np.uint8)  # both indexed by label id
 
 Color = tuple[float, ...]
@@ -29,7 +40,8 @@ LIGHTS: dict[str, tuple] = {
     "overcast": ((196, 199, 202), (180, 184, 190), (216, 216, 214), 14, (0.9, 0.92, 0.95)),
     "dusk": ((206, 170, 150), (110, 116, 156), (246, 190, 150), 24, (0.84, 0.72, 0.72)),
 }
-# Classes share colours on purpose: a network has to use shape and position, not only the colour of a pixel.
+# Classes share colours on purpose: a network has to use shape and position, not only the colour of
+# a pixel.
 PAINTS = {
     "car": "1c1e22 2a2c32 3c3e44 787c80 9a9ea2 b0b2b4 dededc ececea 961818 1e346e 466086 3a543c aa9676 c49628",
     "wall": "c4baa4 a8a096 8c8480 cebe96 965c4a b68064 787068 d6d2ca b0a878 6e767e caa48c e0dacc 9aa0a4",
@@ -47,7 +59,8 @@ PAINTS = {
 
 
 def place(x: float, z: float, heading: float = 0.0) -> At:
-    """Return the map from local coordinates (right, up, ahead) to the street; heading 0 points away from the camera."""
+    """Return the map from local coordinates (right, up, ahead) to the street; heading 0 points away
+    from the camera."""
     cos, sin = math.cos(heading), math.sin(heading)
     return lambda u, y, w=0.0: (x + u * cos + w * sin, y, z - u * sin + w * cos)
 
@@ -76,14 +89,20 @@ class Canvas:
         self.pens = [ImageDraw.Draw(image) for image in (self.photo, self.labels, self.shadows)]
 
     def choose(self, options: Sequence):
-        """Return one of the options, all equally likely; several times faster than `Generator.choice`."""
+        """Return one of the options, all equally likely; several times faster than
+        `Generator.choice`."""
         return options[int(self.rng.integers(len(options)))]
 
     def pick(self, paint: str, spread: float = 10) -> Color:
         """Return one of the colours of that name, slightly varied."""
         base = bytes.fromhex(self.choose(PAINTS[paint].split()))
         lighter, *tint = self.rng.normal(0, spread, 4).tolist()
-        return tuple([min(255, max(8, value + lighter + change / 2)) for value, change in zip(base, tint, strict=True)])
+        return tuple(
+            [
+                min(255, max(8, value + lighter + change / 2))
+                for value, change in zip(base, tint, strict=True)
+            ]
+        )
 
     def lit(self, normal: float) -> float:
         """Return the brightness of a wall that faces left (-1) or right (1)."""
@@ -95,32 +114,55 @@ class Canvas:
         scale = self.focal / z
         return self.center + scale * (x + self.bend * z * z), self.horizon + scale * (self.eye - y)
 
-    def face(self, at: At, points: Sequence, color: Color | None = None, label: str | None = None, cull=False) -> bool:
-        """Draw a polygon on the photo (unless `color` is None) and on the label map (unless `label` is None).
+    def face(
+        self,
+        at: At,
+        points: Sequence,
+        color: Color | None = None,
+        label: str | None = None,
+        cull=False,
+    ) -> bool:
+        """Draw a polygon on the photo (unless `color` is None) and on the label map (unless `label`
+        is None).
 
-        With `cull`, a polygon that faces away from the camera is not drawn. Return whether it was drawn.
-        """
+        With `cull`, a polygon that faces away from the camera is not drawn. Return whether it was
+        drawn."""
         points = [at(*point) for point in points]
         flat = [self.project(*point) for point in points]
-        if cull and sum(a[0] * b[1] - b[0] * a[1] for a, b in zip(flat, flat[1:] + flat[:1], strict=True)) <= 0:
+        if (
+            cull
+            and sum(
+                a[0] * b[1] - b[0] * a[1] for a, b in zip(flat, flat[1:] + flat[:1], strict=True)
+            )
+            <= 0
+        ):
             return False
         if color is not None:
-            self.pens[0].polygon(flat, fill=self._hazed(color, sum(z for _, _, z in points) / len(points)))
+            self.pens[0].polygon(
+                flat, fill=self._hazed(color, sum(z for _, _, z in points) / len(points))
+            )
         if label is not None:
             self.pens[1].polygon(flat, fill=ID[label])
         return True
 
-    def patch(self, at: At, u0, u1, v0, v1, color: Color | None = None, label: str | None = None, w=0.0) -> None:
+    def patch(
+        self, at: At, u0, u1, v0, v1, color: Color | None = None, label: str | None = None, w=0.0
+    ) -> None:
         """Draw a rectangle in the plane at depth `w` of the local coordinates."""
         self.face(at, ((u0, v0, w), (u0, v1, w), (u1, v1, w), (u1, v0, w)), color, label)
 
-    def regular(self, at: At, u, v, radius, color: Color, label: str, corners: int = 14, turn=0.0) -> None:
+    def regular(
+        self, at: At, u, v, radius, color: Color, label: str, corners: int = 14, turn=0.0
+    ) -> None:
         """Draw a regular polygon around (u, v), rotated by `turn` full turns."""
         angles = [2 * math.pi * (turn + i / corners) for i in range(corners)]
-        self.face(at, [(u + radius * math.cos(a), v + radius * math.sin(a)) for a in angles], color, label)
+        self.face(
+            at, [(u + radius * math.cos(a), v + radius * math.sin(a)) for a in angles], color, label
+        )
 
     def disc(self, at: At, u, v, ru, rv, color: Color, label: str | None = None, ring=0.0) -> None:
-        """Draw an ellipse that faces the camera; with `ring`, only an outline of that thickness on the photo."""
+        """Draw an ellipse that faces the camera; with `ring`, only an outline of that thickness on
+        the photo."""
         x, y, z = at(u, v)
         (column, row), scale = self.project(x, y, z), self.focal / max(z, NEAR)
         box = (column - ru * scale, row - rv * scale, column + ru * scale, row + rv * scale)
@@ -132,7 +174,8 @@ class Canvas:
             self.pens[1].ellipse(box, ID[label])
 
     def leaves(self, x: float, y: float, z: float, radius: float, color: Color) -> None:
-        """Draw the crown of a tree: dark leaves first, then lighter ones, lightest towards the sun."""
+        """Draw the crown of a tree: dark leaves first, then lighter ones, lightest towards the
+        sun."""
         at, count = place(x, z), int(min(45, 16 + 400 / z))
         for i, (turn, far, size, hue) in enumerate(self.rng.random((count, 4)).tolist()):
             t, far = i / count, math.sqrt(far) * 0.85
@@ -140,7 +183,9 @@ class Canvas:
             size = radius * (0.1 + 0.24 * size) * (1.3 - 0.7 * t)
             light = 0.5 + 0.5 * t + 0.2 * v - 0.12 * u * self.cast + 0.2 * (hue - 0.5)
             tint = color[0] * light * (0.85 + 0.3 * hue), color[1] * light, color[2] * light
-            self.disc(at, u * radius, max(y + v * radius, size), size, size * 0.9, tint, "vegetation")
+            self.disc(
+                at, u * radius, max(y + v * radius, size), size, size * 0.9, tint, "vegetation"
+            )
 
     def ground(self, x0, x1, color: Color, label: str | None = None, z0=NEAR, z1=FAR) -> None:
         """Draw a strip of the ground that follows the curve of the street."""
@@ -167,16 +212,28 @@ class Canvas:
 
     def hood(self) -> None:
         """Draw the hood of the car that carries the camera, which Cityscapes labels as void."""
-        top, half, color = HEIGHT * self.rng.uniform(0.88, 0.95), WIDTH * self.rng.uniform(0.45, 0.7), self.pick("car")
+        top, half, color = (
+            HEIGHT * self.rng.uniform(0.88, 0.95),
+            WIDTH * self.rng.uniform(0.45, 0.7),
+            self.pick("car"),
+        )
         for inset in range(0, 60, 4):
-            box = (WIDTH / 2 - half + 2 * inset, top + inset, WIDTH / 2 + half - 2 * inset, 1.3 * HEIGHT)
+            box = (
+                WIDTH / 2 - half + 2 * inset,
+                top + inset,
+                WIDTH / 2 + half - 2 * inset,
+                1.3 * HEIGHT,
+            )
             self.pens[0].ellipse(box, tuple(int(v * (0.75 - 0.006 * inset)) for v in color))
             self.pens[1].ellipse(box, ID["ego vehicle"])
 
     def develop(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the photo, with surface texture, exposure and colour of the light added, and the label map."""
+        """Return the photo, with surface texture, exposure and colour of the light added, and the
+        label map."""
         labels, exposure = np.asarray(self.labels), self.rng.uniform(0.88, 1.15)
-        photo = self.photo.point([min(255, int(v * exposure * gain)) for gain in self.tint for v in range(256)])
+        photo = self.photo.point(
+            [min(255, int(v * exposure * gain)) for gain in self.tint for v in range(256)]
+        )
         row, column = self.rng.integers(256, size=2)
         grain = _texture()[row : row + HEIGHT, column : column + WIDTH] * ROUGHNESS[labels]
         bright = np.array(photo, dtype=np.int16)
@@ -190,28 +247,39 @@ class Canvas:
         return min(255, int(r)), min(255, int(g)), min(255, int(b))
 
     def _strip(self, x0: float, x1: float, z0: float, z1: float) -> list[tuple[float, float]]:
-        """Return the outline of a strip of the ground in pixels, with enough points to follow the curve."""
+        """Return the outline of a strip of the ground in pixels, with enough points to follow the
+        curve."""
         z0, z1 = max(z0, NEAR), max(z1, NEAR)
         steps = 1 + int(7 * math.log(z1 / z0))
         depths = [z0 * (z1 / z0) ** (i / steps) for i in range(steps + 1)]
-        return [self.project(x0, 0, z) for z in depths] + [self.project(x1, 0, z) for z in reversed(depths)]
+        return [self.project(x0, 0, z) for z in depths] + [
+            self.project(x1, 0, z) for z in reversed(depths)
+        ]
 
     def _sky(self, top: Color, bottom: Color, clouds: float) -> Image.Image:
         """Return a colour gradient with clouds, computed at low resolution and enlarged."""
         t = np.clip(np.arange(64) / (self.horizon / 8), 0, 1)[:, None, None] ** 1.3
-        puffs = np.clip(_noise(self.rng, 64, 128, 14) + 0.5 * _noise(self.rng, 64, 128, 5), 0, 2)[..., None]
+        puffs = np.clip(_noise(self.rng, 64, 128, 14) + 0.5 * _noise(self.rng, 64, 128, 5), 0, 2)[
+            ..., None
+        ]
         sky = np.array(top) * (1 - t) + np.array(bottom) * t + clouds * puffs
-        return Image.fromarray(sky.clip(0, 255).astype(np.uint8)).resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR)
+        return Image.fromarray(sky.clip(0, 255).astype(np.uint8)).resize(
+            (WIDTH, HEIGHT), Image.Resampling.BILINEAR
+        )
 
     def _light_ground(self) -> None:
-        """Add texture, shadows and haze to the ground, where the row of a pixel determines its distance."""
+        """Add texture, shadows and haze to the ground, where the row of a pixel determines its
+        distance."""
         top = int(self.horizon) + 1
         box = (0, top, WIDTH, HEIGHT)
         ground = np.array(self.photo.crop(box), dtype=np.float32)
         below = np.arange(top, HEIGHT, dtype=np.float32)[:, None] + 0.5 - self.horizon
         z = np.minimum(self.focal * self.eye / below, FAR)
         x = (np.arange(WIDTH, dtype=np.float32) - self.center) / self.focal * z
-        rows, columns = (z * 14 + self.rng.integers(512)).astype(np.int32), (x * 30).astype(np.int32)
+        rows, columns = (
+            (z * 14 + self.rng.integers(512)).astype(np.int32),
+            (x * 30).astype(np.int32),
+        )
         grain = 4 * _texture()[rows & 511, columns & 511] * np.exp(-z / 25)
         dark = np.asarray(self.shadows.crop(box).filter(ImageFilter.BoxBlur(3)), dtype=np.float32)
         keep = np.exp(-z / self.reach)
@@ -222,7 +290,8 @@ class Canvas:
 
 
 def _noise(rng: np.random.Generator, height: int, width: int, cell: float) -> np.ndarray:
-    """Return smooth noise, standard deviation about 1, features of `cell` pixels, `float32 [height, width]`."""
+    """Return smooth noise, standard deviation about 1, features of `cell` pixels, `float32 [height,
+    width]`."""
     small = rng.standard_normal((int(height / cell) + 2, int(width / cell) + 2), dtype=np.float32)
     return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
 

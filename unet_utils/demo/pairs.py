@@ -1,4 +1,5 @@
-"""The demo set on disk: drawn street scenes as pairs of photo and colour mask, in the format of the Kaggle pairs."""
+"""The demo set on disk: drawn street scenes as pairs of photo and colour mask, in the format of the
+Kaggle pairs."""
 
 import json
 from pathlib import Path
@@ -7,19 +8,22 @@ from shutil import rmtree
 import numpy as np
 from PIL import Image
 
-from unet_utils.decoding import SIDE, jpeg, shrink
 from unet_utils.demo.canvas import COLORS, HEIGHT, WIDTH
 from unet_utils.demo.street import draw_scene
 from unet_utils.platform.environment import progress_bar
 from unet_utils.platform.files import publishing, user_path
+from unet_utils.restoring import SIDE, jpeg, shrink
 
 SPLITS = ("train", "val")
 STAMP = "demo.json"  # the settings of a complete set
 VERSION = 2  # of the drawings: raise it, and existing demo sets are drawn again
 
 
-def make_demo(root: str | Path, train: int = 240, val: int = 60, seed: int = 0, progress: bool = True) -> Path:
-    """Draw the demo set and write it to `root/cityscapes_data/{train,val}/1.jpg ...`, unless it is there already.
+def make_demo(
+    root: str | Path, train: int = 240, val: int = 60, seed: int = 0, progress: bool = True
+) -> Path:
+    """Draw the demo set and write it to `root/cityscapes_data/{train,val}/1.jpg ...`, unless it is
+    there already.
 
     The folder appears when the set is complete. Several processes may call this at the same time.
 
@@ -34,22 +38,29 @@ def make_demo(root: str | Path, train: int = 240, val: int = 60, seed: int = 0, 
         The folder `root/cityscapes_data`.
 
     Raises:
-        FileExistsError: `root/cityscapes_data` holds something other than a demo set; it is not touched.
+        FileExistsError: `root/cityscapes_data` holds something other than a demo set; it is not
+            touched.
     """
     folder, counts = user_path(root) / "cityscapes_data", {"train": train, "val": val}
     settings = json.dumps({"version": VERSION, "seed": seed} | counts)
     if _is_complete(folder, settings, counts):
         return folder
     if folder.exists() and any(folder.iterdir()) and not (folder / STAMP).is_file():
-        raise FileExistsError(f"{folder} holds pictures that are not a demo set: give make_demo another folder.")
+        raise FileExistsError(
+            f"{folder} holds pictures that are not a demo set: give make_demo another folder."
+        )
     jobs = [(split, index) for split in SPLITS for index in range(1, counts[split] + 1)]
     with publishing(folder) as unfinished:
         for split in SPLITS:
             (unfinished / split).mkdir()
-        for split, index in progress_bar(iterable=jobs, desc="Drawing the demo set", unit="pair", disable=not progress):
+        for split, index in progress_bar(
+            iterable=jobs, desc="Drawing the demo set", unit="pair", disable=not progress
+        ):
             _write_pair(unfinished / split / f"{index}.jpg", split, index, seed)
         (unfinished / STAMP).write_text(settings)
-        if not _is_complete(folder, settings, counts):  # otherwise another process has finished first
+        if not _is_complete(
+            folder, settings, counts
+        ):  # otherwise another process has finished first
             rmtree(folder, ignore_errors=True)
     return folder
 
@@ -63,7 +74,8 @@ def demo_truth(split: str, index: int, seed: int = 0) -> np.ndarray:
         seed: the seed that was given to `make_demo`.
 
     Returns:
-        Official label ids, `uint8 [256, 256]`: for each pixel, the label at its centre in the large picture.
+        Official label ids, `uint8 [256, 256]`: for each pixel, the label at its centre in the large
+        picture.
     """
     labels = _scene(split, index, seed)[1]
     rows, columns = HEIGHT // SIDE, WIDTH // SIDE
@@ -86,5 +98,7 @@ def _is_complete(folder: Path, settings: str, counts: dict[str, int]) -> bool:
     return (
         stamp.is_file()
         and stamp.read_text() == settings
-        and all(len(list((folder / split).glob("*.jpg"))) == count for split, count in counts.items())
+        and all(
+            len(list((folder / split).glob("*.jpg"))) == count for split, count in counts.items()
+        )
     )

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from unet_utils.platform.files import copy_verified, make_backup_folder, writable_folder
 
-# Colab's machine is wiped at the end of a session; Google Drive, if the person agrees to mount it, is not.
+# Colab's machine is wiped at the end of a session; Google Drive, if the person agrees to mount it,
+# is not.
 COLAB_MACHINE = Path("/content")
 COLAB_DRIVE = COLAB_MACHINE / "drive" / "MyDrive"
 DRIVE_FOLDER = "unet_street_scenes"  # our folder in MyDrive: the archive, runs/ and prepared/
@@ -33,8 +34,10 @@ class Environment:
     Attributes:
         platform: "colab", "kaggle" or "local".
         device: where the model and the prepared arrays live.
-        data: folder for the unpacked pairs and caches, on the machine's own disk (Drive is far too slow for that).
-        results: folder for checkpoints and figures; on Drive when it is mounted, so that it survives the machine.
+        data: folder for the unpacked pairs and caches, on the machine's own disk (Drive is far too
+            slow for that).
+        results: folder for checkpoints and figures; on Drive when it is mounted, so that it
+            survives the machine.
         drive: our folder on Google Drive, None without one.
     """
 
@@ -47,9 +50,9 @@ class Environment:
     def run_folders(self, name: str) -> tuple[Path, Path | None]:
         """Return the folder of the training run `name`, and the folder for its backup.
 
-        With Drive mounted, a run is written to the machine's own disk and copied to Drive. On Kaggle, a run that an
-        attached notebook output holds is copied to the results first, unless it is there already.
-        """
+        With Drive mounted, a run is written to the machine's own disk and copied to Drive. On
+        Kaggle, a run that an attached notebook output holds is copied to the results first, unless
+        it is there already."""
         if self.drive is not None:
             return self.data / "runs" / name, self.results / name
         if self.platform == "kaggle":
@@ -63,8 +66,8 @@ def setup(use_drive: bool = False) -> Environment:
     The environment variables `UNET_UTILS_DATA` and `UNET_UTILS_RESULTS` override the folders.
 
     Args:
-        use_drive: keep results (and a copy of the archive) on Google Drive. Asks for permission unless Drive is
-            mounted, or was refused on this machine. Ignored outside Colab.
+        use_drive: keep results (and a copy of the archive) on Google Drive. Asks for permission
+            unless Drive is mounted, or was refused on this machine. Ignored outside Colab.
 
     Raises:
         OSError: a folder cannot be written to; the message names it and the variable that moves it.
@@ -88,24 +91,31 @@ def setup(use_drive: bool = False) -> Environment:
 
 
 def reuse_memory() -> None:
-    """Make training on a CPU up to twice as fast on Linux: keep the memory of freed tensors for the next ones.
+    """Make training on a CPU up to twice as fast on Linux: keep the memory of freed tensors for the
+    next ones.
 
-    By default glibc returns each large block to the system and gets it anew, zeroed page by page, for every layer of
-    every step. torch also asks for pages of 2 MB, if the system has them.
-    """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch when it makes its first tensor
+    By default glibc returns each large block to the system and gets it anew, zeroed page by page,
+    for every layer of every step. torch also asks for pages of 2 MB, if the system has them."""
+    os.environ.setdefault(
+        "THP_MEM_ALLOC_ENABLE", "1"
+    )  # read by torch when it makes its first tensor
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # not Linux, or another C library
         return
-    no_separate_maps, never_trim = (-4, 0), (-1, 2**31 - 1)  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
+    no_separate_maps, never_trim = (
+        (-4, 0),
+        (-1, 2**31 - 1),
+    )  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
     mallopt(*no_separate_maps)
     mallopt(*never_trim)
 
 
 def find_platform() -> str:
     """Return "colab", "kaggle" or "local"."""
-    if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:  # checked first: Kaggle's machines are built on Colab's image
+    if (
+        "KAGGLE_KERNEL_RUN_TYPE" in os.environ
+    ):  # checked first: Kaggle's machines are built on Colab's image
         return "kaggle"
     if "google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ:
         return "colab"
@@ -116,27 +126,40 @@ def find_device() -> torch.device:
     """Return the first of these that works: CUDA GPU, Apple GPU, CPU."""
     if torch.cuda.is_available():
         try:
-            # A GPU that is too old for this torch is reported as available, and fails at the first convolution.
-            torch.nn.functional.conv2d(torch.ones(1, 1, 8, 8, device="cuda"), torch.ones(1, 1, 3, 3, device="cuda"))
+            # A GPU that is too old for this torch is reported as available, and fails at the first
+            # convolution.
+            torch.nn.functional.conv2d(
+                torch.ones(1, 1, 8, 8, device="cuda"), torch.ones(1, 1, 3, 3, device="cuda")
+            )
             torch.cuda.synchronize()
             return torch.device("cuda")
         except Exception as error:
             reason = _first_line(error)
-            print(f"Warning: PyTorch {torch.__version__} cannot use this GPU ({reason}), so the CPU is used instead.")
+            print(
+                f"Warning: PyTorch {torch.__version__} cannot use this GPU ({reason}), so the CPU is used instead."
+            )
             if find_platform() == "kaggle":
                 print("Kaggle's P100 is too old for it: choose Settings > Accelerator > GPU T4 x2.")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def progress_bar(**options) -> tqdm:
-    """Return a plain-text tqdm bar, `options` as in `tqdm`. Widget bars break notebooks that are saved in Colab."""
-    file = sys.stdout if "ipykernel" in sys.modules else sys.stderr  # notebooks show stderr as if it were an error
+    """Return a plain-text tqdm bar, `options` as in `tqdm`. Widget bars break notebooks that are
+    saved in Colab."""
+    file = (
+        sys.stdout if "ipykernel" in sys.modules else sys.stderr
+    )  # notebooks show stderr as if it were an error
     return tqdm(file=file, mininterval=0.5, **options)
 
 
 def describe(env: Environment) -> str:
-    """Return one line: Python, torch, device and its memory, CPUs, RAM, free disk space, data and results folders."""
-    parts = [f"Python {python_platform.python_version()}", f"torch {torch.__version__}", _device_name(env.device)]
+    """Return one line: Python, torch, device and its memory, CPUs, RAM, free disk space, data and
+    results folders."""
+    parts = [
+        f"Python {python_platform.python_version()}",
+        f"torch {torch.__version__}",
+        _device_name(env.device),
+    ]
     parts.append(f"{_cpu_count()} CPUs")
     if memory := _total_memory():
         parts.append(f"{memory / 2**30:.1f} GB RAM")
@@ -146,11 +169,13 @@ def describe(env: Environment) -> str:
 
 
 def _default_folders(platform: str, drive: Path | None) -> tuple[Path, Path]:
-    """Return the folders for data and results on this platform, if no environment variable names others."""
+    """Return the folders for data and results on this platform, if no environment variable names
+    others."""
     if platform == "colab":
         return COLAB_MACHINE / "data", (drive or COLAB_MACHINE / "data") / "runs"
     if platform == "kaggle":
-        # /kaggle/working is published with the notebook: the photos must not end up there, their licence forbids it.
+        # /kaggle/working is published with the notebook: the photos must not end up there, their
+        # licence forbids it.
         return Path(tempfile.gettempdir()) / "unet_utils_data", KAGGLE_RESULTS / "runs"
     root = Path(__file__).resolve().parents[2]
     if not (root / "notebooks").is_dir():  # installed as a package, not run from a checkout
@@ -159,22 +184,28 @@ def _default_folders(platform: str, drive: Path | None) -> tuple[Path, Path]:
 
 
 def _chosen_folder(variable: str, default: Path) -> Path:
-    """Return the folder that an environment variable names, or the default, and make it if it is missing."""
+    """Return the folder that an environment variable names, or the default, and make it if it is
+    missing."""
     folder = writable_folder(os.environ.get(variable) or default, variable)
     if os.environ.get(variable):
-        os.environ[variable] = str(folder)  # absolute: later calls and child processes may run in other folders
+        os.environ[variable] = str(
+            folder
+        )  # absolute: later calls and child processes may run in other folders
     return folder
 
 
 def _mount_drive() -> Path | None:
-    """Mount Google Drive if it is not mounted yet; return our folder on it, or None if that is not possible.
+    """Mount Google Drive if it is not mounted yet; return our folder on it, or None if that is not
+    possible.
 
-    Colab's `mount` asks for permission on every call, before it looks whether Drive is mounted. So it is called only
-    if there is no mount point yet: an empty one means that the setup cell, or an earlier call, has asked in vain.
-    """
+    Colab's `mount` asks for permission on every call, before it looks whether Drive is mounted. So
+    it is called only
+    if there is no mount point yet: an empty one means that the setup cell, or an earlier call, has
+    asked in vain."""
     mount_point = COLAB_DRIVE.parent
     try:
-        # os.path is False for a Drive that has dropped ("Transport endpoint is not connected"), where Path may raise.
+        # os.path is False for a Drive that has dropped ("Transport endpoint is not connected"),
+        # where Path may raise.
         if not os.path.isdir(COLAB_DRIVE):
             if os.path.isdir(mount_point):
                 raise OSError("it was refused, could not be mounted, or has been unmounted")
@@ -187,7 +218,9 @@ def _mount_drive() -> Path | None:
             make_backup_folder(folder / name)
         with tempfile.TemporaryFile(dir=folder):  # fails if Drive is full
             return folder
-    except Exception as error:  # refused, forbidden by a company, timed out, not in Colab's own page, full, ...
+    except (
+        Exception
+    ) as error:  # refused, forbidden by a company, timed out, not in Colab's own page, full, ...
         print(
             f"Warning: going on without Google Drive ({_first_line(error)}): results stay on this machine and are "
             "lost with it. To use Drive after all, mount it in the Files panel (folder symbol, left) and run this cell "
@@ -197,22 +230,32 @@ def _mount_drive() -> Path | None:
 
 
 def _copy_attached_run(name: str, folder: Path) -> None:
-    """Copy a run from the output of an earlier Kaggle notebook (Add Input > Notebooks); the newest of several."""
+    """Copy a run from the output of an earlier Kaggle notebook (Add Input > Notebooks); the newest
+    of several."""
     if (folder / "last.pt").exists():
         return
-    found = [path for depth in ("*", "*/*", "*/*/*") for path in KAGGLE_INPUT.glob(f"{depth}/runs/{name}/last.pt")]
+    found = [
+        path
+        for depth in ("*", "*/*", "*/*/*")
+        for path in KAGGLE_INPUT.glob(f"{depth}/runs/{name}/last.pt")
+    ]
     if not found:
         return
     source = max(found, key=os.path.getmtime).parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # last.pt after best.pt: without it the run does not count as there. Scores are newer than their model.
+        # last.pt after best.pt: without it the run does not count as there. Scores are newer than
+        # their model.
         order = {"last.pt": 1, "evaluation.json": 2}
-        for file in sorted(filter(Path.is_file, source.iterdir()), key=lambda path: order.get(path.name, 0)):
+        for file in sorted(
+            filter(Path.is_file, source.iterdir()), key=lambda path: order.get(path.name, 0)
+        ):
             copy_verified(file, folder / file.name)
         print(f"Found the run {name} in {source}, and copied it to {folder}.")
     except OSError as error:
-        print(f"Warning: the run in {source} could not be copied to {folder} ({error}): it is not used.")
+        print(
+            f"Warning: the run in {source} could not be copied to {folder} ({error}): it is not used."
+        )
 
 
 def _first_line(error: Exception) -> str:
@@ -227,7 +270,8 @@ def _device_name(device: torch.device) -> str:
 
 
 def _cpu_count() -> int:
-    """Return the number of CPUs that this process may use: in a container it can be fewer than the machine has."""
+    """Return the number of CPUs that this process may use: in a container it can be fewer than the
+    machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,4 +1,5 @@
-"""Files: paths that people type, atomic writes, copies that are verified, disk space, and the lock of a run."""
+"""Files: paths that people type, atomic writes, copies that are verified, disk space, and the lock
+of a run."""
 
 import contextlib
 import errno
@@ -16,42 +17,61 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-UNFINISHED = ".unfinished-"  # prefix of everything that is not complete yet; hidden, so that nobody reads it
-LEFTOVER_SECONDS = 3600  # an unfinished file or folder of this age belongs to a process that was killed
-SPACE_ADVICE = "Free some, or set the environment variable UNET_UTILS_DATA to a folder on a larger disk"
-MOUNTED_FOLDERS = ("MyDrive", "Shareddrives")  # Google Drive makes these; if one is missing, Drive is not mounted
+UNFINISHED = (
+    ".unfinished-"  # prefix of everything that is not complete yet; hidden, so that nobody reads it
+)
+LEFTOVER_SECONDS = (
+    3600  # an unfinished file or folder of this age belongs to a process that was killed
+)
+SPACE_ADVICE = (
+    "Free some, or set the environment variable UNET_UTILS_DATA to a folder on a larger disk"
+)
+MOUNTED_FOLDERS = (
+    "MyDrive",
+    "Shareddrives",
+)  # Google Drive makes these; if one is missing, Drive is not mounted
 LOCK_FILE = "run.lock"
-BEAT_SECONDS, DEAD_SECONDS = 60, 180  # how often an owner renews its lock; how old the lock of a dead owner is
+BEAT_SECONDS, DEAD_SECONDS = (
+    60,
+    180,
+)  # how often an owner renews its lock; how old the lock of a dead owner is
 
 
 def user_path(path: str | Path) -> Path:
     """Return a path that a person typed as an absolute path, with `~` expanded.
 
     Raises:
-        ValueError: it is an address such as https://..., or starts with the `~name` of an unknown user.
+        ValueError: it is an address such as https://..., or starts with the `~name` of an unknown
+            user.
     """
     text = str(path).strip()
     if re.match(r"[A-Za-z][\w+.-]+:/", text):  # Path turns https:// into https:/
-        raise ValueError(f"{text} is an address, not a file: download it first, and give the path of the file.")
+        raise ValueError(
+            f"{text} is an address, not a file: download it first, and give the path of the file."
+        )
     try:
         return Path(text).expanduser().absolute()
     except RuntimeError:
-        raise ValueError(f"{text} starts with ~, but there is no such user: give the whole path.") from None
+        raise ValueError(
+            f"{text} starts with ~, but there is no such user: give the whole path."
+        ) from None
 
 
 @contextlib.contextmanager
 def replacing(file: str | Path) -> Iterator[Path]:
-    """Write a file atomically: yield a temporary path to write to, which becomes `file` if no exception is raised.
+    """Write a file atomically: yield a temporary path to write to, which becomes `file` if no
+    exception is raised.
 
-    The temporary path is unique, so that several processes may write the same file; the last one wins. It has the
-    folder and the suffix of `file`.
-    """
+    The temporary path is unique, so that several processes may write the same file; the last one
+    wins. It has the folder and the suffix of `file`."""
     file = Path(file)
     unfinished = unfinished_path(file)
     try:
         yield unfinished
         with open(unfinished, "rb+") as written:
-            os.fsync(written.fileno())  # or a power cut could leave the new name with old or no content
+            os.fsync(
+                written.fileno()
+            )  # or a power cut could leave the new name with old or no content
         os.replace(unfinished, file)
     finally:
         with contextlib.suppress(OSError):
@@ -60,7 +80,8 @@ def replacing(file: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def publishing(folder: str | Path) -> Iterator[Path]:
-    """Make a folder atomically: yield a temporary folder to fill, which is renamed to `folder` if nothing is raised.
+    """Make a folder atomically: yield a temporary folder to fill, which is renamed to `folder` if
+    nothing is raised.
 
     If another process has made `folder` by then, its work is kept and our own is deleted.
     """
@@ -87,7 +108,8 @@ def discard(folder: str | Path) -> None:
 
 
 def unfinished_path(path: str | Path) -> Path:
-    """Return a unique temporary name next to `path`, after deleting old ones that killed processes left there."""
+    """Return a unique temporary name next to `path`, after deleting old ones that killed processes
+    left there."""
     path = Path(path)
     for leftover in path.parent.glob(f"{UNFINISHED}*-{glob.escape(path.name)}"):
         with contextlib.suppress(OSError):
@@ -105,14 +127,18 @@ def copy_verified(source: str | Path, target: str | Path) -> None:
     with replacing(target) as unfinished:
         shutil.copyfile(source, unfinished)
         if not filecmp.cmp(source, unfinished, shallow=False):
-            raise OSError(errno.EIO, f"The copy of {source} in {Path(target).parent} differs from the original")
+            raise OSError(
+                errno.EIO,
+                f"The copy of {source} in {Path(target).parent} differs from the original",
+            )
 
 
 def make_backup_folder(folder: str | Path) -> None:
     """Make a folder and its parents, unless it lies on a Google Drive that is not mounted.
 
     Raises:
-        OSError: Drive is not mounted (a plain folder of that name would be lost with the machine), or no permission.
+        OSError: Drive is not mounted (a plain folder of that name would be lost with the machine),
+            or no permission.
     """
     folder = Path(folder)
     for part in (folder, *folder.parents):
@@ -122,7 +148,8 @@ def make_backup_folder(folder: str | Path) -> None:
 
 
 def writable_folder(folder: str | Path, variable: str) -> Path:
-    """Make a folder if it is missing, check that files can be written there, and return its absolute path.
+    """Make a folder if it is missing, check that files can be written there, and return its
+    absolute path.
 
     Args:
         folder: the folder; `~` is expanded.
@@ -154,7 +181,8 @@ def require_space(folder: str | Path, needed: int) -> None:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Return True if an error, or the one that caused it, comes from a full disk or an exhausted quota."""
+    """Return True if an error, or the one that caused it, comes from a full disk or an exhausted
+    quota."""
     while error is not None:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -163,7 +191,8 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def explain_full_disk(error: Exception, folder: str | Path) -> None:
-    """Raise an OSError that says what to do if `error` comes from a full disk or quota; else do nothing."""
+    """Raise an OSError that says what to do if `error` comes from a full disk or quota; else do
+    nothing."""
     if is_disk_full(error) and SPACE_ADVICE not in str(error):
         number = getattr(error, "errno", None) or errno.ENOSPC
         raise OSError(number, f"The disk is full: {folder}. {SPACE_ADVICE}") from error
@@ -176,19 +205,22 @@ class LockedError(RuntimeError):
 class RunLock:
     """Make this process the only owner of a run.
 
-    A small file in each folder names the owner. A thread renews it every minute, so that the lock of a machine that
-    was switched off expires; the lock of a dead process on this machine is taken over immediately.
+    A small file in each folder names the owner. A thread renews it every minute, so that the lock
+    of a machine that was switched off expires; the lock of a dead process on this machine is taken
+    over immediately.
 
         with RunLock(folder, backup) as lock:
             lock.check()  # before each save: raises LockedError if somebody has taken the run over
 
-    A folder that cannot be written to (a Drive that is not mounted) is not locked, and no reason to stop.
+    A folder that cannot be written to (a Drive that is not mounted) is not locked, and no reason to
+    stop.
 
     Args:
         folders: all folders that the run is written to; None is skipped.
 
     Raises:
-        LockedError: another process owns the run; the message says which one, and how to take the run over.
+        LockedError: another process owns the run; the message says which one, and how to take the
+            run over.
     """
 
     def __init__(self, *folders: str | Path | None):
@@ -221,7 +253,9 @@ class RunLock:
         """Raise LockedError if another process has taken the run over."""
         for file in self.files:
             if (owner := _read_owner(file)) and not self._is_own(owner):
-                raise LockedError(f"Stopped, because another process has taken over this run. {_describe(file, owner)}")
+                raise LockedError(
+                    f"Stopped, because another process has taken over this run. {_describe(file, owner)}"
+                )
 
     def _claim(self, file: Path) -> None:
         with contextlib.suppress(FileExistsError):
@@ -237,14 +271,16 @@ class RunLock:
                     f"{_describe(file, owner)} Stop it there, or choose another run name here. If it no longer runs, "
                     f"wait {DEAD_SECONDS // 60} minutes, or delete {file}, and run this again."
                 )
-            print(f"Taking over the run in {file.parent} from process {owner['process']} on {owner['host']}: it ended.")
+            print(
+                f"Taking over the run in {file.parent} from process {owner['process']} on {owner['host']}: it ended."
+            )
         file.write_text(self._text())
 
     def _renew(self, released: threading.Event) -> None:
         while not released.wait(BEAT_SECONDS):
             for file in self.files:
-                # "r+" never creates the file: somebody may have deleted it to take over, or Drive may be gone.
-                # Written in place, because Drive moves each replaced file to its bin.
+                # "r+" never creates the file: somebody may have deleted it to take over, or Drive
+                # may be gone. Written in place, because Drive moves each replaced file to its bin.
                 with contextlib.suppress(OSError):
                     if self._is_own(_read_owner(file)):
                         with open(file, "r+") as lock:
@@ -255,7 +291,9 @@ class RunLock:
         return json.dumps(self.owner | {"renewed": time.time()})
 
     def _is_own(self, owner: dict | None) -> bool:
-        return owner is not None and all(owner[key] == self.owner[key] for key in ("host", "process"))
+        return owner is not None and all(
+            owner[key] == self.owner[key] for key in ("host", "process")
+        )
 
 
 def _read_owner(file: Path) -> dict | None:
@@ -271,7 +309,9 @@ def _is_alive(owner: dict) -> bool:
     """Return whether the owner of a lock seems to run still."""
     if abs(time.time() - owner["renewed"]) > DEAD_SECONDS:
         return False
-    if owner["host"] != socket.gethostname() or os.name != "posix":  # on Windows os.kill(pid, 0) ends the process
+    if (
+        owner["host"] != socket.gethostname() or os.name != "posix"
+    ):  # on Windows os.kill(pid, 0) ends the process
         return True
     try:
         os.kill(owner["process"], 0)
@@ -280,7 +320,9 @@ def _is_alive(owner: dict) -> bool:
     except OSError:  # it belongs to somebody else
         return True
     try:  # a killed process whose parent has not noticed yet is a zombie, "Z"
-        return Path(f"/proc/{owner['process']}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return (
+            Path(f"/proc/{owner['process']}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        )
     except (OSError, IndexError):
         return True
 

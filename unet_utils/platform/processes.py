@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 
 class SingleProcess:
-    """What the training loop asks of the processes that train together. `extras.distributed` has the one for several.
+    """What the training loop asks of the processes that train together. `use.distributed` has the
+    one for several.
 
     Attributes:
         rank: number of this process, from 0.
@@ -16,9 +17,12 @@ class SingleProcess:
     rank, size = 0, 1
 
     def part(self, n: int, block: int = 1) -> slice:
-        """Return which of `n` things this process takes: an equal, contiguous part, of whole blocks."""
+        """Return which of `n` things this process takes: an equal, contiguous part, of whole
+        blocks."""
         blocks = -(-n // block)
-        first, end = (min(n, blocks * rank // self.size * block) for rank in (self.rank, self.rank + 1))
+        first, end = (
+            min(n, blocks * rank // self.size * block) for rank in (self.rank, self.rank + 1)
+        )
         return slice(first, end)
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -30,7 +34,8 @@ class SingleProcess:
         function(*args)
 
     def in_turn(self, function: Callable):
-        """Call a function in the first process, then in the others, which find its files on disk."""
+        """Call a function in the first process, then in the others, which find its files on
+        disk."""
         return function()
 
     def wrap(self, module: nn.Module) -> nn.Module:

@@ -1,12 +1,11 @@
 """The look that all figures share.
 
-Each class has its official colour and, because many of these colours are hard to tell apart, its class index as a
-number. Figures have a white background, so they look the same on light and dark pages, and the text size grows with
-the width of the figure, so that it stays legible on a phone.
+Each class has its official colour and, because many of these colours are hard to tell apart, its
+class index as a number. Figures have a white background, so they look the same on light and dark
+pages, and the text size grows with the width of the figure, so that it stays legible on a phone.
 
-All functions return the figure without showing it: as the last line of a notebook cell it is shown, in a script it can
-be saved. Figures with a single panel also accept the `Axes` to draw on.
-"""
+All functions return the figure without showing it: as the last line of a notebook cell it is shown,
+in a script it can be saved. Figures with a single panel also accept the `Axes` to draw on."""
 
 import sys
 from collections.abc import Sequence
@@ -39,13 +38,15 @@ STYLE: dict[Any, Any] = {
 
 
 def text_size(figure: Figure | SubFigure) -> float:
-    """Return the font size in points: 7 pixels when the figure is shrunk to the 390 pixels of a phone."""
+    """Return the font size in points: 7 pixels when the figure is shrunk to the 390 pixels of a
+    phone."""
     return max(10.0, 1.3 * figure.bbox.width / figure.dpi)
 
 
 @cache
 def _sharpen_notebook() -> None:
-    """In a notebook with default settings, ask once for figures with twice the pixels, for high-density screens."""
+    """In a notebook with default settings, ask once for figures with twice the pixels, for
+    high-density screens."""
     ipython = sys.modules.get("IPython")
     shell = ipython and ipython.get_ipython()
     if hasattr(shell, "kernel"):
@@ -61,9 +62,8 @@ def new_figure(
 ) -> tuple[Figure, np.ndarray]:
     """Return a figure of `width` x `height` inches and its axes, an array `[rows, columns]`.
 
-    The figure is closed in pyplot, so that a notebook does not show it a second time. `options` go to
-    `pyplot.subplots`.
-    """
+    The figure is closed in pyplot, so that a notebook does not show it a second time. `options` go
+    to `pyplot.subplots`."""
     _sharpen_notebook()
     size = max(10.0, 1.3 * width)
     with plt.rc_context(STYLE | {"font.size": size, "axes.titlesize": size}):
@@ -76,7 +76,8 @@ def new_figure(
 
 
 def one_panel(ax: Axes | None, width: float, height: float, title: str) -> tuple[Figure, Axes]:
-    """Return `ax` and its figure, with the title above it, or, for None, a new figure with one panel."""
+    """Return `ax` and its figure, with the title above it, or, for None, a new figure with one
+    panel."""
     if ax is None:
         figure, axes = new_figure(1, 1, width, height, title)
         return figure, axes[0, 0]
@@ -87,7 +88,9 @@ def one_panel(ax: Axes | None, width: float, height: float, title: str) -> tuple
 def picture(ax: Axes, pixels: np.ndarray, title: str = "", **options) -> None:
     """Show pixels `[H, W]` or `[H, W, 3]` twice as wide as high. `options` go to `imshow`."""
     # The photos of the pairs were squeezed from 2:1 to squares. This stretches them back.
-    ax.imshow(pixels, interpolation="nearest", aspect=0.5 * pixels.shape[1] / pixels.shape[0], **options)
+    ax.imshow(
+        pixels, interpolation="nearest", aspect=0.5 * pixels.shape[1] / pixels.shape[0], **options
+    )
     ax.set_title(title, loc="left")
     ax.set_axis_off()
 
@@ -99,10 +102,12 @@ def class_map(ax: Axes, classes: np.ndarray, scheme: ClassScheme, title: str) ->
 
 
 def number_classes(ax: Axes, classes: np.ndarray) -> None:
-    """Write each class index on a picture of `classes`, where the class is thickest, if there is room for it."""
+    """Write each class index on a picture of `classes`, where the class is thickest, if there is
+    room for it."""
     step = max(1, max(classes.shape) // 256)
     small = classes[::step, ::step]
-    # Distance to the border, by repeated erosion: each round removes the pixels at the border of what is left.
+    # Distance to the border, by repeated erosion: each round removes the pixels at the border of
+    # what is left.
     left = ~_touches_another(small)
     depth = np.zeros(small.shape, dtype=int)
     while left.any():
@@ -114,11 +119,20 @@ def number_classes(ax: Axes, classes: np.ndarray) -> None:
         if index != IGNORE:
             row, column = np.unravel_index(np.where(small == index, depth, 0).argmax(), small.shape)
             place = (column * step, row * step)
-            ax.annotate(str(index), place, ha="center", va="center", color="white", size=size, path_effects=stroke)
+            ax.annotate(
+                str(index),
+                place,
+                ha="center",
+                va="center",
+                color="white",
+                size=size,
+                path_effects=stroke,
+            )
 
 
 def _touches_another(values: np.ndarray) -> np.ndarray:
-    """Return where one of the four neighbours has another value or lies outside the picture, `bool [H, W]`."""
+    """Return where one of the four neighbours has another value or lies outside the picture, `bool
+    [H, W]`."""
     padded = np.pad(values.astype(int), 1, constant_values=-1)
     inner, n = (slice(1, -1), slice(1, -1)), values.shape
     around = [padded[i : i + n[0], j : j + n[1]] for i, j in ((0, 1), (2, 1), (1, 0), (1, 2))]
@@ -126,18 +140,28 @@ def _touches_another(values: np.ndarray) -> np.ndarray:
 
 
 def class_legend(figure: Figure, classes: Sequence[np.ndarray], scheme: ClassScheme) -> None:
-    """Add a legend below the figure: number and name of each class that occurs in `classes`, and void."""
+    """Add a legend below the figure: number and name of each class that occurs in `classes`, and
+    void."""
     present = np.unique(np.concatenate([np.asarray(part).ravel() for part in classes]))
-    names = {f"{index} {scheme.names[index]}": scheme.colors[index] for index in present if index != IGNORE}
+    names = {
+        f"{index} {scheme.names[index]}": scheme.colors[index]
+        for index in present
+        if index != IGNORE
+    }
     color_legend(figure, names | ({"void (ignored)": (0, 0, 0)} if IGNORE in present else {}))
 
 
 def color_legend(figure: Figure, colors: dict[str, tuple[int, ...]]) -> None:
     """Add a legend below the figure with these names and colours (RGB, 0 to 255)."""
-    handles = [Patch(facecolor="#" + bytes(c).hex(), edgecolor=GREY, label=name) for name, c in colors.items()]
+    handles = [
+        Patch(facecolor="#" + bytes(c).hex(), edgecolor=GREY, label=name)
+        for name, c in colors.items()
+    ]
     size = text_size(figure)
     columns = max(1, min(len(handles), int(72 * figure.get_figwidth() / (10.5 * size))))
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=size)
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=size
+    )
 
 
 def line_legend(figure: Figure, ax: Axes) -> None:
@@ -145,4 +169,6 @@ def line_legend(figure: Figure, ax: Axes) -> None:
     handles, labels = ax.get_legend_handles_labels()
     columns = max(1, int(80 / max(map(len, labels), default=80)))
     size = text_size(figure)
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=size)
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=size
+    )

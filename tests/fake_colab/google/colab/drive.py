@@ -17,15 +17,20 @@ FAILURES = {
     "root folder": lambda: ValueError("mount failed: timeout during initial read of root folder"),
     "policy": lambda: ValueError("The domain policy has disabled Drive File Stream"),
     "timeout": TIMEOUT,
-    "not here": lambda: NotImplementedError("Mounting drive is unsupported in this environment. Use PyDrive instead."),
+    "not here": lambda: NotImplementedError(
+        "Mounting drive is unsupported in this environment. Use PyDrive instead."
+    ),
     "nameless": NotImplementedError,
     "assertion": AssertionError,
 }
 
 
 def mount(mountpoint, force_remount=False, timeout_ms=120000, readonly=False):
-    failure = os.environ.get("FAKE_COLAB_NO_DRIVE") or ("" if os.environ.get("FAKE_COLAB_DRIVE") else "refused")
-    # As the real one does: the person is asked first, on every call, whether Drive is mounted or not.
+    failure = os.environ.get("FAKE_COLAB_NO_DRIVE") or (
+        "" if os.environ.get("FAKE_COLAB_DRIVE") else "refused"
+    )
+    # As the real one does: the person is asked first, on every call, whether Drive is mounted or
+    # not.
     if failure != "not here" and os.environ.get("FAKE_COLAB_ASKED"):
         with open(os.environ["FAKE_COLAB_ASKED"], "a") as file:
             file.write("asked\n")

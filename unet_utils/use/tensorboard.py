@@ -10,8 +10,8 @@ from unet_utils.model import UNet
 class TensorBoardLog:
     """Write the history of a run as TensorBoard events. Pass it to `fit` as `on_epoch`.
 
-    Without the package tensorboard it does nothing. To look at the runs: `tensorboard --logdir runs`, or in a notebook
-    `%load_ext tensorboard` and `%tensorboard --logdir runs`.
+    Without the package tensorboard it does nothing. To look at the runs: `tensorboard --logdir
+    runs`, or in a notebook `%load_ext tensorboard` and `%tensorboard --logdir runs`.
 
     Args:
         folder: of the run.
@@ -34,7 +34,8 @@ class TensorBoardLog:
         try:
             rows = history[-1:]
             if self.writer is None:
-                # Epochs may appear in an earlier event file and again after an interruption: begin a new one.
+                # Epochs may appear in an earlier event file and again after an interruption: begin
+                # a new one.
                 for earlier in self.folder.glob("events.out.tfevents.*"):
                     earlier.unlink()
                 self.writer, rows = self.make_writer(str(self.folder)), history

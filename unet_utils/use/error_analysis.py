@@ -40,12 +40,17 @@ class Regions(NamedTuple):
 
 
 def most_confused(matrix: ConfusionMatrix, count: int = 12) -> list[Confusion]:
-    """Return the `count` pairs of classes with the largest share of the true class predicted as the other."""
+    """Return the `count` pairs of classes with the largest share of the true class predicted as the
+    other."""
     pixels = matrix.matrix.cpu().numpy()
     share = pixels / pixels.sum(1, keepdims=True).clip(1)
     np.fill_diagonal(share, 0)
     order = np.argsort(-share, axis=None, kind="stable")[:count]
-    pairs = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, share.shape), strict=True) if share[i, j] > 0]
+    pairs = [
+        (int(i), int(j))
+        for i, j in zip(*np.unravel_index(order, share.shape), strict=True)
+        if share[i, j] > 0
+    ]
     return [Confusion(i, j, int(pixels[i, j]), float(share[i, j])) for i, j in pairs]
 
 
@@ -57,7 +62,8 @@ def error_map(predicted: np.ndarray, truth: np.ndarray, cell: int = 8) -> np.nda
         cell: side of the squares that are counted together, pixels.
 
     Returns:
-        `float64 [H / cell, W / cell]`, from 0 to 1 of the pixels that are not void; NaN where all are void.
+        `float64 [H / cell, W / cell]`, from 0 to 1 of the pixels that are not void; NaN where all
+        are void.
     """
     n, height, width = truth.shape
     blocks = (n, height // cell, cell, width // cell, cell)
@@ -68,7 +74,8 @@ def error_map(predicted: np.ndarray, truth: np.ndarray, cell: int = 8) -> np.nda
 
 
 def entropy(probabilities: Tensor) -> np.ndarray:
-    """Return the Shannon entropy per pixel, in bits: 0 when certain, log2(C) when all classes are equally probable.
+    """Return the Shannon entropy per pixel, in bits: 0 when certain, log2(C) when all classes are
+    equally probable.
 
     Args:
         probabilities: `float32 [N, C, H, W]`, summing to 1 over the classes.
@@ -80,10 +87,12 @@ def entropy(probabilities: Tensor) -> np.ndarray:
 
 
 def connected_regions(classes: np.ndarray) -> np.ndarray:
-    """Number the connected regions: pixels of one class that touch along an edge (4-connectivity) share a number.
+    """Number the connected regions: pixels of one class that touch along an edge (4-connectivity)
+    share a number.
 
     Args:
-        classes: integers `[N, H, W]`; void is a class like the others. Regions never extend over two frames.
+        classes: integers `[N, H, W]`; void is a class like the others. Regions never extend over
+            two frames.
 
     Returns:
         `int64 [N, H, W]`, region numbers from 0, without gaps.
@@ -92,14 +101,16 @@ def connected_regions(classes: np.ndarray) -> np.ndarray:
     starts = np.ones(classes.shape, dtype=bool)
     starts[..., 1:] = classes[..., 1:] != classes[..., :-1]
     run = starts.ravel().cumsum().reshape(classes.shape) - 1
-    # Pairs of runs of the same class that touch in neighbouring rows. They touch in many pixels: keep the first.
+    # Pairs of runs of the same class that touch in neighbouring rows. They touch in many pixels:
+    # keep the first.
     same = classes[:, 1:] == classes[:, :-1]
     same[..., 1:] &= starts[:, 1:, 1:] | starts[:, :-1, 1:]
     upper, lower = run[:, :-1][same], run[:, 1:][same]
     # Union of the touching runs, for all pairs at the same time, as in Shiloach and Vishkin (1982),
-    # https://doi.org/10.1016/0196-6774(82)90008-6. Each run points to an earlier run of its region; a root points to
-    # itself. In each round the later root of a pair is pointed to the earlier one (of several assignments to one root
-    # NumPy keeps the last, and the others are done in a later round), and then every run directly to its root.
+    # https://doi.org/10.1016/0196-6774(82)90008-6. Each run points to an earlier run of its region;
+    # a root points to itself. In each round the later root of a pair is pointed to the earlier one
+    # (of several assignments to one root NumPy keeps the last, and the others are done in a later
+    # round), and then every run directly to its root.
     root = np.arange(run.max(initial=-1) + 1)
     while len(upper):
         one, other = root[upper], root[lower]
@@ -112,10 +123,12 @@ def connected_regions(classes: np.ndarray) -> np.ndarray:
 
 
 def region_recall(predicted: np.ndarray, truth: np.ndarray, block: int = 64) -> Regions:
-    """Return how much of each object was found: the recall of each connected region of a true class.
+    """Return how much of each object was found: the recall of each connected region of a true
+    class.
 
-    Two cars that touch are one region, and a car behind a pole is two: the labels separate classes, not objects. A
-    wrong prediction elsewhere belongs to no region and does not count, so this is a recall, not an IoU.
+    Two cars that touch are one region, and a car behind a pole is two: the labels separate classes,
+    not objects. A wrong prediction elsewhere belongs to no region and does not count, so this is a
+    recall, not an IoU.
 
     Args:
         predicted, truth: class indices, `uint8 [N, H, W]`; void regions are left out.

@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 2 -m unet_utils train --data pairs.zip --run-name mine
 
-Batch size, settings, checkpoint and history are those of one process, and a run may go on with another number of them.
-"""
+Batch size, settings, checkpoint and history are those of one process, and a run may go on with
+another number of them."""
 
 import contextlib
 import os
@@ -20,7 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 from unet_utils.platform.processes import SingleProcess
 
 PATIENCE = timedelta(hours=2)
-"""How long a process waits for another one, which may be downloading or decoding. A dead process is noticed sooner."""
+"""How long a process waits for another one, which may be downloading or restoring. A dead process
+is noticed sooner."""
 
 
 class TorchrunProcess(SingleProcess):
@@ -46,10 +47,11 @@ class TorchrunProcess(SingleProcess):
         return result if self.rank == 0 else function()
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """Return the module with gradients averaged over the processes; on GPUs, with synchronized batch norm.
+        """Return the module with gradients averaged over the processes; on GPUs, with synchronized
+        batch norm.
 
-        On CPUs each process normalizes its own part of the batch: torch synchronizes batch norm on GPUs only.
-        """
+        On CPUs each process normalizes its own part of the batch: torch synchronizes batch norm on
+        GPUs only."""
         if next(module.parameters()).device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(module)
         with warnings.catch_warnings():
@@ -66,8 +68,8 @@ class TorchrunProcess(SingleProcess):
 def open_processes() -> Iterator[SingleProcess]:
     """Join the processes that torchrun started, or yield a `SingleProcess` without torchrun.
 
-    Each process gets a GPU of its own, if there are any, and only the first one prints. An error in one of them is
-    reported by torchrun, after it has ended the others.
+    Each process gets a GPU of its own, if there are any, and only the first one prints. An error in
+    one of them is reported by torchrun, after it has ended the others.
 
     Raises:
         ValueError: there are GPUs, but fewer than processes.
@@ -86,12 +88,18 @@ def open_processes() -> Iterator[SingleProcess]:
                     )
                 device = torch.device("cuda", local_rank)
                 torch.cuda.set_device(device)
-            dist.init_process_group("nccl" if device else "gloo", timeout=PATIENCE, device_id=device)
+            dist.init_process_group(
+                "nccl" if device else "gloo", timeout=PATIENCE, device_id=device
+            )
             process = TorchrunProcess()
             if process.rank > 0:
-                stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+                stack.enter_context(
+                    contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w")))
+                )
             yield process
             dist.destroy_process_group()
     except Exception as error:
-        get_error_handler().record_exception(error)  # writes the file that torchrun reads the error from
+        get_error_handler().record_exception(
+            error
+        )  # writes the file that torchrun reads the error from
         raise

@@ -1,7 +1,7 @@
 """Compare labels recovered from the masks with official Cityscapes labels, for those who have some.
 
-Official label files (`*_gtFine_labelIds.png`) come from https://www.cityscapes-dataset.com after registration.
-"""
+Official label files (`*_gtFine_labelIds.png`) come from https://www.cityscapes-dataset.com after
+registration."""
 
 import csv
 from collections.abc import Iterable, Iterator
@@ -14,17 +14,19 @@ from PIL import Image
 
 from unet_utils.classes import ClassScheme, get_scheme
 from unet_utils.dataset import read_pair
-from unet_utils.decoding import SIDE, decode_masks
 from unet_utils.frames import Frames
 from unet_utils.metrics import ConfusionMatrix
 from unet_utils.platform.files import user_path
+from unet_utils.restoring import SIDE, restore_labels
 
 
 def label_at_centers(label_ids: np.ndarray) -> np.ndarray:
-    """Return the label at the centre of each mask pixel's source cell: the mode of the cell's central 2x2.
+    """Return the label at the centre of each mask pixel's source cell: the mode of the cell's
+    central 2x2.
 
     Args:
-        label_ids: official labels, `uint8 [H, W]`; the sides are even multiples of 256 (1024 x 2048).
+        label_ids: official labels, `uint8 [H, W]`; the sides are even multiples of 256 (1024 x
+            2048).
 
     Returns:
         `uint8 [256, 256]`; of equally frequent labels the smallest.
@@ -36,15 +38,23 @@ def label_at_centers(label_ids: np.ndarray) -> np.ndarray:
 
 
 def label_of_most(label_ids: np.ndarray) -> np.ndarray:
-    """Return the most frequent label of each mask pixel's source cell; otherwise like `label_at_centers`."""
+    """Return the most frequent label of each mask pixel's source cell; otherwise like
+    `label_at_centers`."""
     return _mode(_cells(label_ids).reshape(SIDE, SIDE, -1))
 
 
 def _cells(label_ids: np.ndarray) -> np.ndarray:
     """Return the source cell of each mask pixel, `[H, W] -> [256, 256, H / 256, W / 256]`."""
     rows, columns = label_ids.shape[0] // SIDE, label_ids.shape[1] // SIDE
-    if label_ids.shape != (rows * SIDE, columns * SIDE) or rows % 2 or columns % 2 or 0 in (rows, columns):
-        raise ValueError(f"official labels must have sides that are even multiples of {SIDE}, got {label_ids.shape}")
+    if (
+        label_ids.shape != (rows * SIDE, columns * SIDE)
+        or rows % 2
+        or columns % 2
+        or 0 in (rows, columns)
+    ):
+        raise ValueError(
+            f"official labels must have sides that are even multiples of {SIDE}, got {label_ids.shape}"
+        )
     return label_ids.reshape(SIDE, rows, SIDE, columns).transpose(0, 2, 1, 3)
 
 
@@ -61,10 +71,12 @@ class Audit:
     Attributes:
         frames: number of frames that were compared.
         names: the 19 evaluated classes.
-        iou: per method, the IoU of each class over the pixels whose true label is not void; NaN for a class that the
-            truth does not have. Methods: `nearest`, `decoder`, and `bound`, the label that covers most of a cell.
+        iou: per method, the IoU of each class over the pixels whose true label is not void; NaN for
+            a class that the truth does not have. Methods: `nearest`, `restored`, and `bound`, the
+            label that covers most of a cell.
         miou: per method, the mean of the classes' IoU.
-        agreement: per method, the share of pixels with the right class, where void counts as one more class.
+        agreement: per method, the share of pixels with the right class, where void counts as one
+            more class.
     """
 
     frames: int
@@ -76,11 +88,19 @@ class Audit:
     def __str__(self) -> str:
         """Return the table of classes and methods, in percent."""
         methods = list(self.iou)
-        lines = [f"IoU against the official labels of {self.frames} frames, %", " " * 15 + _row(methods)]
+        lines = [
+            f"IoU against the official labels of {self.frames} frames, %",
+            " " * 15 + _row(methods),
+        ]
         for index, name in enumerate(self.names):
-            lines.append(f"{name:15s}" + _row(_percent(self.iou[method][index]) for method in methods))
+            lines.append(
+                f"{name:15s}" + _row(_percent(self.iou[method][index]) for method in methods)
+            )
         lines.append(f"{'mean':15s}" + _row(_percent(self.miou[method]) for method in methods))
-        lines.append(f"{'pixels agreeing':15s}" + _row(_percent(self.agreement[method]) for method in methods))
+        lines.append(
+            f"{'pixels agreeing':15s}"
+            + _row(_percent(self.agreement[method]) for method in methods)
+        )
         return "\n".join(lines)
 
 
@@ -93,7 +113,8 @@ def _percent(share: float) -> str:
 
 
 def read_table(official_folder: str | Path) -> list[tuple[str, str]]:
-    """Return the rows of the folder's `pairs.csv`: the name of a label file, and the pair that it belongs to.
+    """Return the rows of the folder's `pairs.csv`: the name of a label file, and the pair that it
+    belongs to.
 
     Raises:
         FileNotFoundError: there is no `pairs.csv`.
@@ -117,7 +138,8 @@ def read_table(official_folder: str | Path) -> list[tuple[str, str]]:
 def read_official(
     official_folder: str | Path, pairs_root: str | Path
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield the frames of `pairs.csv`: file number, photo, mask (`uint8 [256, 256, 3]`) and official labels (`[H, W]`).
+    """Yield the frames of `pairs.csv`: file number, photo, mask (`uint8 [256, 256, 3]`) and
+    official labels (`[H, W]`).
 
     Raises:
         FileNotFoundError, ValueError: as `read_table`; or a file is missing or damaged.
@@ -130,13 +152,18 @@ def read_official(
         except FileNotFoundError:
             raise FileNotFoundError(f"{path} is missing, although pairs.csv names it") from None
         except (OSError, SyntaxError) as error:
-            raise ValueError(f"{path} cannot be read as a PNG ({error}): get this file again") from error
+            raise ValueError(
+                f"{path} cannot be read as a PNG ({error}): get this file again"
+            ) from error
         photo, mask = read_pair(user_path(pairs_root) / pair_file)
         yield int(Path(pair_file).stem), photo, mask, label_ids
 
 
-def official_frames(official_folder: str | Path, pairs_root: str | Path, scheme: ClassScheme) -> Frames:
-    """Return the pairs that have official labels, with these as the truth: to score a model without any decoding.
+def official_frames(
+    official_folder: str | Path, pairs_root: str | Path, scheme: ClassScheme
+) -> Frames:
+    """Return the pairs that have official labels, with these as the truth: to score a model without
+    any restoring.
 
     Args:
         official_folder, pairs_root: as in `audit`.
@@ -146,13 +173,20 @@ def official_frames(official_folder: str | Path, pairs_root: str | Path, scheme:
         FileNotFoundError, ValueError: as in `audit`; or the scheme is `clusters`.
     """
     if scheme.name == "clusters":
-        raise ValueError("official labels have no colour clusters: score a model of another class scheme on them")
+        raise ValueError(
+            "official labels have no colour clusters: score a model of another class scheme on them"
+        )
     photos, label_ids, numbers = [], [], []
     for number, photo, _, official in read_official(official_folder, pairs_root):
         photos.append(photo)
         label_ids.append(label_at_centers(official))
         numbers.append(number)
-    return Frames(torch.from_numpy(np.stack(photos)), torch.from_numpy(np.stack(label_ids)), scheme, tuple(numbers))
+    return Frames(
+        torch.from_numpy(np.stack(photos)),
+        torch.from_numpy(np.stack(label_ids)),
+        scheme,
+        tuple(numbers),
+    )
 
 
 def audit(official_folder: str | Path, pairs_root: str | Path) -> Audit:
@@ -171,19 +205,23 @@ def audit(official_folder: str | Path, pairs_root: str | Path) -> Audit:
     """
     scheme, frames = get_scheme("cityscapes19"), 0
     void = scheme.num_classes
-    methods = ("nearest", "decoder", "bound")
-    known = {method: ConfusionMatrix(void + 1) for method in methods}  # without the pixels whose truth is void
+    methods = ("nearest", "restored", "bound")
+    known = {
+        method: ConfusionMatrix(void + 1) for method in methods
+    }  # without the pixels whose truth is void
     whole = {method: ConfusionMatrix(void + 1) for method in methods}
     for _, _, mask, official in read_official(official_folder, pairs_root):
         frames += 1
         truth = scheme.encode(label_at_centers(official))
         found = {
-            "nearest": decode_masks(mask[None], scheme, "nearest")[0],
-            "decoder": decode_masks(mask[None], scheme)[0],
+            "nearest": restore_labels(mask[None], scheme, "nearest")[0],
+            "restored": restore_labels(mask[None], scheme)[0],
             "bound": scheme.encode(label_of_most(official)),
         }
         for method, classes in found.items():
-            classes = np.minimum(classes, void)  # void becomes a class of its own: calling a car void is an error
+            classes = np.minimum(
+                classes, void
+            )  # void becomes a class of its own: calling a car void is an error
             known[method].update(classes, truth)
             whole[method].update(classes, np.minimum(truth, void))
     iou = {method: tuple(matrix.iou[:void].tolist()) for method, matrix in known.items()}

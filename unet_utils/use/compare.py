@@ -18,11 +18,12 @@ class Comparison(NamedTuple):
     """The result of `compare_runs`.
 
     Attributes:
-        rows: one dict per run, best score on the held-out cities first: `run`, the `settings` (dict) that differ
-            between the runs, `epochs` done and planned, `minutes` of training, `held_out` (best mIoU on the held-out
-            cities), `val` (mIoU on the validation pairs) and `interval` (its 95 % interval). None where not measured.
-        curves: name of the run -> minutes since its start and mIoU on the held-out cities, `float [epochs]` each; NaN
-            where not measured.
+        rows: one dict per run, best score on the held-out cities first: `run`, the `settings`
+            (dict) that differ between the runs, `epochs` done and planned, `minutes` of training,
+            `held_out` (best mIoU on the held-out cities), `val` (mIoU on the validation pairs) and
+            `interval` (its 95 % interval). None where not measured.
+        curves: name of the run -> minutes since its start and mIoU on the held-out cities, `float
+            [epochs]` each; NaN where not measured.
     """
 
     rows: list[dict]
@@ -31,10 +32,20 @@ class Comparison(NamedTuple):
     @property
     def table(self) -> str:
         """The rows as a Markdown table."""
-        header = ["run", "settings that differ", "epochs", "minutes", "held-out mIoU", "val mIoU (95 % interval)"]
+        header = [
+            "run",
+            "settings that differ",
+            "epochs",
+            "minutes",
+            "held-out mIoU",
+            "val mIoU (95 % interval)",
+        ]
         lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
         for row in self.rows:
-            values = {key: f"{v:g}" if isinstance(v, float) else str(v) for key, v in row["settings"].items()}
+            values = {
+                key: f"{v:g}" if isinstance(v, float) else str(v)
+                for key, v in row["settings"].items()
+            }
             settings = ", ".join(f"{key} {value}" for key, value in values.items())
             interval = f" ({' to '.join(map(_score, row['interval']))})" if row["interval"] else ""
             done, planned = row["epochs"]
@@ -59,7 +70,9 @@ def compare_runs(results: str | Path, names: Sequence[str] = ()) -> Comparison:
     results = user_path(results)
     if not results.is_dir():
         raise FileNotFoundError(f"no folder {results}: train a model first (notebook 03)")
-    found = sorted(path.name for path in results.iterdir() if path.is_dir() and not path.name.startswith("."))
+    found = sorted(
+        path.name for path in results.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
     rows, curves = [], {}
     for name in names or found:
         try:
@@ -104,13 +117,14 @@ def _read_run(folder: Path) -> tuple[dict, tuple[np.ndarray, np.ndarray]]:
 
 
 def _read_scores(file: Path, best: Path) -> tuple[float | None, list[float] | None]:
-    """Return the mIoU of an evaluation and its interval; None for a run not evaluated since `best` was written."""
+    """Return the mIoU of an evaluation and its interval; None for a run not evaluated since `best`
+    was written."""
     try:
         if best.exists() and best.stat().st_mtime > file.stat().st_mtime:
             return None, None
         scores = json.loads(file.read_text())
         score, interval = scores["mean_iou"], scores.get("mean_iou_95") or [None, None]
-        if score is None:  # no known pixel
+        if score is None:  # no labelled pixel
             return None, None
         low, high = interval
         return float(score), None if low is None else [float(low), float(high)]

@@ -16,16 +16,28 @@ from unet_utils.platform.files import replacing
 Scores = Mapping[str, float]
 
 PUBLISHED_19 = {
-    "pix2pix L1 UNet, published": {"pixel_accuracy": 0.86, "class_accuracy": 0.42, "mean_iou": 0.35},
+    "pix2pix L1 UNet, published": {
+        "pixel_accuracy": 0.86,
+        "class_accuracy": 0.42,
+        "mean_iou": 0.35,
+    },
 }
 """The UNet of pix2pix trained with L1 alone, photo to labels on the same 256x256 pairs: table 5 of
-https://arxiv.org/abs/1611.07004. It regressed colours, which were then matched to the nearest class."""
+https://arxiv.org/abs/1611.07004. It regressed colours, which were then matched to the nearest
+class."""
 
 PUBLISHED_7 = {
-    "MTAN's single-task SegNet from scratch, published": {"pixel_accuracy": 0.907, "mean_iou": 0.511},
-    "DeepLabV3+ with a pretrained ResNet-50, published": {"pixel_accuracy": 0.915, "mean_iou": 0.687},
+    "MTAN's single-task SegNet from scratch, published": {
+        "pixel_accuracy": 0.907,
+        "mean_iou": 0.511,
+    },
+    "DeepLabV3+ with a pretrained ResNet-50, published": {
+        "pixel_accuracy": 0.915,
+        "mean_iou": 0.687,
+    },
 }
-"""Seven categories: https://arxiv.org/abs/1803.10704 (128x256 pixels) and https://arxiv.org/abs/2111.10603."""
+"""Seven categories: https://arxiv.org/abs/1803.10704 (128x256 pixels) and
+https://arxiv.org/abs/2111.10603."""
 
 CAUTION = (
     "The published seven-category scores compare only roughly. Those networks saw frames of 128x256 pixels in a fixed "
@@ -36,14 +48,18 @@ CAUTION = (
 
 
 def score_table(rows: Mapping[str, Scores]) -> str:
-    """Return a Markdown table of the scores of a set, one row per method, in the order of the pix2pix paper.
+    """Return a Markdown table of the scores of a set, one row per method, in the order of the
+    pix2pix paper.
 
     Args:
-        rows: name of the method -> its scores (`ConfusionMatrix.summary`); those that are missing or NaN show a dash.
+        rows: name of the method -> its scores (`ConfusionMatrix.summary`); those that are missing
+            or NaN show a dash.
     """
     lines = ["| method | pixel accuracy | class accuracy | mIoU |", "|---|---|---|---|"]
     for name, row in rows.items():
-        values = [row.get(key, math.nan) for key in ("pixel_accuracy", "class_accuracy", "mean_iou")]
+        values = [
+            row.get(key, math.nan) for key in ("pixel_accuracy", "class_accuracy", "mean_iou")
+        ]
         cells = " | ".join("–" if math.isnan(value) else f"{value:.3f}" for value in values)
         lines.append(f"| {name} | {cells} |")
     return "\n".join(lines)
@@ -53,9 +69,9 @@ def class_rows(matrix: ConfusionMatrix, scheme: ClassScheme) -> list[dict]:
     """Return the scores of each class, best IoU first, absent classes last.
 
     Returns:
-        one dict per class: `class`, its `pixels` in the truth and their `share`, `precision`, `recall` and `iou`. The
-        last three are None where they are not defined: for a class absent from the truth, and the precision of a class
-        that was never predicted.
+        one dict per class: `class`, its `pixels` in the truth and their `share`, `precision`,
+        `recall` and `iou`. The last three are None where they are not defined: for a class absent
+        from the truth, and the precision of a class that was never predicted.
     """
     pixels = matrix.matrix.sum(1).cpu()
     rates = torch.stack([matrix.precision, matrix.recall, matrix.iou], dim=1)
@@ -64,12 +80,22 @@ def class_rows(matrix: ConfusionMatrix, scheme: ClassScheme) -> list[dict]:
     for index in rates[:, 2].nan_to_num(-1).argsort(descending=True, stable=True).tolist():
         row = {"class": scheme.names[index], "pixels": pixels[index].item()}
         row["share"] = row["pixels"] / max(1, pixels.sum().item())
-        rows.append(row | dict(zip(("precision", "recall", "iou"), _null_for_nan(rates[index].tolist()), strict=True)))
+        rows.append(
+            row
+            | dict(
+                zip(
+                    ("precision", "recall", "iou"),
+                    _null_for_nan(rates[index].tolist()),
+                    strict=True,
+                )
+            )
+        )
     return rows
 
 
 def class_table(matrix: ConfusionMatrix, scheme: ClassScheme) -> str:
-    """Return a Markdown table, one row per class: share of the pixels, precision, recall and IoU; best IoU first."""
+    """Return a Markdown table, one row per class: share of the pixels, precision, recall and IoU;
+    best IoU first."""
     lines = ["| class | pixels % | precision | recall | IoU |", "|---|---|---|---|---|"]
     for row in class_rows(matrix, scheme):
         if row["pixels"] == 0:
@@ -84,16 +110,20 @@ def class_table(matrix: ConfusionMatrix, scheme: ClassScheme) -> str:
 def merge_categories(matrix: ConfusionMatrix, scheme: ClassScheme) -> ConfusionMatrix:
     """Return the matrix of the seven Cityscapes categories, from that of the 19 classes."""
     categories = get_scheme("categories7")
-    return matrix.merge([categories.lookup[scheme.lookup.index(index)] for index in range(scheme.num_classes)])
+    return matrix.merge(
+        [categories.lookup[scheme.lookup.index(index)] for index in range(scheme.num_classes)]
+    )
 
 
 def score_report(matrix: ConfusionMatrix, scheme: ClassScheme, published: bool = False) -> str:
-    """Return the score tables of a set in Markdown: the classes, the seven categories and what to compare with.
+    """Return the score tables of a set in Markdown: the classes, the seven categories and what to
+    compare with.
 
     Args:
         matrix: of the whole set.
         scheme: the classes of the model.
-        published: add published results. They compare only on the complete validation split of the real pairs.
+        published: add published results. They compare only on the complete validation split of the
+            real pairs.
     """
     counts = matrix.matrix.sum(1).cpu().double()
     shares = counts / counts.sum().clamp(min=1)
@@ -110,14 +140,18 @@ def score_report(matrix: ConfusionMatrix, scheme: ClassScheme, published: bool =
         own = (merge_categories(matrix, scheme) if merged else matrix).summary()
         name = "this model, its 19 classes merged to 7" if merged else "this model"
         if merged or published:
-            parts += ["Seven categories:", score_table({name: own} | (PUBLISHED_7 if published else {}))]
+            parts += [
+                "Seven categories:",
+                score_table({name: own} | (PUBLISHED_7 if published else {})),
+            ]
         if published:
             parts.append(CAUTION)
     return "\n\n".join(parts)
 
 
 def rank_frames(matrices: Sequence[ConfusionMatrix]) -> list[int]:
-    """Return the indices of the frames from the best to the worst mIoU; frames without a known pixel are left out."""
+    """Return the indices of the frames from the best to the worst mIoU; frames without a labelled
+    pixel are left out."""
     scores = np.array([matrix.mean_iou for matrix in matrices])
     order = np.argsort(-scores, kind="stable")
     return order[~np.isnan(scores[order])].tolist()
@@ -132,9 +166,9 @@ def save_scores(
 ) -> Path:
     """Write the scores of a set to files.
 
-    `evaluation.md` has the tables, `evaluation.json` the scores of the set and the 95 % interval of its mIoU,
-    `evaluation.csv` one row per class (see `class_rows`), `evaluation_frames.csv` one row per frame. Scores that are
-    not defined are null in JSON and empty in CSV.
+    `evaluation.md` has the tables, `evaluation.json` the scores of the set and the 95 % interval of
+    its mIoU, `evaluation.csv` one row per class (see `class_rows`), `evaluation_frames.csv` one row
+    per frame. Scores that are not defined are null in JSON and empty in CSV.
 
     Args:
         matrices: one per frame, as `evaluate` returns them.
@@ -149,9 +183,15 @@ def save_scores(
     matrix, folder = ConfusionMatrix.total(matrices), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     classes = class_rows(matrix, scheme)
-    iou = {row["class"]: row["iou"] for row in sorted(classes, key=lambda row: scheme.names.index(row["class"]))}
+    iou = {
+        row["class"]: row["iou"]
+        for row in sorted(classes, key=lambda row: scheme.names.index(row["class"]))
+    }
     scores = _null_for_nan(matrix.summary())
-    scores |= {"mean_iou_95": _null_for_nan(list(bootstrap_mean_iou(list(matrices)))), "frames": len(matrices)}
+    scores |= {
+        "mean_iou_95": _null_for_nan(list(bootstrap_mean_iou(list(matrices)))),
+        "frames": len(matrices),
+    }
     if scheme.name == "cityscapes19":
         scores["categories7"] = _null_for_nan(merge_categories(matrix, scheme).summary())
     frames = [

@@ -1,9 +1,11 @@
-"""Full-size Cityscapes in its official layout, for those who have it: photos of 2048 x 1024 pixels and their labels.
+"""Full-size Cityscapes in its official layout, for those who have it: photos of 2048 x 1024 pixels
+and their labels.
 
     leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png
     gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png
 
-The classes are the same as those of the pairs (https://github.com/mcordts/cityscapesScripts). Frames keep their 2:1
+The classes are the same as those of the pairs (https://github.com/mcordts/cityscapesScripts).
+Frames keep their 2:1
 shape: a network learns from square crops of them, and is scored on whole frames.
 """
 
@@ -49,7 +51,9 @@ def official_files(folder: str | Path, split: str) -> list[tuple[Path, Path]]:
     ]
     for path in labels:
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: unpack gtFine_trainvaltest.zip into {folder}")
+            raise FileNotFoundError(
+                f"{path} is missing: unpack gtFine_trainvaltest.zip into {folder}"
+            )
     return list(zip(photos, labels, strict=True))
 
 
@@ -67,16 +71,23 @@ def read_frame(photo: Path, labels: Path, height: int) -> tuple[np.ndarray, np.n
         ValueError: a file is not a PNG of the right kind, or has fewer rows than `height`.
     """
     arrays = []
-    for path, mode, filter_ in ((photo, "RGB", Image.Resampling.BILINEAR), (labels, "L", Image.Resampling.NEAREST)):
+    for path, mode, filter_ in (
+        (photo, "RGB", Image.Resampling.BILINEAR),
+        (labels, "L", Image.Resampling.NEAREST),
+    ):
         try:
             with Image.open(path) as image:
                 if image.mode != mode or image.height < height:
                     found = f"{image.mode} with {image.height} rows"
-                    raise ValueError(f"{path} is {found}, but {mode} with at least {height} rows is needed")
+                    raise ValueError(
+                        f"{path} is {found}, but {mode} with at least {height} rows is needed"
+                    )
                 size = round(image.width * height / image.height), height
                 arrays.append(np.asarray(image.resize(size, filter_)))
         except (OSError, SyntaxError) as error:  # empty, truncated and foreign files
-            raise ValueError(f"{path} cannot be read as a PNG ({error}): unpack it again") from error
+            raise ValueError(
+                f"{path} cannot be read as a PNG ({error}): unpack it again"
+            ) from error
     if arrays[0].shape[:2] != arrays[1].shape:
         raise ValueError(f"{photo} and {labels} differ in size")
     return arrays[0], arrays[1]
@@ -97,16 +108,16 @@ def prepare_official(
         split: `train` or `val`.
         cache: folder for the arrays, on a fast local disk.
         scheme: class scheme, by name or as an object; not `clusters`.
-        height: of the frames, pixels, a multiple of 32. The 2975 frames of the training split take 25 GB of disk at
-            height 1024, 6.2 GB at 512.
+        height: of the frames, pixels, a multiple of 32. The 2975 frames of the training split take
+            25 GB of disk at height 1024, 6.2 GB at 512.
         progress: show a bar.
 
     Returns:
         The frames, memory-mapped, numbered from 1 in alphabetical order like the pairs.
 
     Raises:
-        FileNotFoundError, ValueError: as `official_files` and `read_frame`; an impossible height or scheme; or frames
-            of different shapes.
+        FileNotFoundError, ValueError: as `official_files` and `read_frame`; an impossible height or
+            scheme; or frames of different shapes.
         OSError: not enough space for the arrays.
     """
     if "clusters" in (scheme, getattr(scheme, "name", "")):
@@ -119,26 +130,40 @@ def prepare_official(
     photos_file, labels_file = cache / "photos.npy", cache / "labels.npy"
     shape = (len(files), *read_frame(*files[0], height)[1].shape)
 
-    def blocks(_missing: set[Path], size: int = 8) -> Iterator[tuple[slice, dict[Path, np.ndarray]]]:
+    def blocks(
+        _missing: set[Path], size: int = 8
+    ) -> Iterator[tuple[slice, dict[Path, np.ndarray]]]:
         with (
             ThreadPoolExecutor(os.cpu_count()) as pool,
-            progress_bar(total=len(files), desc=f"preparing {split}", unit="frame", disable=not progress) as bar,
+            progress_bar(
+                total=len(files), desc=f"preparing {split}", unit="frame", disable=not progress
+            ) as bar,
         ):
             for start in range(0, len(files), size):
-                frames = list(pool.map(lambda pair: read_frame(pair[0], pair[1], height), files[start : start + size]))
+                frames = list(
+                    pool.map(
+                        lambda pair: read_frame(pair[0], pair[1], height),
+                        files[start : start + size],
+                    )
+                )
                 for (photo, _), (_, label_ids) in zip(files[start:], frames, strict=False):
                     if label_ids.shape != shape[1:]:
-                        raise ValueError(f"{photo} has another shape than the first frame, {files[0][0]}")
+                        raise ValueError(
+                            f"{photo} has another shape than the first frame, {files[0][0]}"
+                        )
                 photos, labels = (np.stack(arrays) for arrays in zip(*frames, strict=True))
                 yield slice(start, start + len(frames)), {photos_file: photos, labels_file: labels}
                 bar.update(len(frames))
 
     build_arrays({photos_file: (*shape, 3), labels_file: shape}, blocks)
-    return Frames(map_array(photos_file), map_array(labels_file), scheme, tuple(range(1, len(files) + 1)))
+    return Frames(
+        map_array(photos_file), map_array(labels_file), scheme, tuple(range(1, len(files) + 1))
+    )
 
 
 def _fingerprint(files: list[tuple[Path, Path]]) -> str:
-    """Return a hash of the files' names, sizes and times. Reading all 11 GB each time would take minutes."""
+    """Return a hash of the files' names, sizes and times. Reading all 11 GB each time would take
+    minutes."""
     digest = hashlib.blake2b(digest_size=8)
     for path in (path for pair in files for path in pair):
         status = path.stat()

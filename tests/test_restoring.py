@@ -1,4 +1,5 @@
-"""The decoder against label maps whose truth is known: drawn here and damaged, or official where they are at hand."""
+"""The restorer against label maps whose truth is known: drawn here and damaged, or official where
+they are at hand."""
 
 import csv
 import hashlib
@@ -11,11 +12,17 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from unet_utils import decoding
+from unet_utils import restoring
 from unet_utils.classes import PALETTE, PALETTE_COLORS, PALETTE_IDS, cluster_scheme, get_scheme
-from unet_utils.decoding import damage, decode_label_ids, decode_masks, nearest_color, pack_colors
-from unet_utils.extras.audit import audit
 from unet_utils.metrics import ConfusionMatrix
+from unet_utils.restoring import (
+    damage,
+    nearest_color,
+    pack_colors,
+    restore_label_ids,
+    restore_labels,
+)
+from unet_utils.use.audit import audit
 
 ID = {label.name: label.id for label in PALETTE}
 COLOR_OF_ID = np.zeros((256, 3), dtype=np.uint8)
@@ -44,7 +51,9 @@ def draw_map(seed: int, labels: list[int], shapes: int = 90) -> np.ndarray:
 def maps() -> tuple[np.ndarray, np.ndarray]:
     """Six damaged masks in all 29 labels and their true label ids."""
     sources = [draw_map(seed, PALETTE_IDS.tolist()) for seed in range(6)]
-    return np.stack([damage(COLOR_OF_ID[s]) for s in sources]), np.stack([s[2::4, 4::8] for s in sources])
+    return np.stack([damage(COLOR_OF_ID[s]) for s in sources]), np.stack(
+        [s[2::4, 4::8] for s in sources]
+    )
 
 
 def mean_iou(found: np.ndarray, truth: np.ndarray) -> float:
@@ -53,9 +62,9 @@ def mean_iou(found: np.ndarray, truth: np.ndarray) -> float:
     return float(matrix.mean_iou)
 
 
-def test_decoder_recovers_what_nearest_colour_loses(maps):
+def test_restorer_recovers_what_nearest_colour_loses(maps):
     masks, truth = maps
-    found, nearest = decode_label_ids(masks), decode_label_ids(masks, "nearest")
+    found, nearest = restore_label_ids(masks), restore_label_ids(masks, "nearest")
     assert mean_iou(nearest, truth) < 0.75
     assert mean_iou(found, truth) > 0.9
     assert (found == truth).mean() > 0.95
@@ -63,17 +72,32 @@ def test_decoder_recovers_what_nearest_colour_loses(maps):
 
 def test_no_phantom_classes_along_edges():
     street = [
-        ID[name] for name in ("road", "sidewalk", "building", "car", "vegetation", "pole", "sky", "fence", "wall")
+        ID[name]
+        for name in (
+            "road",
+            "sidewalk",
+            "building",
+            "car",
+            "vegetation",
+            "pole",
+            "sky",
+            "fence",
+            "wall",
+        )
     ]
     masks = np.stack([damage(COLOR_OF_ID[draw_map(seed, street)]) for seed in range(2)])
-    assert np.isin(decode_label_ids(masks, "nearest"), PHANTOMS).mean() > 0.005
-    assert np.isin(decode_label_ids(masks), PHANTOMS).mean() < 0.0005
+    assert np.isin(restore_label_ids(masks, "nearest"), PHANTOMS).mean() > 0.005
+    assert np.isin(restore_label_ids(masks), PHANTOMS).mean() < 0.0005
 
 
 def test_nearest_colour_is_exact():
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 20, 30, 4), dtype=np.uint8)[..., :3]  # not contiguous
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 20, 30, 4), dtype=np.uint8)[
+        ..., :3
+    ]  # not contiguous
     pixels[0, 0, :2] = [[64, 64, 64], [255, 255, 255]]
-    colors = np.array([[0, 0, 0], [128, 128, 128], [128, 128, 128], [250, 255, 255]], dtype=np.uint8)
+    colors = np.array(
+        [[0, 0, 0], [128, 128, 128], [128, 128, 128], [250, 255, 255]], dtype=np.uint8
+    )
     squares = ((pixels[..., None, :].astype(int) - colors) ** 2).sum(-1)
     found = nearest_color(pixels, colors)
     assert found.dtype == np.uint8
@@ -92,47 +116,59 @@ def test_pack_colors():
 
 def test_flat_colours_are_exact():
     masks = np.broadcast_to(PALETTE_COLORS[:, None, None], (len(PALETTE), 64, 64, 3))
-    assert np.array_equal(decode_label_ids(masks), np.broadcast_to(PALETTE_IDS[:, None, None], (len(PALETTE), 64, 64)))
+    assert np.array_equal(
+        restore_label_ids(masks),
+        np.broadcast_to(PALETTE_IDS[:, None, None], (len(PALETTE), 64, 64)),
+    )
 
 
 def test_labels_do_not_depend_on_batch_or_run(maps):
     masks = maps[0][:3]
-    together = decode_label_ids(masks)
-    assert np.array_equal(together, decode_label_ids(masks))
-    assert np.array_equal(together, np.concatenate([decode_label_ids(masks[i : i + 1]) for i in range(3)]))
+    together = restore_label_ids(masks)
+    assert np.array_equal(together, restore_label_ids(masks))
+    assert np.array_equal(
+        together, np.concatenate([restore_label_ids(masks[i : i + 1]) for i in range(3)])
+    )
 
 
 def test_schemes(maps):
     masks = maps[0][:1]
-    ids = decode_label_ids(masks)
+    ids = restore_label_ids(masks)
     assert set(np.unique(ids)) <= set(PALETTE_IDS.tolist())
     for name in ("cityscapes19", "categories7", "cityscapes30"):
-        assert np.array_equal(decode_masks(masks, name), get_scheme(name).encode(ids))
-    assert decode_masks(np.zeros((0, 256, 256, 3), np.uint8)).shape == (0, 256, 256)
+        assert np.array_equal(restore_labels(masks, name), get_scheme(name).encode(ids))
+    assert restore_labels(np.zeros((0, 256, 256, 3), np.uint8)).shape == (0, 256, 256)
 
 
 def test_clusters_take_the_nearest_centre():
     scheme = cluster_scheme([7, 23], np.array([[10, 10, 10], [200, 200, 200]]))
     masks = np.array([0, 90, 120, 255], dtype=np.uint8).reshape(1, 2, 2, 1).repeat(3, axis=-1)
-    assert decode_masks(masks, scheme).tolist() == [[[0, 0], [1, 1]]]
+    assert restore_labels(masks, scheme).tolist() == [[[0, 0], [1, 1]]]
 
 
 def test_wrong_input_is_refused():
     good = np.zeros((1, 32, 32, 3), dtype=np.uint8)
-    for bad, message in ((good[0], "uint8"), (good.astype(np.float32), "uint8"), (good[:, :24], "divisible by 16")):
+    for bad, message in (
+        (good[0], "uint8"),
+        (good.astype(np.float32), "uint8"),
+        (good[:, :24], "divisible by 16"),
+    ):
         with pytest.raises(ValueError, match=message):
-            decode_label_ids(bad)
+            restore_label_ids(bad)
     with pytest.raises(ValueError, match="unknown method"):
-        decode_masks(good, method="guess")
+        restore_labels(good, method="guess")
     with pytest.raises(ValueError, match="unknown class scheme"):
-        decode_masks(good, "cityscapes12")
+        restore_labels(good, "cityscapes12")
 
 
 def test_weights_are_small_plain_and_named_by_their_content():
-    data = decoding.WEIGHTS.read_bytes()
+    data = restoring.WEIGHTS.read_bytes()
     assert len(data) <= 1_000_000
-    assert hashlib.sha256(data).hexdigest().startswith(decoding.decoder_version())
-    assert all(isinstance(value, torch.Tensor) for value in torch.load(decoding.WEIGHTS, weights_only=True).values())
+    assert hashlib.sha256(data).hexdigest().startswith(restoring.restorer_version())
+    assert all(
+        isinstance(value, torch.Tensor)
+        for value in torch.load(restoring.WEIGHTS, weights_only=True).values()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +187,10 @@ def official() -> tuple[Path, Path]:
 def real_pairs(official, tmp_path_factory) -> Path:
     """The pairs that have official labels, unpacked."""
     root = tmp_path_factory.mktemp("real")
-    with (official[0] / "pairs.csv").open(newline="") as file, zipfile.ZipFile(official[1]) as archive:
+    with (
+        (official[0] / "pairs.csv").open(newline="") as file,
+        zipfile.ZipFile(official[1]) as archive,
+    ):
         for row in csv.DictReader(file):
             archive.extract(f"cityscapes_data/{row['pair_file']}", root)
     return root / "cityscapes_data"
@@ -167,13 +206,20 @@ def test_damage_is_what_was_done_to_the_real_masks(official, real_pairs):
 
 
 def test_agreement_with_official_labels(official, real_pairs):
-    """Floors a little under what was measured, so that a decoder that got worse is noticed.
+    """Floors a little under what was measured, so that a restorer that got worse is noticed.
 
-    In the eight frames that are at hand, rider, motorcycle and bicycle are 98, 53 and 121 pixels in all: their IoU,
-    and with it the mean, says little there. The other classes are held to the aim of 0.70 each.
-    """
+    In the eight frames that are at hand, rider, motorcycle and bicycle are 98, 53 and 121 pixels in
+    all: their IoU, and with it the mean, says little there. The other classes are held to the aim
+    of 0.70 each."""
     result = audit(official[0], real_pairs)
-    iou = {name: value for name, value in zip(result.names, result.iou["decoder"], strict=True) if not np.isnan(value)}
-    assert result.agreement["decoder"] >= 0.99 > 0.95 > result.agreement["nearest"]
-    assert result.miou["decoder"] >= 0.86 > 0.65 > result.miou["nearest"]
-    assert min(value for name, value in iou.items() if name not in ("rider", "motorcycle", "bicycle")) >= 0.7
+    iou = {
+        name: value
+        for name, value in zip(result.names, result.iou["restored"], strict=True)
+        if not np.isnan(value)
+    }
+    assert result.agreement["restored"] >= 0.99 > 0.95 > result.agreement["nearest"]
+    assert result.miou["restored"] >= 0.86 > 0.65 > result.miou["nearest"]
+    assert (
+        min(value for name, value in iou.items() if name not in ("rider", "motorcycle", "bicycle"))
+        >= 0.7
+    )

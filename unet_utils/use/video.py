@@ -1,8 +1,7 @@
 """Segment a video: the original at the left, the classes blended over it at the right.
 
-The program ffmpeg reads videos and writes MP4. Without it, animated images and folders of frames are read, and the
-result is a folder of frames and an animated WebP.
-"""
+The program ffmpeg reads videos and writes MP4. Without it, animated images and folders of frames
+are read, and the result is a folder of frames and an animated WebP."""
 
 import base64
 import contextlib
@@ -23,11 +22,26 @@ from unet_utils.evaluation import Trained, photo_size, predict_classes
 from unet_utils.platform.environment import progress_bar
 from unet_utils.platform.files import publishing, replacing, user_path
 
-VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".3gp", ".mts", ".flv", ".ogv")
+VIDEOS = (
+    ".mp4",
+    ".m4v",
+    ".mov",
+    ".mkv",
+    ".webm",
+    ".avi",
+    ".mpg",
+    ".mpeg",
+    ".wmv",
+    ".3gp",
+    ".mts",
+    ".flv",
+    ".ogv",
+)
 ANIMATIONS = (".gif", ".webp", ".png", ".apng")
 FRAMES = (".jpg", ".jpeg", ".png")
 LARGEST = 960, 540
-"""Width and height of a frame; larger frames are reduced, so that memory and the size of the result are bounded."""
+"""Width and height of a frame; larger frames are reduced, so that memory and the size of the result
+are bounded."""
 FOLDER_RATE = 25.0  # frames per second of a folder of frames
 GPU_BATCH = 8  # frames; on a CPU one at a time is as fast, and takes less memory
 MOST_TO_SHOW = 40 * 2**20  # bytes
@@ -62,16 +76,18 @@ def segment_video(
     progress: bool = True,
     max_seconds: float | None = None,
 ) -> Path:
-    """Segment a video frame by frame, and write the frames and their classes side by side as a video.
+    """Segment a video frame by frame, and write the frames and their classes side by side as a
+    video.
 
-    With the programs ffmpeg and ffprobe on the PATH the result is `NAME-segmented.mp4` (H.264, which browsers play),
-    otherwise the folder `NAME-segmented` of frames and `NAME-segmented.webp`. The frame rate is kept; sound is not.
+    With the programs ffmpeg and ffprobe on the PATH the result is `NAME-segmented.mp4` (H.264,
+    which browsers play), otherwise the folder `NAME-segmented` of frames and `NAME-segmented.webp`.
+    The frame rate is kept; sound is not.
     Existing files are not overwritten: a number is added to the name.
 
     Args:
         trained: the model.
-        path: a video (needs ffmpeg), an animated GIF, WebP or PNG, or a folder of JPEG or PNG frames in alphabetical
-            order.
+        path: a video (needs ffmpeg), an animated GIF, WebP or PNG, or a folder of JPEG or PNG
+            frames in alphabetical order.
         out: folder of the result, made if missing.
         flip: as in `evaluation.predict`.
         progress: show a bar.
@@ -100,24 +116,34 @@ def segment_video(
         if max_seconds is not None:
             most = max(1, round(max_seconds * clip.rate))
             frames, length = itertools.islice(frames, most), min(most, length or most)
-        bar = stack.enter_context(progress_bar(total=length, desc=path.name, unit="frame", disable=not progress))
+        bar = stack.enter_context(
+            progress_bar(total=length, desc=path.name, unit="frame", disable=not progress)
+        )
         pairs = _side_by_side(trained, frames, flip, bar.update)
         first = next(pairs, None)
         if first is None:
-            raise ValueError(f"{path} has no frame that can be read: give a video or a folder of frames")
+            raise ValueError(
+                f"{path} has no frame that can be read: give a video or a folder of frames"
+            )
         out.mkdir(parents=True, exist_ok=True)
         name = path.stem if path.is_file() else path.name
         target = _free_path(out, f"{name}-segmented", ".mp4" if has_ffmpeg else ".webp")
-        (_write_mp4 if has_ffmpeg else _write_images)(itertools.chain([first], pairs), clip.rate, target)
+        (_write_mp4 if has_ffmpeg else _write_images)(
+            itertools.chain([first], pairs), clip.rate, target
+        )
     return target
 
 
-def _side_by_side(trained: Trained, frames: Iterator[np.ndarray], flip: bool, done) -> Iterator[np.ndarray]:
+def _side_by_side(
+    trained: Trained, frames: Iterator[np.ndarray], flip: bool, done
+) -> Iterator[np.ndarray]:
     """Yield each frame beside its overlay, `uint8 [H, 2 W, 3]`; frames are predicted in batches."""
     count = GPU_BATCH if next(trained.model.parameters()).is_cuda else 1
     while batch := list(itertools.islice(frames, count)):
         photos = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)
-        size = photo_size(photos.shape[2], photos.shape[3], trained.scene_size, trained.model.divisor)
+        size = photo_size(
+            photos.shape[2], photos.shape[3], trained.scene_size, trained.model.divisor
+        )
         classes = predict_classes(trained.model, photos, size, flip).cpu().numpy()
         for frame, found in zip(batch, classes, strict=True):
             yield np.concatenate([frame, trained.scheme.overlay(frame, found)], axis=1)
@@ -127,7 +153,9 @@ def _side_by_side(trained: Trained, frames: Iterator[np.ndarray], flip: bool, do
 def _open_images(path: Path) -> Clip:
     """Open a folder of frames or an animated image with Pillow, one frame in memory at a time."""
     if path.is_dir():
-        files = sorted(f for f in path.iterdir() if f.suffix.lower() in FRAMES and not f.name.startswith("."))
+        files = sorted(
+            f for f in path.iterdir() if f.suffix.lower() in FRAMES and not f.name.startswith(".")
+        )
         if not files:
             raise FileNotFoundError(f"no JPEG or PNG frame in {path}")
         return Clip(_same_size(map(_open_frame, files)), FOLDER_RATE, len(files))
@@ -153,7 +181,9 @@ def _open_frame(file: Path) -> Image.Image:
         with Image.open(file) as image:
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{file} cannot be read as a frame ({error}): take it out of the folder") from error
+        raise ValueError(
+            f"{file} cannot be read as a frame ({error}): take it out of the folder"
+        ) from error
 
 
 def _same_size(images: Iterator[Image.Image]) -> Iterator[np.ndarray]:
@@ -162,32 +192,63 @@ def _same_size(images: Iterator[Image.Image]) -> Iterator[np.ndarray]:
     for image in images:
         if size is None:
             scale = min(1, LARGEST[0] / image.width, LARGEST[1] / image.height)
-            size = max(2, round(image.width * scale / 2) * 2), max(2, round(image.height * scale / 2) * 2)
-        yield np.array(image if image.size == size else image.resize(size, Image.Resampling.BICUBIC))
+            size = (
+                max(2, round(image.width * scale / 2) * 2),
+                max(2, round(image.height * scale / 2) * 2),
+            )
+        yield np.array(
+            image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+        )
 
 
 def _open_video(path: Path, stack: contextlib.ExitStack) -> Clip:
     """Open a video with ffmpeg, which decodes it through a pipe, frame by frame."""
     command = ["ffprobe", "-v", "error", "-select_streams", "v:0", "-of", "json"]
-    command += ["-show_entries", "stream=avg_frame_rate,r_frame_rate,nb_frames:format=duration", f"file:{path}"]
-    probe = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    command += [
+        "-show_entries",
+        "stream=avg_frame_rate,r_frame_rate,nb_frames:format=duration",
+        f"file:{path}",
+    ]
+    probe = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+    )
     found = json.loads(probe.stdout or "{}") if probe.returncode == 0 else {}
     if not found.get("streams"):
         problem = (probe.stderr.strip().splitlines() or ["no video in it"])[-1]
-        raise ValueError(f"{path} cannot be read as a video ({problem}): convert it to MP4, or give a folder of frames")
+        raise ValueError(
+            f"{path} cannot be read as a video ({problem}): convert it to MP4, or give a folder of frames"
+        )
     stream = found["streams"][0]
-    rate = next((r for r in (_number(stream.get(key)) for key in ("avg_frame_rate", "r_frame_rate")) if r), FOLDER_RATE)
+    rate = next(
+        (r for r in (_number(stream.get(key)) for key in ("avg_frame_rate", "r_frame_rate")) if r),
+        FOLDER_RATE,
+    )
     rate = min(rate, 120.0)  # some files claim 90000
-    count = int(_number(stream.get("nb_frames")) or _number(found.get("format", {}).get("duration")) * rate)
+    count = int(
+        _number(stream.get("nb_frames")) or _number(found.get("format", {}).get("duration")) * rate
+    )
     width, height = LARGEST
     # A constant rate, because phones vary theirs; ffmpeg itself turns what was filmed upright.
     filters = f"fps={rate},scale='min({width},iw)':'min({height},ih)':force_original_aspect_ratio=decrease"
     filters += ",scale='max(2,trunc(iw/2)*2)':'max(2,trunc(ih/2)*2)'"  # H.264 needs even sides
     # PPM, because each frame then begins with its size.
-    command = ["ffmpeg", "-nostdin", "-v", "error", "-i", f"file:{path}", "-map", "0:v:0", "-vf", filters]
+    command = [
+        "ffmpeg",
+        "-nostdin",
+        "-v",
+        "error",
+        "-i",
+        f"file:{path}",
+        "-map",
+        "0:v:0",
+        "-vf",
+        filters,
+    ]
     command += ["-f", "image2pipe", "-c:v", "ppm", "-"]
     errors = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 not a pipe: a full one would block ffmpeg
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
+    )
     stack.callback(_end, process)
 
     def frames() -> Iterator[np.ndarray]:
@@ -200,7 +261,8 @@ def _open_video(path: Path, stack: contextlib.ExitStack) -> Clip:
 
 
 def _number(text: str | None) -> float:
-    """Return the value of a number or fraction that ffprobe prints, 0 if there is none: "30000/1001", "25", "N/A"."""
+    """Return the value of a number or fraction that ffprobe prints, 0 if there is none:
+    "30000/1001", "25", "N/A"."""
     try:
         numerator, _, denominator = str(text).partition("/")
         return float(numerator) / float(denominator or 1)
@@ -223,13 +285,45 @@ def _read_ppm(stream) -> np.ndarray | None:
 def _write_mp4(frames: Iterator[np.ndarray], rate: float, target: Path) -> None:
     first = next(frames)
     size = f"{first.shape[1]}x{first.shape[0]}"
-    command = ["ffmpeg", "-nostdin", "-y", "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size]
-    command += ["-r", str(rate), "-i", "-", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-movflags", "+faststart"]
-    with replacing(target) as unfinished, tempfile.TemporaryFile() as errors, contextlib.ExitStack() as stack:
-        process = subprocess.Popen([*command, f"file:{unfinished}"], stdin=subprocess.PIPE, stderr=errors)
+    command = [
+        "ffmpeg",
+        "-nostdin",
+        "-y",
+        "-v",
+        "error",
+        "-f",
+        "rawvideo",
+        "-pix_fmt",
+        "rgb24",
+        "-s",
+        size,
+    ]
+    command += [
+        "-r",
+        str(rate),
+        "-i",
+        "-",
+        "-c:v",
+        "libx264",
+        "-pix_fmt",
+        "yuv420p",
+        "-movflags",
+        "+faststart",
+    ]
+    with (
+        replacing(target) as unfinished,
+        tempfile.TemporaryFile() as errors,
+        contextlib.ExitStack() as stack,
+    ):
+        process = subprocess.Popen(
+            [*command, f"file:{unfinished}"], stdin=subprocess.PIPE, stderr=errors
+        )
         stack.callback(_end, process)
         assert process.stdin
-        with contextlib.suppress(BrokenPipeError), process.stdin:  # broken: ffmpeg has ended early and says why
+        with (
+            contextlib.suppress(BrokenPipeError),
+            process.stdin,
+        ):  # broken: ffmpeg has ended early and says why
             for frame in itertools.chain([first], frames):
                 process.stdin.write(frame.tobytes())
         if process.wait():
@@ -251,7 +345,8 @@ def _last_line(errors) -> str:
 
 
 class _FrameFiles(Image.Image):
-    """An image whose frames are read from files when they are needed: Pillow would keep a list of images in memory."""
+    """An image whose frames are read from files when they are needed: Pillow would keep a list of
+    images in memory."""
 
     def __init__(self, files: list[Path]):
         super().__init__()
@@ -272,7 +367,9 @@ def _write_images(frames: Iterator[np.ndarray], rate: float, target: Path) -> No
             files.append(folder / f"{number:06}.jpg")
             Image.fromarray(frame).save(files[-1], quality=92)
         with replacing(target) as unfinished:
-            _FrameFiles(files).save(unfinished, save_all=True, duration=round(1000 / rate), loop=0, quality=75)
+            _FrameFiles(files).save(
+                unfinished, save_all=True, duration=round(1000 / rate), loop=0, quality=75
+            )
 
 
 def _free_path(folder: Path, name: str, suffix: str) -> Path:
@@ -285,7 +382,8 @@ def _free_path(folder: Path, name: str, suffix: str) -> Path:
 
 
 def show_video(path: str | Path):
-    """Return an object that plays a result of `segment_video` in a notebook, without a link to the file."""
+    """Return an object that plays a result of `segment_video` in a notebook, without a link to the
+    file."""
     from IPython.display import HTML
 
     path = user_path(path)
@@ -293,6 +391,8 @@ def show_video(path: str | Path):
         return HTML(f"The video is too large to be shown here ({size / 2**20:.0f} MB): {path}")
     data = base64.b64encode(path.read_bytes()).decode()
     if path.suffix == ".webp":
-        return HTML(f'<img src="data:image/webp;base64,{data}" style="max-width: 100%" alt="segmented video">')
+        return HTML(
+            f'<img src="data:image/webp;base64,{data}" style="max-width: 100%" alt="segmented video">'
+        )
     style = 'autoplay controls loop muted playsinline style="max-width: 100%"'
     return HTML(f'<video {style} src="data:video/mp4;base64,{data}"></video>')

@@ -1,17 +1,19 @@
-"""Train the mask decoder, unet_utils/weights/decoder.pt, on label maps whose truth is known; no official labels.
+"""Train the mask restorer, unet_utils/weights/restorer.pt, on label maps whose truth is known; no
+official labels.
 
-    python scripts/train_decoder.py --pairs FOLDER/cityscapes_data --work /tmp/decoder
+    python scripts/train_restorer.py --pairs FOLDER/cityscapes_data --work /tmp/restorer
 
-Round 0 learns from maps of random shapes, in which every pair of the 29 colours meets. Each further round decodes the
-training masks with the decoder so far, enlarges the label maps to source resolution (1024x2048) with smooth outlines,
-stretches, shrinks and recolours them, adds thin poles and signs, and degrades them with the known forward model. So the
-network sees real geometry and real neighbours, and the truth is exact: the label at the centre of each 4x8 source cell.
-The frames of weimar and zurich (train 2712 to 2975) are never drawn from; maps made of them in the same way measure
-progress. Official labels, if given (--official), are only used to measure.
+Round 0 learns from maps of random shapes, in which every pair of the 29 colours meets. Each further
+round restores the training masks with the restorer so far, enlarges the label maps to source
+resolution (1024x2048) with smooth outlines, stretches, shrinks and recolours them, adds thin poles
+and signs, and degrades them with the known forward model. So the network sees real geometry and
+real neighbours, and the truth is exact: the label at the centre of each 4x8 source cell. The frames
+of weimar and zurich (train 2712 to 2975) are never drawn from; maps made of them in the same way
+measure progress. Official labels, if given (--official), are only used to measure.
 
-Seed 2026, 48 minutes on two CPU cores: mIoU 0.887 and agreement 0.986 on maps of held-out frames, 0.873 and 0.992 on
-eight official frames of aachen (nearest colour: 0.580 and 0.944). docs/labels.md lists the rounds.
-"""
+Seed 2026, 48 minutes on two CPU cores: mIoU 0.887 and agreement 0.986 on maps of held-out frames,
+0.873 and 0.992 on eight official frames of aachen (nearest colour: 0.580 and 0.944). docs/labels.md
+lists the rounds."""
 
 import argparse
 import json
@@ -29,19 +31,26 @@ from torch.nn.functional import cross_entropy
 
 from unet_utils.classes import PALETTE, PALETTE_COLORS, PALETTE_IDS, get_scheme
 from unet_utils.dataset import read_pair
-from unet_utils.decoding import SIDE, WEIGHTS, MaskDecoder, damage, nearest_color
-from unet_utils.extras.audit import label_at_centers, read_official
 from unet_utils.metrics import ConfusionMatrix
 from unet_utils.optimizer import Muon
 from unet_utils.platform.environment import reuse_memory
+from unet_utils.restoring import SIDE, WEIGHTS, MaskRestorer, damage, nearest_color
+from unet_utils.use.audit import label_at_centers, read_official
 
-TILE, EDGE = 128, 3  # size of the tiles in which maps are enlarged, source pixels; cells around each tile
+TILE, EDGE = (
+    128,
+    3,
+)  # size of the tiles in which maps are enlarged, source pixels; cells around each tile
 SOURCE = (1024, 2048)  # rows and columns of an official label map: 256x256 cells of 4x8
 CLASSES = len(PALETTE)
 INDEX = {label.name: index for index, label in enumerate(PALETTE)}
 SCHEME = get_scheme("cityscapes19")
 CLASS_OF_INDEX = SCHEME.encode(PALETTE_IDS)
-FIRST_FRAME, LAST_FRAME, LAST_HELD_OUT = 9, 2711, 2975  # 1 to 8 have official labels, which check the result
+FIRST_FRAME, LAST_FRAME, LAST_HELD_OUT = (
+    9,
+    2711,
+    2975,
+)  # 1 to 8 have official labels, which check the result
 CROP, BATCH, RATE = 128, 8, 4e-3
 
 Examples = tuple[torch.Tensor, torch.Tensor]
@@ -49,14 +58,21 @@ Examples = tuple[torch.Tensor, torch.Tensor]
 
 
 def paint(draw: ImageDraw.ImageDraw, rng: np.random.Generator, index: int, kind: str) -> None:
-    """Paint one shape of palette entry `index`: a thin bar, or a blob with straight or round sides."""
+    """Paint one shape of palette entry `index`: a thin bar, or a blob with straight or round
+    sides."""
     rows, columns = SOURCE
     x, y = rng.uniform(0, columns), rng.uniform(0, rows)
-    if kind == "bar":  # poles, posts, cables: 3 to 30 source pixels wide, where a mask pixel is 4 high and 8 wide
+    if (
+        kind == "bar"
+    ):  # poles, posts, cables: 3 to 30 source pixels wide, where a mask pixel is 4 high and 8 wide
         length = np.exp(rng.uniform(np.log(20), np.log(900)))
         angle = rng.normal(0, 0.04) if rng.random() < 0.75 else rng.uniform(0, math.pi)
         dx, dy = length * math.sin(angle), length * math.cos(angle)
-        draw.line([x, y, x + dx, y + dy], fill=index, width=int(np.exp(rng.uniform(np.log(3), np.log(31)))))
+        draw.line(
+            [x, y, x + dx, y + dy],
+            fill=index,
+            width=int(np.exp(rng.uniform(np.log(3), np.log(31)))),
+        )
         return
     size = np.exp(rng.uniform(np.log(8), np.log(90 if kind == "sign" else 700)))
     w, h = size * rng.uniform(0.4, 1.6), size * rng.uniform(0.4, 1.6)
@@ -73,10 +89,19 @@ def paint(draw: ImageDraw.ImageDraw, rng: np.random.Generator, index: int, kind:
 
 
 def draw_border(draw: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:
-    """Draw the unlabeled border of rectified frames, about one mask pixel wide, on three of four maps."""
+    """Draw the unlabeled border of rectified frames, about one mask pixel wide, on three of four
+    maps."""
     if rng.random() < 0.75:
-        (right, bottom), (a, b, c, d) = (SOURCE[1] - 1, SOURCE[0] - 1), rng.integers(2, 12, 4).tolist()
-        for box in ((0, 0, right, a), (0, bottom - b, right, bottom), (0, 0, c, bottom), (right - d, 0, right, bottom)):
+        (right, bottom), (a, b, c, d) = (
+            (SOURCE[1] - 1, SOURCE[0] - 1),
+            rng.integers(2, 12, 4).tolist(),
+        )
+        for box in (
+            (0, 0, right, a),
+            (0, bottom - b, right, bottom),
+            (0, 0, c, bottom),
+            (right - d, 0, right, bottom),
+        ):
             draw.rectangle(box, fill=0)
 
 
@@ -86,7 +111,12 @@ def random_shapes(rng: np.random.Generator) -> np.ndarray:
     image = Image.new("L", SOURCE[::-1], int(palette[0]))
     draw = ImageDraw.Draw(image)
     for _ in range(rng.integers(40, 160)):
-        paint(draw, rng, int(rng.choice(palette)), str(rng.choice(["blob", "bar", "sign"], p=[0.5, 0.35, 0.15])))
+        paint(
+            draw,
+            rng,
+            int(rng.choice(palette)),
+            str(rng.choice(["blob", "bar", "sign"], p=[0.5, 0.35, 0.15])),
+        )
     draw_border(draw, rng)
     return np.asarray(image)
 
@@ -94,9 +124,9 @@ def random_shapes(rng: np.random.Generator) -> np.ndarray:
 def enlarge(labels: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """Enlarge a label map `uint8 [256, 256]` to `size` (rows, columns) with smooth outlines.
 
-    Each class is enlarged on its own as a soft mask, and each pixel gets the strongest class: outlines become smooth
-    and lie anywhere between the pixels of the degraded mask, as real ones do.
-    """
+    Each class is enlarged on its own as a soft mask, and each pixel gets the strongest class:
+    outlines become smooth and lie anywhere between the pixels of the degraded mask, as real ones
+    do."""
     rows, columns = size
     height, width = labels.shape[0] * rng.uniform(0.75, 1.0, 2)  # how much of the map is shown
     y0, x0 = rng.uniform(0, labels.shape[0] - height), rng.uniform(0, labels.shape[0] - width)
@@ -124,13 +154,14 @@ def enlarge(labels: np.ndarray, size: tuple[int, int], rng: np.random.Generator)
 
 
 def street(frames: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """Return a source map made of 1, 4 or 9 decoded frames in a grid, `uint8 [1024, 2048]`.
+    """Return a source map made of 1, 4 or 9 restored frames in a grid, `uint8 [1024, 2048]`.
 
-    In a grid all objects are smaller and all poles thinner than in any mask that was decoded.
+    In a grid all objects are smaller and all poles thinner than in any mask that was restored.
     """
     side = math.isqrt(len(frames))
     rows, columns = (  # borders between frames: evenly spaced, moved by up to a fifth of a frame
-        [0, *(int(length * (k + rng.uniform(-0.2, 0.2)) / side) for k in range(1, side)), length] for length in SOURCE
+        [0, *(int(length * (k + rng.uniform(-0.2, 0.2)) / side) for k in range(1, side)), length]
+        for length in SOURCE
     )
     source = np.empty(SOURCE, dtype=np.uint8)
     for number, frame in enumerate(frames):
@@ -139,7 +170,8 @@ def street(frames: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
         )
         source[top:bottom, left:right] = enlarge(frame, (bottom - top, right - left), rng)
 
-    # Other classes in the same geometry: rare classes have all neighbours, and no class is known by its shape alone.
+    # Other classes in the same geometry: rare classes have all neighbours, and no class is known by
+    # its shape alone.
     recolor, chance = np.arange(CLASSES, dtype=np.uint8), rng.random()
     if chance < 0.05:
         recolor = rng.permutation(CLASSES).astype(np.uint8)
@@ -164,7 +196,7 @@ def example(job: tuple[list[np.ndarray], int]) -> tuple[np.ndarray, np.ndarray]:
     """Return a degraded mask `uint8 [256, 256, 3]` and its truth `uint8 [256, 256]`.
 
     Args:
-        job: 0, 1, 4 or 9 decoded frames, and a seed. 0 frames draw random shapes.
+        job: 0, 1, 4 or 9 restored frames, and a seed. 0 frames draw random shapes.
     """
     frames, seed = job
     rng = np.random.default_rng(seed)
@@ -174,20 +206,32 @@ def example(job: tuple[list[np.ndarray], int]) -> tuple[np.ndarray, np.ndarray]:
     return damage(np.asarray(image.convert("RGB"))), label_at_centers(source)
 
 
-def make_pool(workers: int, count: int, seed: int, decoded: np.ndarray | None = None, shapes: float = 0.15) -> Examples:
+def make_pool(
+    workers: int, count: int, seed: int, restored: np.ndarray | None = None, shapes: float = 0.15
+) -> Examples:
     """Return `count` examples; a share `shapes` of them are random shapes."""
     rng = np.random.default_rng(seed)
-    has = None if decoded is None else np.stack([(decoded == k).sum((1, 2)) >= 150 for k in range(CLASSES)], axis=1)
+    has = (
+        None
+        if restored is None
+        else np.stack([(restored == k).sum((1, 2)) >= 150 for k in range(CLASSES)], axis=1)
+    )
 
     def frame() -> np.ndarray:
-        if rng.random() < 0.5:  # half of the time, a frame with a class drawn uniformly: rare classes are seen
+        if (
+            rng.random() < 0.5
+        ):  # half of the time, a frame with a class drawn uniformly: rare classes are seen
             holders = np.flatnonzero(has[:, rng.choice(np.flatnonzero(has.any(0)))])
-            return decoded[rng.choice(holders)]
-        return decoded[rng.integers(len(decoded))]
+            return restored[rng.choice(holders)]
+        return restored[rng.integers(len(restored))]
 
     def jobs() -> Iterator[tuple[list[np.ndarray], int]]:
         for number in range(count):
-            some = 0 if decoded is None or rng.random() < shapes else int(rng.choice([1, 4, 9], p=[0.55, 0.3, 0.15]))
+            some = (
+                0
+                if restored is None or rng.random() < shapes
+                else int(rng.choice([1, 4, 9], p=[0.55, 0.3, 0.15]))
+            )
             yield [frame() for _ in range(some)], seed * 1_000_003 + number
 
     masks, truth = np.empty((count, 256, 256, 3), np.uint8), np.empty((count, 256, 256), np.uint8)
@@ -198,7 +242,8 @@ def make_pool(workers: int, count: int, seed: int, decoded: np.ndarray | None = 
 
 
 def clean(labels: np.ndarray) -> np.ndarray:
-    """Remove areas of rare classes with edge-like colours that contain no 3x3 square; neighbours fill them."""
+    """Remove areas of rare classes with edge-like colours that contain no 3x3 square; neighbours
+    fill them."""
     names = ("tunnel", "guard rail", "caravan", "trailer", "bridge", "train", "bus", "truck")
     maps = torch.from_numpy(labels.astype(np.int64))
     for index in (INDEX[name] for name in names):
@@ -218,21 +263,30 @@ def read_masks(folder: Path, numbers: range) -> np.ndarray:
 
 
 @torch.inference_mode()
-def predict(model: MaskDecoder, masks: torch.Tensor) -> np.ndarray:
+def predict(model: MaskRestorer, masks: torch.Tensor) -> np.ndarray:
     """Return palette indices `uint8 [N, 256, 256]` of masks `uint8 [N, 3, 256, 256]`."""
     with torch.autocast("cpu", torch.bfloat16):
-        return np.concatenate([model(batch).argmax(1).to(torch.uint8).numpy() for batch in masks.split(2)])
+        return np.concatenate(
+            [model(batch).argmax(1).to(torch.uint8).numpy() for batch in masks.split(2)]
+        )
 
 
 def scores(predicted: np.ndarray, truth: np.ndarray) -> dict:
-    """Return mIoU (19 classes) over pixels whose truth is not void, and pixel agreement with void as one more class."""
+    """Return mIoU (19 classes) over pixels whose truth is not void, and pixel agreement with void
+    as one more class."""
     void = 19
     found, reference = np.minimum(CLASS_OF_INDEX[predicted], void), CLASS_OF_INDEX[truth]
     known, whole = ConfusionMatrix(void + 1), ConfusionMatrix(void + 1)
     known.update(found, reference)
     whole.update(found, np.minimum(reference, void))
-    iou = {name: round(value, 3) for name, value in zip(SCHEME.names, known.iou.tolist(), strict=False)}
-    return {"miou": round(known.mean_iou, 4), "agreement": round(whole.pixel_accuracy, 4), "iou": iou}
+    iou = {
+        name: round(value, 3) for name, value in zip(SCHEME.names, known.iou.tolist(), strict=False)
+    }
+    return {
+        "miou": round(known.mean_iou, 4),
+        "agreement": round(whole.pixel_accuracy, 4),
+        "iou": iou,
+    }
 
 
 def official_examples(folder: Path, pairs: Path) -> Examples:
@@ -240,32 +294,45 @@ def official_examples(folder: Path, pairs: Path) -> Examples:
     index_of_id = np.zeros(256, dtype=np.uint8)
     index_of_id[PALETTE_IDS] = np.arange(CLASSES)
     index_of_id[18] = index_of_id[17]  # polegroup has the colour of pole
-    frames = [(mask, index_of_id[label_at_centers(labels)]) for _, _, mask, labels in read_official(folder, pairs)]
+    frames = [
+        (mask, index_of_id[label_at_centers(labels)])
+        for _, _, mask, labels in read_official(folder, pairs)
+    ]
     masks, truth = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*frames, strict=True))
     return masks.permute(0, 3, 1, 2), truth
 
 
-def measure(model: MaskDecoder, sets: dict[str, Examples]) -> dict[str, dict]:
+def measure(model: MaskRestorer, sets: dict[str, Examples]) -> dict[str, dict]:
     """Return the scores of each set."""
-    return {name: scores(predict(model, masks), truth.numpy()) for name, (masks, truth) in sets.items()}
+    return {
+        name: scores(predict(model, masks), truth.numpy()) for name, (masks, truth) in sets.items()
+    }
 
 
-def save(model: MaskDecoder, path: Path) -> None:
+def save(model: MaskRestorer, path: Path) -> None:
     """Write the weights in half precision."""
-    torch.save({name: value.half().contiguous() for name, value in model.state_dict().items()}, path)
+    torch.save(
+        {name: value.half().contiguous() for name, value in model.state_dict().items()}, path
+    )
 
 
 def train(
-    model: MaskDecoder, pool: Examples, steps: int, seed: int, sets: dict[str, Examples], path: Path
-) -> MaskDecoder:
-    """Train `model` in place. Return its moving average, which is measured and saved to `path` five times."""
+    model: MaskRestorer,
+    pool: Examples,
+    steps: int,
+    seed: int,
+    sets: dict[str, Examples],
+    path: Path,
+) -> MaskRestorer:
+    """Train `model` in place. Return its moving average, which is measured and saved to `path` five
+    times."""
     masks, truth = pool
     rng = np.random.default_rng(seed)
     share = torch.bincount(truth.flatten()[::37].long(), minlength=CLASSES).float()
     weights = (share / share.sum()).clamp(min=1e-3).pow(-0.25)
     weights /= (weights * share / share.sum()).sum()
     optimizer = Muon(model.parameters())
-    average = MaskDecoder().to(memory_format=torch.channels_last)
+    average = MaskRestorer().to(memory_format=torch.channels_last)
     average.load_state_dict(model.state_dict())
     outlines = (truth != truth.roll(1, 1)) | (truth != truth.roll(1, 2))
 
@@ -276,22 +343,33 @@ def train(
         return int(rng.integers(len(masks))), slice(top, top + CROP), slice(left, left + CROP)
 
     def progress() -> str:
-        return ", ".join(f"{name} {s['miou']:.4f} {s['agreement']:.4f}" for name, s in measure(average, sets).items())
+        return ", ".join(
+            f"{name} {s['miou']:.4f} {s['agreement']:.4f}"
+            for name, s in measure(average, sets).items()
+        )
 
     losses = []
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = RATE * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+            group["lr"] = (
+                RATE * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+            )
         x, y = [], []
         for _ in range(BATCH):
-            # Of three windows, the one with the longest outlines: there is little to learn inside of an area.
-            number, *window = max((some_window() for _ in range(3)), key=lambda place: outlines[place].sum())
-            flips = [axis for axis in (-1, -2) if rng.random() < 0.5]  # the degradation is symmetric in both axes
+            # Of three windows, the one with the longest outlines: there is little to learn inside
+            # of an area.
+            number, *window = max(
+                (some_window() for _ in range(3)), key=lambda place: outlines[place].sum()
+            )
+            flips = [
+                axis for axis in (-1, -2) if rng.random() < 0.5
+            ]  # the degradation is symmetric in both axes
             x.append(masks[number][(slice(None), *window)].flip(flips))
             y.append(truth[number][tuple(window)].flip(flips))
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(torch.stack(x))
-        # One row per pixel, as the logits lie in memory: faster than along the second of four dimensions.
+        # One row per pixel, as the logits lie in memory: faster than along the second of four
+        # dimensions.
         logits = logits.permute(0, 2, 3, 1).flatten(0, 2).float()
         loss = cross_entropy(logits, torch.stack(y).flatten().long(), weight=weights)
         model.zero_grad()
@@ -311,15 +389,29 @@ def train(
 
 def main() -> None:
     """Train all rounds, and write the weights and the scores."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pairs", type=Path, required=True, help="folder with train/ and val/")
-    parser.add_argument("--work", type=Path, required=True, help="folder for the weights of each round and the scores")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        required=True,
+        help="folder for the weights of each round and the scores",
+    )
     parser.add_argument("--official", type=Path, help="folder with official labels, to measure on")
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="file of the final weights")
-    parser.add_argument("--steps", type=int, nargs="+", default=[800, 1200, 2000, 9000], help="steps of each round")
-    parser.add_argument("--maps", type=int, nargs="+", default=[800, 1000, 1200, 2600], help="maps of each round")
     parser.add_argument(
-        "--start", type=int, default=0, help="first round; the result of the round before is loaded from --work"
+        "--steps", type=int, nargs="+", default=[800, 1200, 2000, 9000], help="steps of each round"
+    )
+    parser.add_argument(
+        "--maps", type=int, nargs="+", default=[800, 1000, 1200, 2600], help="maps of each round"
+    )
+    parser.add_argument(
+        "--start",
+        type=int,
+        default=0,
+        help="first round; the result of the round before is loaded from --work",
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=2026)
@@ -328,27 +420,40 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     args.work.mkdir(parents=True, exist_ok=True)
-    model = MaskDecoder().to(memory_format=torch.channels_last)
+    model = MaskRestorer().to(memory_format=torch.channels_last)
     if args.start:
-        model.load_state_dict(torch.load(args.work / f"round{args.start - 1}.pt", weights_only=True))
+        model.load_state_dict(
+            torch.load(args.work / f"round{args.start - 1}.pt", weights_only=True)
+        )
     checks = {"official": official_examples(args.official, args.pairs)} if args.official else {}
     record = {"seed": args.seed, "steps": args.steps, "maps": args.maps}
 
     for number in range(args.start, len(args.steps)):
-        began, decoded, held_out = time.time(), None, None
+        began, restored, held_out = time.time(), None, None
         if number:
             # Every third frame, others in each round: consecutive frames show similar scenes.
-            masks = read_masks(args.pairs / "train", range(FIRST_FRAME + number % 3, LAST_FRAME + 1, 3))
-            decoded = clean(predict(model, torch.from_numpy(masks.transpose(0, 3, 1, 2))))
+            masks = read_masks(
+                args.pairs / "train", range(FIRST_FRAME + number % 3, LAST_FRAME + 1, 3)
+            )
+            restored = clean(predict(model, torch.from_numpy(masks.transpose(0, 3, 1, 2))))
             masks = read_masks(args.pairs / "train", range(LAST_FRAME + 1, LAST_HELD_OUT + 1, 12))
             held_out = clean(predict(model, torch.from_numpy(masks.transpose(0, 3, 1, 2))))
-            print(f"decoded in {time.time() - began:.0f} s", flush=True)
-        pool = make_pool(args.threads, args.maps[number], args.seed + number, decoded)
+            print(f"restored in {time.time() - began:.0f} s", flush=True)
+        pool = make_pool(args.threads, args.maps[number], args.seed + number, restored)
         test = make_pool(args.threads, 32, args.seed + 1000 + number, held_out)
-        print(f"round {number}: {len(pool[0])} maps made in {time.time() - began:.0f} s", flush=True)
+        print(
+            f"round {number}: {len(pool[0])} maps made in {time.time() - began:.0f} s", flush=True
+        )
 
         sets = {"held-out maps": test, **checks}
-        model = train(model, pool, args.steps[number], args.seed + number, sets, args.work / f"round{number}.pt")
+        model = train(
+            model,
+            pool,
+            args.steps[number],
+            args.seed + number,
+            sets,
+            args.work / f"round{number}.pt",
+        )
         record[f"round {number}"] = measure(model, sets)
 
     save(model, args.out)

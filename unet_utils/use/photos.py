@@ -1,4 +1,5 @@
-"""Photos of your own: find them, read them whatever their kind, segment them at their own size, save the result."""
+"""Photos of your own: find them, read them whatever their kind, segment them at their own size,
+save the result."""
 
 import json
 import math
@@ -20,15 +21,18 @@ from unet_utils.platform.files import replacing, user_path
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 MOST_PIXELS, LONGEST_SIDE = 50 * 10**6, 2**14
-"""Larger photos are reduced when they are read. A very long side costs memory, because logits are enlarged along it."""
+"""Larger photos are reduced when they are read. A very long side costs memory, because logits are
+enlarged along it."""
 MOST_JPEG_PIXELS, MOST_OTHER_PIXELS = 1000 * 10**6, 200 * 10**6
-"""Photos with more pixels are refused. JPEG is reduced while it is decoded; other kinds have to fit in memory whole."""
+"""Photos with more pixels are refused. JPEG is reduced while it is decoded; other kinds have to fit
+in memory whole."""
 DEEP = ("F", "I")  # Pillow's modes of one channel with more than 8 bits start so
 ORIENTATION, SHORT = 0x0112, 3  # tag and data type of the EXIF entry
 
 
 def printable(text: str) -> str:
-    """Return text with escapes for all characters that standard output cannot print, such as an old terminal's."""
+    """Return text with escapes for all characters that standard output cannot print, such as an old
+    terminal's."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
@@ -47,10 +51,16 @@ def find_photos(paths: Iterable[str | Path]) -> list[Path]:
             raise FileNotFoundError(f"no file {path}")
         if path.is_dir():
             files = sorted(file for file in path.iterdir() if not file.name.startswith("."))
-            found = [file for file in files if file.suffix.lower() in SUFFIXES and not file.is_dir()]
+            found = [
+                file for file in files if file.suffix.lower() in SUFFIXES and not file.is_dir()
+            ]
             if others := sorted({file.name for file in files} - {file.name for file in found}):
                 more = f" and {len(others) - 10} more" if len(others) > 10 else ""
-                print(printable(f"Not read in {path}: {', '.join(others[:10])}{more} (not {', '.join(SUFFIXES)})"))
+                print(
+                    printable(
+                        f"Not read in {path}: {', '.join(others[:10])}{more} (not {', '.join(SUFFIXES)})"
+                    )
+                )
             if not found:
                 raise FileNotFoundError(f"no photo in {path}")
         photos += found if path.is_dir() else [path]
@@ -60,8 +70,9 @@ def find_photos(paths: Iterable[str | Path]) -> list[Path]:
 def read_photo(path: str | Path) -> np.ndarray:
     """Read a photo as a person would see it, in RGB.
 
-    It is turned as its EXIF orientation says. Greyscale (8 to 32 bits, or floats), palette and CMYK pictures become
-    RGB; transparent pixels become white. A very large photo is reduced by a whole factor, with a message.
+    It is turned as its EXIF orientation says. Greyscale (8 to 32 bits, or floats), palette and CMYK
+    pictures become RGB; transparent pixels become white. A very large photo is reduced by a whole
+    factor, with a message.
 
     Args:
         path: of the file; `~` is expanded.
@@ -71,7 +82,8 @@ def read_photo(path: str | Path) -> np.ndarray:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read as a picture, or is too large; the message names it. Or `path` is a URL.
+        ValueError: the file cannot be read as a picture, or is too large; the message names it. Or
+            `path` is a URL.
     """
     path = user_path(path)
     if not path.exists():
@@ -87,20 +99,31 @@ def read_photo(path: str | Path) -> np.ndarray:
                 pixels = _turned(np.array(image), _orientation(file))
     except Exception as error:  # each of Pillow's formats has errors of its own
         advice = "save it as a JPEG or PNG"
-        raise ValueError(f"{path} cannot be read as a photo ({error or type(error).__name__}): {advice}") from error
+        raise ValueError(
+            f"{path} cannot be read as a photo ({error or type(error).__name__}): {advice}"
+        ) from error
     finally:
         Image.MAX_IMAGE_PIXELS = limit
     if image.size != size:
-        print(printable("{} is very large: reduced from {}x{} to {}x{} pixels".format(path, *size, *image.size)))
+        print(
+            printable(
+                "{} is very large: reduced from {}x{} to {}x{} pixels".format(
+                    path, *size, *image.size
+                )
+            )
+        )
     return pixels
 
 
 def _reduced(image: Image.Image) -> Image.Image:
-    """Return an image, reduced by a whole factor where `MOST_PIXELS` or `LONGEST_SIDE` require it."""
+    """Return an image, reduced by a whole factor where `MOST_PIXELS` or `LONGEST_SIDE` require
+    it."""
     pixels = image.width * image.height
     most = MOST_JPEG_PIXELS if image.format in ("JPEG", "MPO") else MOST_OTHER_PIXELS
     if pixels > most:
-        raise ValueError(f"it has {pixels / 1e6:.0f} megapixels, the limit for {image.format} is {most / 1e6:.0f}")
+        raise ValueError(
+            f"it has {pixels / 1e6:.0f} megapixels, the limit for {image.format} is {most / 1e6:.0f}"
+        )
     factor = _reduction(image)
     # Does something for JPEG only: decode to 1/2, 1/4 or 1/8, not below this size.
     image.draft(None, (max(1, image.width // factor), max(1, image.height // factor)))
@@ -113,7 +136,9 @@ def _reduced(image: Image.Image) -> Image.Image:
 
 def _reduction(image: Image.Image) -> int:
     width, height = image.size
-    return math.ceil(max(math.sqrt(width * height / MOST_PIXELS), width / LONGEST_SIDE, height / LONGEST_SIDE))
+    return math.ceil(
+        max(math.sqrt(width * height / MOST_PIXELS), width / LONGEST_SIDE, height / LONGEST_SIDE)
+    )
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -128,8 +153,8 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _scaled_to_8_bits(values: np.ndarray) -> np.ndarray:
     """Scale numbers of any range to 0 to 255.
 
-    White is the usual level of the data type if the brightest pixel comes near it. Otherwise (12-bit cameras,
-    distances, temperatures) black is the darkest pixel, and white the brightest.
+    White is the usual level of the data type if the brightest pixel comes near it. Otherwise
+    (12-bit cameras, distances, temperatures) black is the darkest pixel, and white the brightest.
     """
     known = values[np.isfinite(values)]
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
@@ -144,8 +169,8 @@ def _scaled_to_8_bits(values: np.ndarray) -> np.ndarray:
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8; 1 if there is none that can be read.
 
-    No other entry is looked at: cameras and editors write many that are wrong, and decoding them fails in many ways.
-    """
+    No other entry is looked at: cameras and editors write many that are wrong, and restoring them
+    fails in many ways."""
     data = image.info.get("exif") or b""
     try:
         data = data.removeprefix(b"Exif\0\0")
@@ -153,7 +178,9 @@ def _orientation(image: Image.Image) -> int:
         (start,) = struct.unpack_from(order + "L", data, 4)
         (count,) = struct.unpack_from(order + "H", data, start)
         for number in range(count):
-            tag, kind, length, value = struct.unpack_from(order + "HHLH", data, start + 2 + 12 * number)
+            tag, kind, length, value = struct.unpack_from(
+                order + "HHLH", data, start + 2 + 12 * number
+            )
             if (tag, kind, length) == (ORIENTATION, SHORT, 1):
                 return value
     except (AttributeError, TypeError, KeyError, struct.error):
@@ -175,8 +202,8 @@ def choose_photo(path: str, env: Environment) -> Path:
     """Return the path of a photo to segment.
 
     Args:
-        path: of a photo; "upload" asks for one in Colab; "" is a street drawn by this package, and so is an upload that
-            fails or is cancelled.
+        path: of a photo; "upload" asks for one in Colab; "" is a street drawn by this package, and
+            so is an upload that fails or is cancelled.
         env: of the notebook; the drawn street is saved in `env.data`.
     """
     if path.strip().lower() == "upload":
@@ -186,7 +213,9 @@ def choose_photo(path: str, env: Environment) -> Path:
             if name := next(iter(files.upload()), None):
                 return user_path(name)
             print("Nothing was uploaded.")
-        except Exception as error:  # not in Colab; or Colab's MessageError and others, such as in VS Code
+        except (
+            Exception
+        ) as error:  # not in Colab; or Colab's MessageError and others, such as in VS Code
             print(f"The upload failed ({error or type(error).__name__}).")
     elif path.strip():
         return user_path(path)
@@ -214,7 +243,9 @@ def segment(trained: Trained, photo: np.ndarray, flip: bool = False) -> np.ndarr
 def class_shares(classes: np.ndarray, scheme: ClassScheme) -> dict[str, float]:
     """Return the share of the pixels of each class that occurs, largest first."""
     shares = np.bincount(classes.ravel(), minlength=IGNORE) / classes.size
-    return {scheme.names[i]: float(shares[i]) for i in np.argsort(-shares, kind="stable") if shares[i]}
+    return {
+        scheme.names[i]: float(shares[i]) for i in np.argsort(-shares, kind="stable") if shares[i]
+    }
 
 
 def official_ids(scheme: ClassScheme) -> np.ndarray:
@@ -233,11 +264,18 @@ def official_ids(scheme: ClassScheme) -> np.ndarray:
 
 
 def save_pictures(
-    photo: np.ndarray, classes: np.ndarray, scheme: ClassScheme, folder: Path, name: str, label_ids: bool = False
+    photo: np.ndarray,
+    classes: np.ndarray,
+    scheme: ClassScheme,
+    folder: Path,
+    name: str,
+    label_ids: bool = False,
 ) -> list[Path]:
-    """Write the class colours to `name-classes.png` and, blended over the photo, to `name-overlay.png`.
+    """Write the class colours to `name-classes.png` and, blended over the photo, to
+    `name-overlay.png`.
 
-    All pictures have the photo's size. Existing files are not overwritten: a number is added to `name`.
+    All pictures have the photo's size. Existing files are not overwritten: a number is added to
+    `name`.
 
     Args:
         photo: `uint8 [H, W, 3]`.
@@ -245,7 +283,8 @@ def save_pictures(
         scheme: names and colours of the classes.
         folder: made if missing.
         name: of the files, without suffix.
-        label_ids: write official label ids to `name-labelIds.png` as well, so that other tools can score them.
+        label_ids: write official label ids to `name-labelIds.png` as well, so that other tools can
+            score them.
 
     Returns:
         The paths.
@@ -254,7 +293,9 @@ def save_pictures(
     blended = np.empty_like(photo)
     for top in range(0, len(photo), 256):  # in strips: blending takes 72 bytes per pixel
         # One more row, because a border lies between two rows.
-        blended[top : top + 256] = scheme.overlay(photo[top : top + 257], classes[top : top + 257])[:256]
+        blended[top : top + 256] = scheme.overlay(photo[top : top + 257], classes[top : top + 257])[
+            :256
+        ]
     pictures = {"classes": scheme.colorize(classes), "overlay": blended}
     if label_ids:
         pictures["labelIds"] = official_ids(scheme)[classes]
@@ -269,7 +310,11 @@ def save_pictures(
 
 
 def predict_photos(
-    trained: Trained, paths: Iterable[str | Path], folder: str | Path, flip: bool = False, label_ids: bool = False
+    trained: Trained,
+    paths: Iterable[str | Path],
+    folder: str | Path,
+    flip: bool = False,
+    label_ids: bool = False,
 ) -> list[str]:
     """Segment photos and folders of photos, save the pictures, and print one line per photo.
 
@@ -290,10 +335,19 @@ def predict_photos(
             try:
                 photo = read_photo(file)
                 classes = segment(trained, photo, flip)
-                pictures = save_pictures(photo, classes, trained.scheme, folder, file.stem, label_ids)
+                pictures = save_pictures(
+                    photo, classes, trained.scheme, folder, file.stem, label_ids
+                )
             except (OSError, ValueError, RuntimeError, MemoryError) as error:
-                problems.append(str(error) if str(file) in str(error) else f"{file}: {error or type(error).__name__}")
+                problems.append(
+                    str(error)
+                    if str(file) in str(error)
+                    else f"{file}: {error or type(error).__name__}"
+                )
                 continue
-            shares = {name: round(share, 4) for name, share in class_shares(classes, trained.scheme).items()}
+            shares = {
+                name: round(share, 4)
+                for name, share in class_shares(classes, trained.scheme).items()
+            }
             print(printable(f"{file} -> {pictures[1]}: {json.dumps(shares)}"))
     return problems
