@@ -549,7 +549,7 @@ def test_unfinished_files_are_never_read(frames, tmp_path):
 
 
 def fp16(monkeypatch, dtype):
-    for module in ("unet_utils.model", "unet_utils.training", "unet_utils.optimizer"):
+    for module in ("unet_utils.device", "unet_utils.training", "unet_utils.optimizer"):
         monkeypatch.setattr(f"{module}.compute_dtype", lambda device: dtype)
 
 

@@ -16,10 +16,10 @@ from unet_utils.dataset import prepare
 from unet_utils.evaluation import SMALL_MODEL, Trained, evaluate, find_checkpoint, load_trained
 from unet_utils.frames import Frames
 from unet_utils.metrics import ConfusionMatrix
-from unet_utils.platform.archive import get_pairs, is_full_set
 from unet_utils.platform.environment import Environment, setup
 from unet_utils.platform.files import user_path
 from unet_utils.restoring import METHODS
+from unet_utils.sources import get_pairs, is_full_set
 from unet_utils.training import fit
 from unet_utils.use.audit import audit, official_frames
 from unet_utils.use.compare import compare_runs

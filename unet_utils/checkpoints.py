@@ -1,5 +1,6 @@
 """Checkpoints: files of tensors and plain values, complete at any moment, with a backup."""
 
+import contextlib
 import csv
 import os
 from dataclasses import dataclass, field
@@ -9,7 +10,6 @@ import torch
 from torch import nn
 
 from unet_utils.platform.files import (
-    RunLock,
     copy_verified,
     is_disk_full,
     make_backup_folder,
@@ -94,7 +94,7 @@ class RunFiles:
     backup_failed: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        self.lock = RunLock(self.folder, self.backup)
+        self.lock = contextlib.nullcontext()
 
     @property
     def last(self) -> Path:
@@ -113,7 +113,6 @@ class RunFiles:
         Raises:
             LockedError: another process has taken over the run.
         """
-        self.lock.check()
         try:
             if new_best := is_best or not self.best.exists():
                 _write_best(self.best, checkpoint)
