@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from unet_utils import fit, get_pairs, prepare, recipe
-from unet_utils.platform.environment import find_device
+from unet_utils.device import find_device
 from unet_utils.use.distributed import open_processes
 
 

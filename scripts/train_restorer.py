@@ -31,9 +31,9 @@ from torch.nn.functional import cross_entropy
 
 from unet_utils.classes import PALETTE, PALETTE_COLORS, PALETTE_IDS, get_scheme
 from unet_utils.dataset import read_pair
+from unet_utils.device import reuse_memory
 from unet_utils.metrics import ConfusionMatrix
 from unet_utils.optimizer import Muon
-from unet_utils.platform.environment import reuse_memory
 from unet_utils.restoring import SIDE, WEIGHTS, MaskRestorer, damage, nearest_color
 from unet_utils.use.audit import label_at_centers, read_official
 

@@ -87,15 +87,17 @@ def memory(name):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
-config = recipe("demo", base_channels=2, fold=1, image_size=32, batch_size=4, epochs=1) scheme =
-get_scheme("categories7") small = Frames(torch.zeros(8, 64, 64, 3).byte(), torch.full((8, 64, 64),
-7).byte(), scheme, tuple(range(8))) fit(small, config, folder / "small", "cpu", progress=False)  #
-what every training needs, whatever the set resource.setrlimit(resource.RLIMIT_DATA,
-(memory("VmData:") + LIMIT,) * 2) frames = Frames(map_array(folder / "photos.npy"), map_array(folder
-/ "label_ids.npy"), scheme, tuple(range(n))) assert frames.photos.nbytes + frames.label_ids.nbytes >
-10 * LIMIT before = memory("RssAnon:") history = fit(frames, config, folder / "run", "cpu",
-progress=False) print(len(history), (memory("RssAnon:") - before) / LIMIT,
-frames.class_counts()[0].item() / frames.label_ids.numel()) try:
+config = recipe("demo", base_channels=2, fold=1, image_size=32, batch_size=4, epochs=1)
+scheme = get_scheme("categories7")
+small = Frames(torch.zeros(8, 64, 64, 3).byte(), torch.full((8, 64, 64), 7).byte(), scheme, tuple(range(8)))
+fit(small, config, folder / "small", "cpu", progress=False)  # what every training needs, whatever the set
+resource.setrlimit(resource.RLIMIT_DATA, (memory("VmData:") + LIMIT,) * 2)
+frames = Frames(map_array(folder / "photos.npy"), map_array(folder / "label_ids.npy"), scheme, tuple(range(n)))
+assert frames.photos.nbytes + frames.label_ids.nbytes > 10 * LIMIT
+before = memory("RssAnon:")
+history = fit(frames, config, folder / "run", "cpu", progress=False)
+print(len(history), (memory("RssAnon:") - before) / LIMIT, frames.class_counts()[0].item() / frames.label_ids.numel())
+try:
     torch.ones(LIMIT + 1, dtype=torch.uint8)
 except RuntimeError:
     print("the limit holds")

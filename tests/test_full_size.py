@@ -8,8 +8,9 @@ from PIL import Image
 
 from unet_utils import IGNORE, fit, recipe
 from unet_utils.__main__ import main
-from unet_utils.augment import augment, crop_share, draw_changes, to_photos
+from unet_utils.augment import augment, crop_share, draw_changes
 from unet_utils.checkpoints import read_checkpoint
+from unet_utils.images import to_photos
 from unet_utils.use.full_size import is_official, prepare_official
 
 IDS = np.array(

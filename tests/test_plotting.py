@@ -236,10 +236,12 @@ def test_void_frames_and_perfect_models_have_figures(data, tmp_path):
 
 def test_import_changes_no_setting_and_loads_no_extras():
     code = """
-import sys, matplotlib before = dict(matplotlib.rcParams) import unet_utils.plots.data,
-unet_utils.plots.results, unet_utils.plots.training print([name for name in sys.modules if
-name.startswith(("IPython", "matplotlib_inline", "unet_utils.use"))]) print({name for name, value in
-matplotlib.rcParams.items() if before[name] != value}) """
+import sys, matplotlib
+before = dict(matplotlib.rcParams)
+import unet_utils.plots.data, unet_utils.plots.results, unet_utils.plots.training
+print([name for name in sys.modules if name.startswith(("IPython", "matplotlib_inline", "unet_utils.use"))])
+print({name for name, value in matplotlib.rcParams.items() if before[name] != value})
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\nset()\n"
 

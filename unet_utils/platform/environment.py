@@ -1,6 +1,5 @@
 """The machine: Colab, Kaggle or a laptop; its folders, its device and a one-line report."""
 
-import ctypes
 import os
 import platform as python_platform
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from unet_utils.device import find_device, reuse_memory
 from unet_utils.platform.files import copy_verified, make_backup_folder, writable_folder
 
 # Colab's machine is wiped at the end of a session; Google Drive, if the person agrees to mount it,
@@ -90,27 +90,6 @@ def setup(use_drive: bool = False) -> Environment:
     return env
 
 
-def reuse_memory() -> None:
-    """Make training on a CPU up to twice as fast on Linux: keep the memory of freed tensors for the
-    next ones.
-
-    By default glibc returns each large block to the system and gets it anew, zeroed page by page,
-    for every layer of every step. torch also asks for pages of 2 MB, if the system has them."""
-    os.environ.setdefault(
-        "THP_MEM_ALLOC_ENABLE", "1"
-    )  # read by torch when it makes its first tensor
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):  # not Linux, or another C library
-        return
-    no_separate_maps, never_trim = (
-        (-4, 0),
-        (-1, 2**31 - 1),
-    )  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
-    mallopt(*no_separate_maps)
-    mallopt(*never_trim)
-
-
 def find_platform() -> str:
     """Return "colab", "kaggle" or "local"."""
     if (
@@ -120,27 +99,6 @@ def find_platform() -> str:
     if "google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ:
         return "colab"
     return "local"
-
-
-def find_device() -> torch.device:
-    """Return the first of these that works: CUDA GPU, Apple GPU, CPU."""
-    if torch.cuda.is_available():
-        try:
-            # A GPU that is too old for this torch is reported as available, and fails at the first
-            # convolution.
-            torch.nn.functional.conv2d(
-                torch.ones(1, 1, 8, 8, device="cuda"), torch.ones(1, 1, 3, 3, device="cuda")
-            )
-            torch.cuda.synchronize()
-            return torch.device("cuda")
-        except Exception as error:
-            reason = _first_line(error)
-            print(
-                f"Warning: PyTorch {torch.__version__} cannot use this GPU ({reason}), so the CPU is used instead."
-            )
-            if find_platform() == "kaggle":
-                print("Kaggle's P100 is too old for it: choose Settings > Accelerator > GPU T4 x2.")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def progress_bar(**options) -> tqdm:
