@@ -1,8 +1,4 @@
-"""All figures: they say what they show, fit a phone, leave nothing open, and survive data without a
-labelled pixel."""
-
-import subprocess
-import sys
+"""All figures: they say what they show, fit a phone, and survive data without a labelled pixel."""
 
 import numpy as np
 import pytest
@@ -47,7 +43,7 @@ REGIONS = (np.array([5, 5, 0], dtype=np.uint8), np.array([3, 4, 1600]), np.array
 NO_REGIONS = (np.empty(0, dtype=np.uint8), np.empty(0, dtype=np.int64), np.empty(0))
 
 
-def figures(data):
+def draw_all(data):
     photos, classes, predicted, matrix = data
     ids = np.array([label.id for label in PALETTE], dtype=np.uint8)[classes % 29]
     counts = np.arange(1, 30)
@@ -87,20 +83,24 @@ def figures(data):
     yield result_plots.plot_region_recall(REGIONS, SCHEME)
 
 
-def test_every_figure_has_a_title_and_a_text_and_draws(data, tmp_path):
-    number = 0
-    for number, figure in enumerate(figures(data), 1):
+@pytest.fixture(scope="module")
+def figures(data):
+    return list(draw_all(data))
+
+
+def test_every_figure_has_a_title_and_a_text_and_draws(figures, tmp_path):
+    assert len(figures) == 21
+    for number, figure in enumerate(figures):
         title = figure.get_suptitle()
         assert title
         assert figure.get_label().startswith(f"{title}. ")
         assert len(figure.get_label()) > len(title) + 10
         figure.savefig(tmp_path / f"{number}.png", dpi=50)
         assert (tmp_path / f"{number}.png").stat().st_size > 1000
-    assert number == 21
 
 
-def test_figures_fit_a_phone_and_legends_stay_off_the_curves(data):
-    for figure in figures(data):
+def test_figures_fit_a_phone_and_legends_stay_off_the_curves(figures):
+    for figure in figures:
         figure.draw_without_rendering()
         width, height = figure.get_size_inches()
         box = figure.get_tightbbox()
@@ -233,18 +233,6 @@ def test_void_frames_and_perfect_models_have_figures(data, tmp_path):
         figure.savefig(tmp_path / "figure.png", dpi=50)
     titles = [ax.get_title(loc="left") for ax in drawn[2].axes[2::4]]
     assert titles == ["prediction: no labelled pixel"] * 2
-
-
-def test_import_changes_no_setting_and_loads_no_extras():
-    code = """
-import sys, matplotlib
-before = dict(matplotlib.rcParams)
-import unet_utils.plots.data, unet_utils.plots.results, unet_utils.plots.live
-print([name for name in sys.modules if name.startswith(("IPython", "unet_utils.use"))])
-print({name for name, value in matplotlib.rcParams.items() if before[name] != value})
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\nset()\n"
 
 
 def test_the_windows_with_the_most_differences_are_found():
