@@ -39,7 +39,7 @@ def run(frames, tmp_path):
 
 def test_a_second_session_with_nothing_set_uses_one_truth_everywhere(frames, run, monkeypatch):
     """Table, split, live pictures and training agree, although the recipe says otherwise."""
-    from unet_utils.plots.training import LiveTraining
+    from unet_utils.plots.live import LiveTraining
 
     folder, begun = run
     config = run_settings(folder, None, "demo", **NOTHING_SET)
@@ -63,9 +63,8 @@ def test_a_second_session_with_nothing_set_uses_one_truth_everywhere(frames, run
         return torch.zeros(len(photos), 256, 256, dtype=torch.uint8)
 
     monkeypatch.setattr("unet_utils.training.train_epoch", train_epoch)
-    monkeypatch.setattr("unet_utils.plots.training.predict_classes", predict_classes)
+    monkeypatch.setattr("unet_utils.plots.live.predict_classes", predict_classes)
     monkeypatch.setattr(LiveTraining, "_show", lambda *_, **__: None)
-    monkeypatch.setattr(LiveTraining, "_show_figure", lambda *_: None)
     longer = run_settings(folder, None, "demo", **NOTHING_SET | {"epochs": 2})
     live = LiveTraining(held_out or learn, longer)
     fit(frames, longer, folder, "cpu", progress=False, on_epoch=live.epoch)

@@ -14,6 +14,7 @@ from unet_utils.model import UNet
 from unet_utils.plots.results import plot_predictions
 from unet_utils.plots.style import notebook_image
 from unet_utils.plots.training import column, plot_history
+from unet_utils.schedule import Schedule
 
 SHOWN_FRAMES = 3
 LAST_EPOCHS = 10  # the table has a row for each of these, and one for the best epoch
@@ -83,7 +84,8 @@ class LiveTraining:
         self._updated = time.monotonic()
         if self._start and self._start[1] < done < 1:
             start, before = self._start
-            left = self._config.time_left(self._updated - start, before, done)
+            schedule = Schedule(self._config, steps_per_epoch=1)
+            left = schedule.time_left(self._updated - start, before, done)
             text += f", about {_duration(left)} left"
         head, *rows = self._table()
         plain = ["".join(f"{cell:>16}" for cell in row).rstrip() for row in (head, *rows)]
