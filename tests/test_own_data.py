@@ -12,7 +12,6 @@ from unet_utils import IGNORE
 from unet_utils.own_data.folders import images_and_masks, prepare_own_data, read_frame
 from unet_utils.own_data.masks import read_classes
 from unet_utils.own_data.tools import cityscapes, cvat, label_studio, labelme, roboflow
-from unet_utils.platform.files import natural_order
 
 FIXTURES = Path(__file__).parent / "fixtures"
 COLORS = {"road": (128, 64, 128), "car": (0, 0, 142), "sky": (70, 130, 180)}
@@ -65,9 +64,7 @@ def labels_of(data, split="train", size=(48, 32)):
 def test_a_folder_becomes_frames_of_one_size(folder, tmp_path, capsys):
     data = images_and_masks(folder)
     names = [photo.name for photo, _ in data.pairs["train"] + data.pairs["val"]]
-    assert names == sorted(names, key=natural_order)
-    assert names[0] == "frame6.jpg"
-    assert names[-1] == "frame11.jpg"
+    assert names == [f"frame{number}.jpg" for number in (6, 7, 8, 9, 10, 11)]
     assert "photos that look alike" in capsys.readouterr().out
     frames = prepare_own_data(data, "train", tmp_path / "cache", (48, 32), progress=False)
     assert frames.photos.shape == (5, 32, 48, 3)
@@ -210,3 +207,66 @@ def test_full_size_cityscapes_as_it_is_unpacked(tmp_path):
         data = cityscapes(root)
         ((_, found),) = [read_frame(data, *pair, (64, 32)) for pair in data.pairs["val"]]
         assert np.array_equal(data.scheme.encode(found), np.array([0, 13, 10])[labels])
+
+
+TRUTH = draw((36, 24))[1]
+
+
+def agreement(data, names=tuple(COLORS)):
+    """The share of pixels in which the labels of the first frame are those that were drawn."""
+    pairs = data.pairs["train"] + data.pairs["val"]
+    assert [photo.stem.split("-")[-1] for photo, _ in pairs] == ["street1", "street2"]
+    found = data.scheme.encode(read_frame(data, *pairs[0], (36, 24))[1])
+    index = np.array([data.scheme.names.index(name) for name in names])
+    return (found == index[TRUTH]).mean()
+
+
+def test_labelme_polygons(tmp_path):
+    """Files that labelme 6.3.1 wrote."""
+    data = labelme(FIXTURES / "labelme")
+    assert data.scheme.names == ("_background_", "car", "road", "sky")
+    assert agreement(data) > 0.95  # polygons end between pixels
+    shutil.copytree(FIXTURES / "labelme", tmp_path / "own")
+    (tmp_path / "own" / "classes.txt").write_text("road\ncar\n")
+    with pytest.raises(ValueError, match="has the label 'sky', which is no class"):
+        agreement(labelme(tmp_path / "own"))
+
+
+def test_cvat_masks(tmp_path):
+    """Files that datumaro 1.13.12, which CVAT exports with, wrote."""
+    data = cvat(FIXTURES / "cvat")
+    assert data.scheme.names == ("background", "car", "road", "sky")
+    assert agreement(data) == 1
+    shutil.copytree(FIXTURES / "cvat", tmp_path / "own")
+    shutil.rmtree(tmp_path / "own" / "JPEGImages")
+    with pytest.raises(FileNotFoundError, match="export again with .Save images."):
+        cvat(tmp_path / "own")
+
+
+def test_label_studio_brushes(tmp_path):
+    """Files that label-studio-converter 0.0.59 wrote."""
+    data = label_studio(FIXTURES / "label_studio")
+    assert data.scheme.names == ("background", "car", "road", "sky")
+    assert agreement(data) == 1
+    shutil.copytree(FIXTURES / "label_studio", tmp_path / "own")
+    (tmp_path / "own" / "project.json").unlink()
+    with pytest.raises(FileNotFoundError, match="the photo of task 1 is not known.*JSON export"):
+        label_studio(tmp_path / "own")
+
+
+def test_roboflow_masks(tmp_path):
+    """Folders as the web page of Roboflow describes them."""
+    for split, name in (("train", "street1"), ("valid", "street2")):
+        (tmp_path / split).mkdir()
+        photo, labels = draw((36, 24))
+        stem = f"x-{name}"
+        Image.fromarray(photo).save(tmp_path / split / f"{stem}.jpg")
+        Image.fromarray(labels + 1).save(tmp_path / split / f"{stem}_mask.png")
+        rows = ["Pixel Value, Class", "0, background", "1, road", "2, car", "3, sky"]
+        (tmp_path / split / "_classes.csv").write_text("\n".join(rows))
+    data = roboflow(tmp_path)
+    assert data.scheme.names == ("background", "road", "car", "sky")
+    assert agreement(data) == 1
+    (tmp_path / "train" / "x-street1_mask.png").unlink()
+    with pytest.raises(FileNotFoundError, match="has no mask x-street1_mask.png"):
+        roboflow(tmp_path)

@@ -184,7 +184,7 @@ def pair_up(photos: list[Path], labels: list[Path], advice: str) -> Pairs:
             raise FileNotFoundError(f"{path} belongs to no photo: {advice}")
     if not photos:
         raise FileNotFoundError(f"there is no photo: {advice}")
-    return [(photo, by_name[photo.stem]) for photo in sorted(photos, key=natural_order)]
+    return [(photo, by_name[photo.stem]) for photo in natural_order(photos)]
 
 
 def split_pairs(folder: Path, pairs: Pairs) -> dict[str, Pairs]:

@@ -137,14 +137,15 @@ def open_picture(path: Path) -> Image.Image:
 def mask_reader(classes: Classes) -> ReadLabels:
     """Return a function that reads masks with the values or the colours of these classes."""
     values = [value for value, name in enumerate(classes.names) if name is not None]
-    by_color = {
-        color[0] << 16 | color[1] << 8 | color[2]: value
-        for value, color in enumerate(classes.colors)
-        if color
-    }
+    by_color = {_packed(color): value for value, color in enumerate(classes.colors) if color}
 
     def read(path: Path, _: tuple[int, int]) -> np.ndarray:
         image = open_picture(path)
+        if image.mode == "P" and by_color:
+            # A palette may hold the colours of the classes, in an order of its own.
+            used = [color for _, color in image.convert("RGB").getcolors(256) or []]
+            if all(color == (0, 0, 0) or _packed(color) in by_color for color in used):
+                image = image.convert("RGB")
         if image.mode in ("L", "P", "1", "I", "I;16", "I;16B"):
             return _from_values(path, np.asarray(image), values)
         if not by_color:
@@ -155,6 +156,11 @@ def mask_reader(classes: Classes) -> ReadLabels:
         return _from_colors(path, np.asarray(image.convert("RGB")), by_color)
 
     return read
+
+
+def _packed(color: tuple[int, ...]) -> int:
+    """Return a colour as one number."""
+    return color[0] << 16 | color[1] << 8 | color[2]
 
 
 def _from_values(path: Path, pixels: np.ndarray, values: list[int]) -> np.ndarray:

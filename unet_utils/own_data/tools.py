@@ -37,7 +37,7 @@ def labelme(folder: Path) -> OwnData | None:
     """https://github.com/wkentaro/labelme: a JSON file with polygons beside each photo."""
     found = []
     names = set()
-    for file in sorted(folder.glob("*.json"), key=natural_order):
+    for file in natural_order(folder.glob("*.json")):
         content = _json_dict(file)
         if "shapes" in content and "imagePath" in content:
             photo = file.parent / Path(content["imagePath"].replace("\\", "/")).name
@@ -129,7 +129,7 @@ def roboflow(folder: Path) -> OwnData | None:
         files = {path.stem: path for path in pictures(part)} if part else {}
         photos = [path for name, path in files.items() if not name.endswith("_mask")]
         pairs[split] = []
-        for photo in sorted(photos, key=natural_order):
+        for photo in natural_order(photos):
             if f"{photo.stem}_mask" not in files:
                 raise FileNotFoundError(f"{photo} has no mask {photo.stem}_mask.png: export again")
             pairs[split].append((photo, files[f"{photo.stem}_mask"]))
@@ -144,7 +144,7 @@ TASK = re.compile(r"task-(\d+)-annotation-\d+-by-.*?-tag-(.+)-\d+\.png")
 def label_studio(folder: Path) -> OwnData | None:
     """https://labelstud.io, export "Brush labels to PNG": a file for each task and label."""
     masks: dict[str, list[tuple[str, Path]]] = {}
-    for path in sorted(folder.rglob("task-*.png"), key=natural_order):
+    for path in natural_order(folder.rglob("task-*.png")):
         if found := TASK.fullmatch(path.name):
             masks.setdefault(found[1], []).append((found[2], path))
     if not masks:
