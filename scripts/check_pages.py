@@ -28,19 +28,18 @@ PLAYWRIGHT = "ms-playwright/chromium*/chrome-*/*chrom*e*"
 
 PROBE = """<script>
 addEventListener("load", () => {
-  const page = document.documentElement, found = []; for (const output of
-  document.querySelectorAll('[data-mime-type="application/vnd.jupyter.stderr"]'))
+  const page = document.documentElement, found = [];
+  for (const output of document.querySelectorAll('[data-mime-type="application/vnd.jupyter.stderr"]'))
     found.push("error or warning: " + output.innerText.trim().split("\\n").pop());
-  for (const image of document.images) if (!/^https?:/.test(image.src) && !image.naturalWidth)
-    found.push("picture does not show: " + image.alt);
-  // Outputs cut off what is too wide, and Markdown hides it in a scroll box. Long lines of code are
-  allowed to. const shown = [...document.querySelectorAll(".jp-OutputArea-output *,
-  .jp-MarkdownOutput *")]; const over = box => Math.round(box.getBoundingClientRect().right -
-  page.clientWidth); const widest = shown.reduce((a, b) => (over(b) > over(a) ? b : a),
-  document.body); const excess = Math.max(over(widest), page.scrollWidth - page.clientWidth); if
-  (excess > 1) found.push(`${excess} pixels too wide: <${widest.localName}>
-  ${widest.innerText.slice(0, 40)}`); parent.postMessage([window.name,
-  document.querySelectorAll(".jp-Cell").length, found], "*");
+  for (const image of document.images)
+    if (!/^https?:/.test(image.src) && !image.naturalWidth) found.push("picture does not show: " + image.alt);
+  // Outputs cut off what is too wide, and Markdown hides it in a scroll box. Long lines of code are allowed to.
+  const shown = [...document.querySelectorAll(".jp-OutputArea-output *, .jp-MarkdownOutput *")];
+  const over = box => Math.round(box.getBoundingClientRect().right - page.clientWidth);
+  const widest = shown.reduce((a, b) => (over(b) > over(a) ? b : a), document.body);
+  const excess = Math.max(over(widest), page.scrollWidth - page.clientWidth);
+  if (excess > 1) found.push(`${excess} pixels too wide: <${widest.localName}> ${widest.innerText.slice(0, 40)}`);
+  parent.postMessage([window.name, document.querySelectorAll(".jp-Cell").length, found], "*");
 });
 </script>"""
 

@@ -20,22 +20,19 @@ SETUP_CELL = """\
 # @title Setup
 import contextlib, glob, os, re, sys, urllib.parse, urllib.request  # noqa: E401, I001
 
-REPO_URL = "REPOSITORY" USE_DRIVE = True  # @param {type:"boolean"} with
-contextlib.suppress(Exception):  # everything works without Drive; nobody is asked twice, because
-mkdir fails then
+REPO_URL = "REPOSITORY"
+USE_DRIVE = True  # @param {type:"boolean"}
+with contextlib.suppress(Exception):  # everything works without Drive; nobody is asked twice, because mkdir fails then
     if USE_DRIVE and "google.colab" in sys.modules and not os.mkdir("/content/drive"):
         sys.modules["google.colab"].drive.mount("/content/drive")
-places = [".", "..", "repo", *(f"/content/drive/MyDrive{end}" for end in ("", "/*", "/unet*/*",
-"/Colab Notebooks/*"))] with contextlib.suppress(Exception):  # a notebook that Colab opened from
-GitHub takes the code from there
+places = [".", "..", "repo", *(f"/content/drive/MyDrive{end}" for end in ("", "/*", "/unet*/*", "/Colab Notebooks/*"))]
+with contextlib.suppress(Exception):  # a notebook that Colab opened from GitHub takes the code from there
     api = "http://{COLAB_JUPYTER_IP}:{KMP_TARGET_PORT}/api/sessions".format(**os.environ)
     opened = urllib.parse.unquote(urllib.request.urlopen(api, timeout=3).read().decode())
     REPO_URL, places = re.search("https://github.com/[^/]+/[^/]+", opened)[0], places[:3]
-root = next((path for place in places for path in glob.iglob(place) if
-os.path.isdir(f"{path}/unet_utils")), "") if not root and os.system(f"git -c core.askPass=true clone
--q --depth 1 {REPO_URL} repo && cd repo/unet_utils"):
-    sys.exit(f"Cannot fetch {REPO_URL}: correct REPO_URL if it says OWNER; on Kaggle, switch on
-    Settings > Internet.")
+root = next((path for place in places for path in glob.iglob(place) if os.path.isdir(f"{path}/unet_utils")), "")
+if not root and os.system(f"git -c core.askPass=true clone -q --depth 1 {REPO_URL} repo && cd repo/unet_utils"):
+    sys.exit(f"Cannot fetch {REPO_URL}: correct REPO_URL if it says OWNER; on Kaggle, switch on Settings > Internet.")
 sys.path.insert(0, os.path.abspath(root or "repo"))
 from unet_utils.platform import environment
 
