@@ -21,7 +21,7 @@ import benchmarks
 from benchmarks.setting import Setting
 from benchmarks.timing import Result, table
 from unet_utils import CityscapesPairs, get_pairs, recipe, setup
-from unet_utils.model import compute_dtype
+from unet_utils.device import compute_dtype
 
 ROWS = {
     "1": "labels.preparing",

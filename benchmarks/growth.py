@@ -12,7 +12,7 @@ from benchmarks.setting import Setting
 from benchmarks.timing import Comparison, Result, in_fresh_process, interleave
 from benchmarks.training import our_epoch
 from unet_utils import UNet
-from unet_utils.model import autocast
+from unet_utils.device import autocast
 
 PARTS = (8, 4, 2, 1)
 BATCHES = (1, 2, 4, 8, 16, 32)

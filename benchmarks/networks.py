@@ -15,8 +15,8 @@ from benchmarks.peers import PlainUNet, step_by_step
 from benchmarks.setting import Setting
 from benchmarks.timing import Comparison, Result, in_fresh_process, interleave
 from unet_utils import UNet, count_parameters
+from unet_utils.device import autocast
 from unet_utils.encoders import ENCODERS
-from unet_utils.model import autocast
 from unet_utils.optimizer import _orthogonal
 from unet_utils.platform.environment import find_device
 

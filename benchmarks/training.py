@@ -23,7 +23,7 @@ from benchmarks.peers import (
 from benchmarks.setting import Setting
 from benchmarks.timing import Comparison, Result, interleave
 from unet_utils import IGNORE, ConfusionMatrix, Frames, TrainConfig, UNet, fit
-from unet_utils.model import autocast
+from unet_utils.device import autocast
 
 COPIED_CLUSTERS, COPIED_BATCH, COPIED_RATE = 10, 4, 0.01
 """Settings of the copied recipe."""

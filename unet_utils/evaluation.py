@@ -13,9 +13,10 @@ from torch import Tensor
 from unet_utils.augment import to_input
 from unet_utils.checkpoints import read_checkpoint
 from unet_utils.classes import ClassScheme
+from unet_utils.device import autocast, memory_format
 from unet_utils.frames import Frames
 from unet_utils.metrics import ConfusionMatrix
-from unet_utils.model import UNet, autocast, memory_format
+from unet_utils.model import UNet
 from unet_utils.platform.environment import progress_bar
 from unet_utils.platform.processes import SingleProcess
 

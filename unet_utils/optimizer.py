@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from unet_utils.model import compute_dtype
+from unet_utils.device import compute_dtype
 
 
 class Muon(torch.optim.Optimizer):

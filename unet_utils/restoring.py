@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle
 
 from unet_utils.classes import PALETTE_COLORS, PALETTE_IDS, ClassScheme, get_scheme
-from unet_utils.model import autocast
+from unet_utils.device import autocast
 from unet_utils.platform.environment import find_device
 
 SIDE = 256

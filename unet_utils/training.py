@@ -16,10 +16,11 @@ from unet_utils.augment import augment, crop_share, draw_changes
 from unet_utils.checkpoints import FORMAT, RunFiles, load_matching, read_checkpoint
 from unet_utils.classes import ClassScheme
 from unet_utils.config import TrainConfig, continued, explain_error
+from unet_utils.device import autocast, compute_dtype, memory_format
 from unet_utils.evaluation import score
 from unet_utils.frames import Frames
 from unet_utils.losses import AuxiliaryHeads, class_weights, prior_correction, segmentation_loss
-from unet_utils.model import UNet, autocast, compute_dtype, memory_format
+from unet_utils.model import UNet
 from unet_utils.optimizer import Muon, parameter_groups
 from unet_utils.platform.environment import progress_bar
 from unet_utils.platform.files import user_path
