@@ -62,7 +62,7 @@ PAINTS = {
 
 
 def place(x: float, z: float, heading: float = 0.0) -> At:
-    """Return the map from local coordinates to the street; heading 0 points away from the camera."""
+    """Return the map from local coordinates to the street; heading 0 points ahead."""
     cos, sin = math.cos(heading), math.sin(heading)
     return lambda u, v, w=0.0: (x + u * cos + w * sin, v, z - u * sin + w * cos)
 
