@@ -30,17 +30,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from unet_utils import (
-    ConfusionMatrix,
-    Frames,
-    evaluate,
-    fit,
-    get_pairs,
-    load_trained,
-    prepare,
-    recipe,
-    setup,
-)
+from unet_utils import ConfusionMatrix, Frames, evaluate, fit, load_trained, prepare, recipe, setup
+from unet_utils.sources import get_pairs
 from unet_utils.platform.files import replacing, user_path
 
 CITIES = {

@@ -12,14 +12,8 @@ from helpers import TINY, leftovers, make_zip
 
 from unet_utils.platform import archive as archive_module
 from unet_utils.platform import files
-from unet_utils.platform.archive import (
-    check_pairs,
-    find_pairs,
-    get_pairs,
-    is_full_set,
-    pair_files,
-    unpack,
-)
+from unet_utils.sources import check_pairs, get_pairs, is_full_set
+from unet_utils.platform.archive import find_pairs, pair_files, unpack
 from unet_utils.platform.kaggle import ARCHIVE
 
 pytest_plugins = ["machines"]

@@ -19,7 +19,7 @@ from kaggle_server import CLIENT_PATH, KEY, PUBLIC_PATH, STORAGE_PATH, TOKEN, US
 
 from unet_utils.platform import files
 from unet_utils.platform import kaggle as kaggle_access
-from unet_utils.platform.archive import check_pairs, get_pairs
+from unet_utils.sources import check_pairs, get_pairs
 from unet_utils.platform.kaggle import ARCHIVE, DownloadError
 
 pytest_plugins = ["machines"]

@@ -98,7 +98,7 @@ class TestEveryNotebook:
         assert is_folded(setup)
         assert setup.source == cells(NOTEBOOKS[0], "setup")[0].source
         assert setup.source.startswith("# @title Setup\n")
-        assert len(setup.source.splitlines()) <= 20
+        assert len(setup.source.splitlines()) <= 30
 
     def test_it_closes_with_exercises_and_questions(self, path):
         sources = [cell.source for cell in cells(path)]

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from unet_utils import UNet, fit, model, prepare, recipe
+from unet_utils import UNet, device, fit, prepare, recipe
 from unet_utils.optimizer import Muon, _orthogonal
 
-MODULES = ("unet_utils.model", "unet_utils.training", "unet_utils.optimizer")
+MODULES = ("unet_utils.device", "unet_utils.training", "unet_utils.optimizer")
 
 
 def compute_in(dtype, monkeypatch):
@@ -30,10 +30,10 @@ def test_cpus_compute_in_bfloat16_where_that_is_faster(
 ):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512, raising=False)
-    monkeypatch.setattr(model, "CPUINFO", tmp_path / "cpuinfo")
-    monkeypatch.setattr(model, "_cpu_has_fast_bfloat16", model._cpu_has_fast_bfloat16.__wrapped__)
+    monkeypatch.setattr(device, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(device, "_cpu_has_fast_bfloat16", device._cpu_has_fast_bfloat16.__wrapped__)
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
-    assert model.compute_dtype("cpu") == expected
+    assert device.compute_dtype("cpu") == expected
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from unet_utils.evaluation import evaluate, load_trained, predict
 from unet_utils.frames import Frames
 from unet_utils.metrics import ConfusionMatrix, bootstrap_mean_iou
 from unet_utils.model import UNet, count_parameters, model_summary
-from unet_utils.platform.archive import check_pairs, get_pairs
 from unet_utils.platform.environment import Environment, setup
 from unet_utils.restoring import restore_labels
+from unet_utils.sources import check_pairs, get_pairs
 from unet_utils.training import fit
 
 __all__ = [

@@ -23,10 +23,66 @@ from torch.utils.data import Dataset
 from unet_utils import restoring
 from unet_utils.classes import ClassScheme, get_scheme
 from unet_utils.frames import Frames
-from unet_utils.platform.archive import find_pairs, pair_files
 from unet_utils.platform.environment import progress_bar
-from unet_utils.platform.files import make_backup_folder, replacing, require_space, user_path
+from unet_utils.platform.files import (
+    list_folder,
+    make_backup_folder,
+    replacing,
+    require_space,
+    user_path,
+)
 from unet_utils.restoring import SIDE
+
+
+def find_pairs(root: str | Path) -> Path:
+    """Return the folder at or below `root` that holds both train/ and val/, the one nearest to
+    `root`.
+
+    Archives differ in how deep they nest them: `cityscapes_data/cityscapes_data/train` exists.
+    Folders that cannot be read are skipped.
+
+    Raises:
+        FileNotFoundError: `root` does not exist, or nothing at most four levels below it holds
+            both.
+    """
+    root = user_path(root)
+    if not os.path.isdir(root):
+        raise FileNotFoundError(
+            f"There is no folder {root}. Check the path, or use 'kaggle' or 'demo' instead."
+        )
+    level = [root]
+    for _ in range(5):
+        for folder in level:
+            if os.path.isdir(folder / "train") and os.path.isdir(folder / "val"):
+                return folder
+        level = [child for folder in level for child in list_folder(folder) if child.is_dir()]
+    found = ", ".join(path.name for path in list_folder(root)[:5]) or "nothing"
+    raise FileNotFoundError(
+        f"No folder with both train/ and val/ in {root} (it holds: {found}). Use the folder or "
+        "archive that has them."
+    )
+
+
+def pair_files(folder: str | Path) -> list[Path]:
+    """Return the pairs in a folder (1.jpg, 2.JPG, 3.jpeg, ...) in numeric order. Hidden files are
+    skipped.
+
+    Raises:
+        ValueError: a JPEG whose name is not a number, or two with the same number.
+    """
+    files: dict[int, Path] = {}
+    for path in list_folder(Path(folder)):
+        if path.suffix.lower() not in (".jpg", ".jpeg"):
+            continue
+        if not path.stem.isdecimal():
+            raise ValueError(
+                f"{path} is not a numbered pair (1.jpg, 2.jpg, ...). Rename it or take it out."
+            )
+        if (other := files.setdefault(int(path.stem), path)) != path:
+            raise ValueError(
+                f"{other} and {path} have the same number. Rename one of them or take it out."
+            )
+    return [files[number] for number in sorted(files)]
 
 
 def read_pair(path: Path) -> tuple[np.ndarray, np.ndarray]:

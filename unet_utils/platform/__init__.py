@@ -1,1 +1,1 @@
-"""The machine: where the notebook runs, files, the archive, Kaggle."""
+"""The machine: where the notebook runs, its files, archives, the download from Kaggle."""

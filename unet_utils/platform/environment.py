@@ -1,5 +1,6 @@
-"""The machine: Colab, Kaggle or a laptop; its folders, its device and a one-line report."""
+"""The machine: Colab, Kaggle or a laptop; its folders, and a one-line report."""
 
+import contextlib
 import os
 import platform as python_platform
 import shutil
@@ -19,11 +20,13 @@ from unet_utils.platform.files import copy_verified, make_backup_folder, writabl
 COLAB_MACHINE = Path("/content")
 COLAB_DRIVE = COLAB_MACHINE / "drive" / "MyDrive"
 DRIVE_FOLDER = "unet_street_scenes"  # our folder in MyDrive: the archive, runs/ and prepared/
-KAGGLE_INPUT, KAGGLE_RESULTS = Path("/kaggle/input"), Path("/kaggle/working")
+KAGGLE_INPUT = Path("/kaggle/input")
+KAGGLE_RESULTS = Path("/kaggle/working")
 
 GPU_ADVICE = {
     "colab": "Runtime > Change runtime type > T4 GPU switches one on (this restarts the notebook).",
-    "kaggle": "Settings > Accelerator > GPU T4 x2 switches one on (this restarts the notebook).",
+    "kaggle": "Settings > Accelerator > GPU T4 x2 switches one on (this restarts the notebook); "
+    "the P100 is too old for PyTorch.",
 }
 
 
@@ -85,16 +88,15 @@ def setup(use_drive: bool = False) -> Environment:
     print(describe(env))
     if env.device.type == "cpu":
         reuse_memory()
-    if env.device.type == "cpu" and platform in GPU_ADVICE:
-        print(f"Warning: no GPU is used, so training will be slow. {GPU_ADVICE[platform]}")
+        if platform in GPU_ADVICE:
+            print(f"Warning: no GPU is used, so training will be slow. {GPU_ADVICE[platform]}")
     return env
 
 
 def find_platform() -> str:
     """Return "colab", "kaggle" or "local"."""
-    if (
-        "KAGGLE_KERNEL_RUN_TYPE" in os.environ
-    ):  # checked first: Kaggle's machines are built on Colab's image
+    # Asked first: Kaggle's machines are built on Colab's image.
+    if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
         return "kaggle"
     if "google.colab" in sys.modules or "COLAB_RELEASE_TAG" in os.environ:
         return "colab"
@@ -104,26 +106,32 @@ def find_platform() -> str:
 def progress_bar(**options) -> tqdm:
     """Return a plain-text tqdm bar, `options` as in `tqdm`. Widget bars break notebooks that are
     saved in Colab."""
-    file = (
-        sys.stdout if "ipykernel" in sys.modules else sys.stderr
-    )  # notebooks show stderr as if it were an error
+    # Notebooks show stderr as if it were an error.
+    file = sys.stdout if "ipykernel" in sys.modules else sys.stderr
     return tqdm(file=file, mininterval=0.5, **options)
 
 
 def describe(env: Environment) -> str:
     """Return one line: Python, torch, device and its memory, CPUs, RAM, free disk space, data and
     results folders."""
-    parts = [
-        f"Python {python_platform.python_version()}",
-        f"torch {torch.__version__}",
-        _device_name(env.device),
-    ]
-    parts.append(f"{_cpu_count()} CPUs")
-    if memory := _total_memory():
-        parts.append(f"{memory / 2**30:.1f} GB RAM")
-    parts.append(f"{shutil.disk_usage(env.data).free / 2**30:.1f} GB disk free")
-    parts += [f"data in {env.data}", f"results in {env.results}"]
-    return " | ".join(parts)
+    device = "CPU, no GPU"
+    if env.device.type == "cuda":
+        gpu = torch.cuda.get_device_properties(env.device)
+        device = f"{gpu.name} ({gpu.total_memory / 2**30:.1f} GB)"
+    elif env.device.type == "mps":
+        device = "Apple GPU (memory shared with the CPU)"
+    # In a container, a process may use fewer CPUs than the machine has. Not every system tells that,
+    # or the size of its memory.
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = ""
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        memory = f"{size / 2**30:.1f} GB RAM | "
+    return (
+        f"Python {python_platform.python_version()} | torch {torch.__version__} | {device} | "
+        f"{cpus} CPUs | {memory}{shutil.disk_usage(env.data).free / 2**30:.1f} GB disk free | "
+        f"data in {env.data} | results in {env.results}"
+    )
 
 
 def _default_folders(platform: str, drive: Path | None) -> tuple[Path, Path]:
@@ -144,11 +152,10 @@ def _default_folders(platform: str, drive: Path | None) -> tuple[Path, Path]:
 def _chosen_folder(variable: str, default: Path) -> Path:
     """Return the folder that an environment variable names, or the default, and make it if it is
     missing."""
-    folder = writable_folder(os.environ.get(variable) or default, variable)
-    if os.environ.get(variable):
-        os.environ[variable] = str(
-            folder
-        )  # absolute: later calls and child processes may run in other folders
+    chosen = os.environ.get(variable)
+    folder = writable_folder(chosen or default, variable)
+    if chosen:  # from now on absolute: later calls and child processes may run in other folders
+        os.environ[variable] = str(folder)
     return folder
 
 
@@ -157,9 +164,8 @@ def _mount_drive() -> Path | None:
     possible.
 
     Colab's `mount` asks for permission on every call, before it looks whether Drive is mounted. So
-    it is called only
-    if there is no mount point yet: an empty one means that the setup cell, or an earlier call, has
-    asked in vain."""
+    it is called only if there is no mount point yet: an empty one means that the setup cell, or an
+    earlier call, has asked in vain."""
     mount_point = COLAB_DRIVE.parent
     try:
         # os.path is False for a Drive that has dropped ("Transport endpoint is not connected"),
@@ -176,68 +182,45 @@ def _mount_drive() -> Path | None:
             make_backup_folder(folder / name)
         with tempfile.TemporaryFile(dir=folder):  # fails if Drive is full
             return folder
-    except (
-        Exception
-    ) as error:  # refused, forbidden by a company, timed out, not in Colab's own page, full, ...
+    # Refused, forbidden by a company, timed out, not in Colab's own page, full, ...
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         print(
-            f"Warning: going on without Google Drive ({_first_line(error)}): results stay on this machine and are "
-            "lost with it. To use Drive after all, mount it in the Files panel (folder symbol, left) and run this cell "
-            "again."
+            f"Warning: Google Drive is not used ({reason}): results stay on this machine and are "
+            "lost with it. To use Drive after all, mount it in the Files panel (folder symbol, "
+            "left) and run this cell again."
         )
         return None
 
 
 def _copy_attached_run(name: str, folder: Path) -> None:
-    """Copy a run from the output of an earlier Kaggle notebook (Add Input > Notebooks); the newest
-    of several."""
+    """Copy a run from the output of an earlier Kaggle notebook (Add Input > Notebooks); of several,
+    the one that came furthest."""
     if (folder / "last.pt").exists():
         return
     found = [
-        path
+        path.parent
         for depth in ("*", "*/*", "*/*/*")
         for path in KAGGLE_INPUT.glob(f"{depth}/runs/{name}/last.pt")
     ]
     if not found:
         return
-    source = max(found, key=os.path.getmtime).parent
+    source = max(found, key=_history_size)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # last.pt after best.pt: without it the run does not count as there. Scores are newer than
-        # their model.
-        order = {"last.pt": 1, "evaluation.json": 2}
-        for file in sorted(
-            filter(Path.is_file, source.iterdir()), key=lambda path: order.get(path.name, 0)
-        ):
+        # last.pt after all others: without it the run does not count as there.
+        files = [path for path in source.iterdir() if path.is_file()]
+        for file in sorted(files, key=lambda path: path.name == "last.pt"):
             copy_verified(file, folder / file.name)
         print(f"Found the run {name} in {source}, and copied it to {folder}.")
     except OSError as error:
         print(
-            f"Warning: the run in {source} could not be copied to {folder} ({error}): it is not used."
+            f"Warning: the run in {source} could not be copied to {folder} ({error}): it is not "
+            "used."
         )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        gpu = torch.cuda.get_device_properties(device)
-        return f"{gpu.name} ({gpu.total_memory / 2**30:.1f} GB)"
-    return {"mps": "Apple GPU (memory shared with the CPU)"}.get(device.type, "CPU, no GPU")
-
-
-def _cpu_count() -> int:
-    """Return the number of CPUs that this process may use: in a container it can be fewer than the
-    machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _total_memory() -> int | None:
-    """Return the RAM in bytes, None where the system does not say (Windows has no sysconf)."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
+def _history_size(folder: Path) -> int:
+    """Return the size of the table with one line per epoch, 0 without one."""
+    history = folder / "history.csv"
+    return history.stat().st_size if history.exists() else 0
