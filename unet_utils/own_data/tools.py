@@ -16,6 +16,7 @@ from unet_utils.own_data.folders import (
     PICTURES,
     SPLITS,
     OwnData,
+    images_and_masks,
     own_data,
     pair_up,
     pictures,
@@ -31,6 +32,19 @@ from unet_utils.own_data.masks import (
     read_classes,
 )
 from unet_utils.platform.files import natural_order
+
+
+def find_own_data(folder: Path) -> OwnData | None:
+    """Return the photos, labels and classes in a folder of any kind that is known here.
+
+    Raises:
+        FileNotFoundError: a photo without labels, labels without a photo, or no list of classes.
+        ValueError: a list of classes that cannot be used.
+    """
+    for reader in (cityscapes, roboflow, cvat, label_studio, images_and_masks, labelme):
+        if found := reader(folder):
+            return found
+    return None
 
 
 def labelme(folder: Path) -> OwnData | None:
