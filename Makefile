@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-colab test-oldest lint format badges pictures bench clean
+.PHONY: help run test quick test-colab test-oldest lint format badges pictures bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -27,7 +27,10 @@ run: $(VENV)/ready  ## run the four notebooks on DATA (default: the demo set), i
 	$(BIN)/python scripts/run_notebooks.py --data "$(DATA)" $(KNOBS)
 
 test: $(VENV)/ready  ## run the tests with the newest packages
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+
+quick: $(VENV)/ready  ## run the tests that take no time, between two edits
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m "not slow"
 
 test-colab:  ## run the tests with the packages of Colab
 	$(MAKE) test VENV=.venv-colab CONSTRAINTS=tests/constraints/colab.txt PYTHON=$(or $(PYTHON_COLAB),python3.13)

@@ -20,7 +20,8 @@ import torch
 import benchmarks
 from benchmarks.setting import Setting
 from benchmarks.timing import Result, table
-from unet_utils import CityscapesPairs, get_pairs, recipe, setup
+from unet_utils import CityscapesPairs, recipe, setup
+from unet_utils.sources import get_pairs
 from unet_utils.device import compute_dtype
 
 ROWS = {

@@ -1,180 +1,222 @@
-"""Measure what each choice of the CPU recipe is worth, on the held-out cities. The validation
-frames are not used.
+"""The ruler: is one setting better than another? Measured on training cities that neither has seen.
 
-    python scripts/ablation.py --data pairs.zip                         # all variants, one after
-    another python scripts/ablation.py --data pairs.zip --only "flip" "width"   # variants with
-    these words in their name python scripts/ablation.py --data pairs.zip --set
-    encoder=efficientnet_lite0 --every 4
+    python scripts/ablation.py --data pairs.zip                                    # what it can see
+    python scripts/ablation.py --data pairs.zip --b growth=0                       # against today's
+    python scripts/ablation.py --data pairs.zip --a learning_rate=0.006 --b learning_rate=0.005
+    python scripts/ablation.py --data pairs.zip --b code=../a-branch               # another code
 
-Each variant is the CPU recipe, at half its width or with an encoder, with one thing changed. It is
-trained for the same few epochs with a whole schedule. Runs are kept in --out, and an interrupted
-one goes on. docs/training.md holds the results."""
+The training cities are dealt into groups. For each group and seed, both settings are trained on
+the other cities, for the same number of photos, and predict the group. The pixels of all groups
+count in one confusion matrix for each setting. The interval of the difference comes from drawing
+cities, not frames: frames of one city are alike, and rare classes hang on a few objects. The
+validation frames are not used.
+
+Without --b, the setting is compared with itself under another seed: half of that interval is the
+smallest difference that this ruler can see.
+
+Each training is kept in --out, so an interrupted comparison is resumed, and every setting is
+trained once for all comparisons. What pays only in a long training (augmentation) needs --photos of
+that length.
+"""
 
 import argparse
+import hashlib
 import json
-from contextlib import ExitStack
-from functools import partial
-from unittest import mock
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.functional import conv2d, cross_entropy, one_hot, pad, relu6
 
-from unet_utils import Frames, fit, get_pairs, prepare, recipe, setup
-from unet_utils.encoders import ConvNorm, EfficientNetLite
-from unet_utils.platform.files import user_path
+from unet_utils import ConfusionMatrix, Frames, evaluate, fit, load_trained, prepare, recipe, setup
+from unet_utils.sources import get_pairs
+from unet_utils.platform.files import replacing, user_path
 
-
-def with_dice(logits: Tensor, truth: Tensor, weights: Tensor, **options) -> Tensor:
-    """Cross-entropy plus soft Dice (https://arxiv.org/abs/1606.04797), the mean over the classes of
-    a batch.
-
-    Args:
-        logits: `float [pixels, C]`.
-        truth: class indices, `int64 [pixels]`.
-        weights: of the classes, `float [C]`.
-        options: of `cross_entropy`.
-    """
-    known = truth != options["ignore_index"]
-    found, real = logits[known].softmax(1), one_hot(truth[known], logits.shape[1])
-    dice = (1 - 2 * (found * real).sum(0) / (found + real).sum(0).clamp(min=1))[real.any(0)].mean()
-    return cross_entropy(logits, truth, weights, **options) + known.sum() * dice
-
-
-def with_lovasz(logits: Tensor, truth: Tensor, weights: Tensor, **options) -> Tensor:
-    """Cross-entropy plus Lovász-softmax (https://arxiv.org/abs/1705.08790), which sees every eighth
-    pixel to be fast.
-
-    Arguments as in `with_dice`.
-    """
-    known = truth != options["ignore_index"]
-    some = (torch.arange(len(truth), device=truth.device) % 8 == 0) & known
-    found, real = logits[some].softmax(1).T, one_hot(truth[some], logits.shape[1]).T.float()
-    present = real.any(1)
-    errors, order = (real - found)[present].abs().sort(dim=1, descending=True)
-    real = real[present].gather(1, order)
-    missed = real.sum(1, keepdim=True) - real.cumsum(1)
-    jaccard = 1 - missed / (missed + real.cumsum(1) + (1 - real).cumsum(1))
-    steps = jaccard.diff(dim=1, prepend=jaccard.new_zeros(len(real), 1))
-    lovasz = (errors * steps).sum(1).mean()
-    return cross_entropy(logits, truth, weights, **options) + known.sum() * lovasz
-
-
-class RandomEncoder(EfficientNetLite):
-    """EfficientNet-Lite from random weights, in which all layers are trained."""
-
-    def __init__(self, name: str, pretrained: bool):
-        super().__init__(name, False)
-        self.requires_grad_(True)
-        for layer in self.modules():
-            if isinstance(layer, torch.nn.Conv2d):
-                torch.nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-
-
-def batch_statistics(self: ConvNorm, x: Tensor) -> Tensor:
-    """`ConvNorm.forward` with batch normalization as usual: random weights have no statistics to
-    keep."""
-    x = self.norm(
-        conv2d(
-            pad(x, 2 * self.pad), self.conv.weight, None, self.conv.stride, groups=self.conv.groups
-        )
-    )
-    return relu6(x) if self.relu else x
-
-
-OPTIMIZER, LOSS = "unet_utils.training.Muon", "unet_utils.losses.cross_entropy"
-
-VARIANTS = {
-    "base": {},
-    "another seed": {"seed": 1},
-    "AdamW": {OPTIMIZER: torch.optim.AdamW},
-    "half the learning rate": {"learning_rate": 3e-3},
-    "no growth": {"growth": 0.0},
-    "no auxiliary heads": {"auxiliary": 0.0},
-    "no prior correction": {"prior_correction": 0.0},
-    "no class weighting": {"class_weighting": 0.0},
-    "flip only": {"augmentation": 0.0},
-    "full augmentation": {"augmentation": 1.0},
-    "last weights, not averaged": {"averaging": 0.0},
-    "learning rate to zero": {"final_rate": 0.0, "averaging": 0.03},
-    "learning rate to 0.4": {"final_rate": 0.4, "averaging": 0.15},
-    "label smoothing 0.05": {LOSS: partial(cross_entropy, label_smoothing=0.05)},
-    "Dice added": {LOSS: with_dice},
-    "Lovász added": {LOSS: with_lovasz},
-    "no fold, half the image size": {"fold": 1, "image_size": 128},
-    "width 24": {"base_channels": 24},
-    "width 32": {"base_channels": 32},
-    "random weights of the encoder": {
-        "unet_utils.encoders.EfficientNetLite": RandomEncoder,
-        "unet_utils.encoders.ConvNorm.forward": batch_statistics,
-    },
+CITIES = {
+    "aachen": 1,
+    "bochum": 175,
+    "bremen": 271,
+    "cologne": 587,
+    "darmstadt": 741,
+    "dusseldorf": 826,
+    "erfurt": 1047,
+    "hamburg": 1156,
+    "hanover": 1404,
+    "jena": 1600,
+    "krefeld": 1719,
+    "monchengladbach": 1818,
+    "strasbourg": 1912,
+    "stuttgart": 2277,
+    "tubingen": 2473,
+    "ulm": 2617,
+    "weimar": 2712,
+    "zurich": 2854,
 }
-"""Name of each variant, and what differs: settings, or names in the package (with a dot) and their
-replacements."""
+"""First file number of each training city: files are numbered in the alphabetical order of the
+official names."""
+ROUNDS = 2000
 
 
-def every(step: int, frames: Frames) -> Frames:
-    """Return every `step`-th of the frames to learn from, and all held-out frames."""
-    if step == 1:
-        return frames  # without copying them into memory
-    held_out = len(frames) - len(frames.split_cities()[1])
-    keep = [index for index in range(len(frames)) if index % step == 0 or index >= held_out]
-    numbers = tuple(frames.numbers[index] for index in keep)
+def city_of(number: int) -> str:
+    """Return the city of a training file."""
+    return [city for city, first in CITIES.items() if first <= number][-1]
+
+
+def deal(count: int) -> list[list[str]]:
+    """Deal the cities into groups, one after another: each has large and small ones."""
+    ends = [*list(CITIES.values())[1:], 2976]
+    sizes = {city: end - CITIES[city] for city, end in zip(CITIES, ends, strict=True)}
+    order = sorted(CITIES, key=lambda city: -sizes[city])
+    return [order[group::count] for group in range(count)]
+
+
+def choose(frames: Frames, cities: list[str], inside: bool) -> Frames:
+    """Return the frames of these cities, or those of all others."""
+    keep = [n for n, file in enumerate(frames.numbers) if (city_of(file) in cities) == inside]
+    numbers = tuple(frames.numbers[n] for n in keep)
     return Frames(frames.photos[keep], frames.label_ids[keep], frames.scheme, numbers)
 
 
+def train(
+    options: argparse.Namespace, setting: dict, cities: list[str], seed: int, file: str
+) -> None:
+    """Train a setting on all other cities, and write the confusion matrix of each of these."""
+    env = setup()
+    root = get_pairs(options.data, env.data)
+    frames = prepare(root, "train", env.data / "prepared")
+    learn = choose(frames, cities, inside=False)
+    epochs = max(1, round(options.photos / len(learn)))
+    config = recipe(
+        options.recipe, **{"epochs": epochs, **setting, "hold_out": False, "seed": seed}
+    )
+    folder = Path(file).with_suffix("")
+    fit(learn, config, folder, env.device, progress=False)
+    trained = load_trained(folder / "best.pt", env.device)
+    held_out = choose(frames, cities, inside=True)
+    size = tuple(options.size) if options.size else trained.scene_size
+    matrices = evaluate(trained.model, held_out, size)
+    by_city = {}
+    for city in cities:
+        own = [
+            matrix
+            for matrix, number in zip(matrices, held_out.numbers, strict=True)
+            if city_of(number) == city
+        ]
+        by_city[city] = ConfusionMatrix.total(own).matrix.tolist()
+    with replacing(file) as unfinished:
+        unfinished.write_text(json.dumps(by_city))
+
+
+def result_file(options: argparse.Namespace, setting: dict, cities: list[str], seed: int) -> Path:
+    """Return where the result of a training is kept: a name for all that decides it."""
+    facts = [options.recipe, options.photos, options.size, sorted(setting.items()), cities, seed]
+    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+    return user_path(options.out) / f"{digest}.json"
+
+
+def measure(
+    options: argparse.Namespace, setting: dict, seeds: list[int]
+) -> dict[str, list[np.ndarray]]:
+    """Return the confusion matrices of each city, `int64 [C, C]`, one per seed."""
+    code = setting.get("code", str(Path(__file__).parent.parent))
+    found: dict[str, list[np.ndarray]] = {}
+    for cities in deal(options.groups)[: options.only or None]:
+        for seed in seeds:
+            file = result_file(options, setting, cities, seed)
+            if not file.exists():
+                job = json.dumps([setting, cities, seed, str(file)])
+                environment = os.environ | {"PYTHONPATH": str(user_path(code))}
+                command = [sys.executable, __file__, *sys.argv[1:], "--job", job]
+                subprocess.run(command, check=True, env=environment, stdout=sys.stderr)
+            for city, matrix in json.loads(file.read_text()).items():
+                found.setdefault(city, []).append(np.array(matrix))
+    return found
+
+
+def mean_iou(matrices: np.ndarray) -> np.ndarray:
+    """Return the mIoU of each matrix `[..., C, C]`; classes absent from the truth are left out."""
+    hit = matrices.diagonal(axis1=-2, axis2=-1)
+    truth = matrices.sum(-1)
+    iou = hit / np.maximum(1, truth + matrices.sum(-2) - hit)
+    return np.nanmean(np.where(truth > 0, iou, np.nan), -1)
+
+
+def compare(
+    a: dict[str, list[np.ndarray]], b: dict[str, list[np.ndarray]]
+) -> tuple[float, float, float, float, float]:
+    """Return the mIoU of both settings, the difference and its 95 % interval.
+
+    In each round cities are drawn with replacement, and for each of them one of its seeds, the same
+    for both settings.
+    """
+    rng = np.random.default_rng(0)
+    cities = list(a)
+    first, second = (np.stack([np.stack(found[city]) for city in cities]) for found in (a, b))
+    seeds = first.shape[1]
+    differences = []
+    for _ in range(ROUNDS):
+        city = rng.integers(len(cities), size=len(cities))
+        seed = rng.integers(seeds, size=len(cities))
+        pooled = [matrices[city, seed].sum(0) for matrices in (first, second)]
+        differences.append(mean_iou(pooled[1]) - mean_iou(pooled[0]))
+    low, high = np.quantile(differences, [0.025, 0.975])
+    score_a, score_b = (float(mean_iou(matrices.sum((0, 1)))) for matrices in (first, second))
+    return score_a, score_b, score_b - score_a, float(low), float(high)
+
+
+def read_setting(pairs: list[str]) -> dict:
+    """Return `name=value` words as a dict; values are read as JSON where they are that."""
+    setting = {}
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        try:
+            setting[name] = json.loads(value)
+        except ValueError:
+            setting[name] = value
+    return setting
+
+
 def main() -> None:
-    """Train all variants and print one line of a Markdown table per variant."""
+    """Train what is not kept yet, and print the comparison."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--data", default="kaggle", help="kaggle, demo, or the path of an archive or folder"
-    )
-    parser.add_argument("--epochs", type=int, default=4, help="of each variant (default: 4)")
-    parser.add_argument(
-        "--out", default="runs/ablation", help="folder of the runs (default: runs/ablation)"
-    )
-    parser.add_argument(
-        "--only", nargs="+", default=list(VARIANTS), help="words in the names of variants"
-    )
-    parser.add_argument(
-        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of all variants"
-    )
-    parser.add_argument("--every", type=int, default=1, help="learn from every Nth photo only")
+    parser.add_argument("--data", default="kaggle", help="the pairs: kaggle, an archive, a folder")
+    parser.add_argument("--recipe", default="cpu", help="what both settings start from")
+    parser.add_argument("--a", nargs="*", default=[], metavar="NAME=VALUE", help="first setting")
+    parser.add_argument("--b", nargs="*", metavar="NAME=VALUE", help="second setting")
+    parser.add_argument("--photos", type=int, default=8000, help="of each training")
+    parser.add_argument("--groups", type=int, default=3, help="of cities (default: 3)")
+    parser.add_argument("--only", type=int, default=0, help="use the first N groups only")
+    parser.add_argument("--seeds", type=int, default=1, help="of each setting (default: 1)")
+    parser.add_argument("--size", type=int, nargs=2, help="height and width seen in scoring")
+    parser.add_argument("--out", default="runs/ablation", help="folder of the trainings")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    given = dict(setting.split("=", 1) for setting in options.set)
-    given = {
-        name: value if name == "encoder" else json.loads(value) for name, value in given.items()
-    }
-    if "encoder" not in given:
-        given = {"base_channels": 16} | given
-    env = setup()
-    frames = every(
-        options.every, prepare(get_pairs(options.data, env.data), "train", env.data / "prepared")
+    if options.job:
+        setting, cities, seed, file = json.loads(options.job)
+        setting.pop("code", None)
+        return train(options, setting, cities, seed, file)
+    seeds = list(range(options.seeds))
+    a = measure(options, read_setting(options.a), seeds)
+    if options.b is None:
+        name = "the same with another seed"
+        b = measure(options, read_setting(options.a), [seed + 100 for seed in seeds])
+    else:
+        name = " ".join(options.b) or "the recipe"
+        b = measure(options, read_setting(options.b), seeds)
+    score_a, score_b, difference, low, high = compare(a, b)
+    print(
+        f"{' '.join(options.a) or 'the recipe'}: {score_a:.3f}; {name}: {score_b:.3f}; better by "
+        f"{difference:+.3f}, interval from {low:+.3f} to {high:+.3f} ({len(a)} cities)"
     )
-    print("| variant | pixel accuracy | class accuracy | mIoU | minutes |\n|---|---|---|---|---|")
-    for name, changes in VARIANTS.items():
-        if not any(word in name for word in options.only) or (
-            "encoder" in name and "encoder" not in given
-        ):
-            continue
-        settings = {key: value for key, value in changes.items() if "." not in key}
-        with ExitStack() as stack:
-            for place in changes.keys() - settings.keys():
-                stack.enter_context(mock.patch(place, changes[place]))
-            folder = user_path(options.out) / name.replace(" ", "-")
-            config = recipe("cpu", **given | {"epochs": options.epochs} | settings)
-            history = fit(frames, config, folder, env.device, progress=False)
-        best, minutes = (
-            max(history, key=lambda row: row["mean_iou"]),
-            sum(row["seconds"] for row in history) / 60,
-        )
-        scores = " | ".join(
-            f"{best[key]:.3f}" for key in ("pixel_accuracy", "class_accuracy", "mean_iou")
-        )
-        print(f"| {name} | {scores} | {minutes:.1f} |", flush=True)
+    if options.b is None:
+        print(f"The smallest difference that can be seen: {(high - low) / 2:.3f}")
+    return None
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     main()

@@ -13,18 +13,16 @@ from torch.autograd.graph import saved_tensors_hooks
 from unet_utils import TrainConfig, UNet, count_parameters, recipe
 from unet_utils.losses import AuxiliaryHeads, segmentation_loss
 
-BYTES_PER_PARAMETER = (
-    4 * 5
-)  # weight, gradient, momentum, averaged weight, and one temporary copy in Muon's step
+# Weight, gradient, momentum, averaged weight, and one temporary copy in Muon's step.
+BYTES_PER_PARAMETER = 4 * 5
 BATCHES = (4, 8, 16, 32)
 
 
 def saved_bytes(model: UNet, config: TrainConfig, batch_size: int) -> int:
     """Return the size of all tensors that autograd saves in a step, without parameters."""
     parameters = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    saved: dict[
-        int, torch.UntypedStorage
-    ] = {}  # holds the storages, so that no address is used twice
+    # Holds the storages themselves, so that no address is used twice.
+    saved: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -51,13 +49,8 @@ def main() -> None:
         "... at 128x128 pixels": recipe("gpu", image_size=128),
         "... on resnet34": recipe("gpu", encoder="resnet34"),
     }
-    print(
-        "| GB at batch size | "
-        + " | ".join(map(str, BATCHES))
-        + " |\n|---"
-        + "|---" * len(BATCHES)
-        + "|"
-    )
+    print("| GB at batch size | " + " | ".join(map(str, BATCHES)) + " |")
+    print("|---" * (1 + len(BATCHES)) + "|")
     for name, config in variants.items():
         with torch.device("meta"):
             model = UNet(**config.network(19)).half().train()

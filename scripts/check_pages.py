@@ -29,16 +29,21 @@ PLAYWRIGHT = "ms-playwright/chromium*/chrome-*/*chrom*e*"
 PROBE = """<script>
 addEventListener("load", () => {
   const page = document.documentElement, found = [];
-  for (const output of document.querySelectorAll('[data-mime-type="application/vnd.jupyter.stderr"]'))
+  const stderr = '[data-mime-type="application/vnd.jupyter.stderr"]';
+  for (const output of document.querySelectorAll(stderr))
     found.push("error or warning: " + output.innerText.trim().split("\\n").pop());
   for (const image of document.images)
-    if (!/^https?:/.test(image.src) && !image.naturalWidth) found.push("picture does not show: " + image.alt);
-  // Outputs cut off what is too wide, and Markdown hides it in a scroll box. Long lines of code are allowed to.
-  const shown = [...document.querySelectorAll(".jp-OutputArea-output *, .jp-MarkdownOutput *")];
+    if (!/^https?:/.test(image.src) && !image.naturalWidth)
+      found.push("picture does not show: " + image.alt);
+  // Outputs cut off what is too wide, and Markdown hides it in a scroll box. Long lines of code are
+  // allowed to.
+  const places = ".jp-OutputArea-output *, .jp-MarkdownOutput *";
   const over = box => Math.round(box.getBoundingClientRect().right - page.clientWidth);
+  const shown = [...document.querySelectorAll(places)];
   const widest = shown.reduce((a, b) => (over(b) > over(a) ? b : a), document.body);
   const excess = Math.max(over(widest), page.scrollWidth - page.clientWidth);
-  if (excess > 1) found.push(`${excess} pixels too wide: <${widest.localName}> ${widest.innerText.slice(0, 40)}`);
+  const text = widest.innerText.slice(0, 40);
+  if (excess > 1) found.push(`${excess} pixels too wide: <${widest.localName}> ${text}`);
   parent.postMessage([window.name, document.querySelectorAll(".jp-Cell").length, found], "*");
 });
 </script>"""
@@ -59,9 +64,8 @@ def find_browser() -> str | None:
         if found := shutil.which(name):
             return found
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return next(
-        (str(file) for file in sorted(cache.glob(PLAYWRIGHT)) if os.access(file, os.X_OK)), None
-    )
+    files = [str(file) for file in sorted(cache.glob(PLAYWRIGHT)) if os.access(file, os.X_OK)]
+    return files[0] if files else None
 
 
 def check_page(notebook: Path, browser: str, timeout: float = 120) -> list[str]:
@@ -71,22 +75,17 @@ def check_page(notebook: Path, browser: str, timeout: float = 120) -> list[str]:
         RuntimeError: the browser did not report on both widths.
     """
     page = HTMLExporter().from_filename(str(notebook))[0]
+    host = HOST
+    for name, width in WIDTHS.items():
+        style = f"width: {width}px; height: 800px; border: 0"
+        host += f'<iframe name="{name}" src="page.html" style="{style}"></iframe>'
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "page.html").write_text(page.replace("</body>", PROBE + "</body>"), "utf-8")
-        frames = [
-            f'<iframe name="{name}" src="page.html" style="width: {width}px; height: 800px; border: 0"></iframe>'
-            for name, width in WIDTHS.items()
-        ]
-        (Path(folder) / "host.html").write_text(HOST + "".join(frames), "utf-8")
-        command = [
-            browser,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-dev-shm-usage",
-        ]
-        command += [f"--user-data-dir={folder}/profile", "--host-resolver-rules=MAP * ~NOTFOUND"]
-        command += ["--window-size=1400,900", "--virtual-time-budget=20000", "--dump-dom"]
+        (Path(folder) / "host.html").write_text(host, "utf-8")
+        command = [browser, "--headless", "--no-sandbox", "--disable-gpu"]
+        command += ["--disable-dev-shm-usage", "--host-resolver-rules=MAP * ~NOTFOUND"]
+        command += [f"--user-data-dir={folder}/profile", "--window-size=1400,900"]
+        command += ["--virtual-time-budget=20000", "--dump-dom"]
         command.append((Path(folder) / "host.html").as_uri())
         done = subprocess.run(
             command, capture_output=True, encoding="utf-8", errors="replace", timeout=timeout
@@ -95,11 +94,10 @@ def check_page(notebook: Path, browser: str, timeout: float = 120) -> list[str]:
     seen = json.loads(html.unescape(text[1])) if text and text[1] else {}
     if set(seen) != set(WIDTHS) or not all(report["cells"] for report in seen.values()):
         raise RuntimeError(f"{browser} did not show {notebook}: {done.stderr[-1000:]}")
-    return [
-        f"{name} ({WIDTHS[name]} pixels): {problem}"
-        for name in WIDTHS
-        for problem in seen[name]["found"]
-    ]
+    problems = []
+    for name, width in WIDTHS.items():
+        problems += [f"{name} ({width} pixels): {problem}" for problem in seen[name]["found"]]
+    return problems
 
 
 def main() -> None:

@@ -1,9 +1,8 @@
-"""Run the four notebooks in order with papermill, and print the final scores.
+"""Run all notebooks in order with papermill, and print the final scores.
 
-    python scripts/run_notebooks.py                              the demo set, some minutes on two
-    cores python scripts/run_notebooks.py --data kaggle                the real pairs, downloaded
-    python scripts/run_notebooks.py --data pairs.zip EPOCHS=4    the real pairs from a file, and a
-    knob
+    python scripts/run_notebooks.py                              the demo set
+    python scripts/run_notebooks.py --data kaggle                the real pairs, downloaded
+    python scripts/run_notebooks.py --data pairs.zip EPOCHS=4    from a file, with a setting
 
 Executed notebooks are written to runs/notebooks/, their figures to runs/figures/, checkpoint and
 scores to runs/<RUN>/. The environment variables UNET_UTILS_DATA and UNET_UTILS_RESULTS choose other
@@ -34,43 +33,36 @@ def main() -> None:
         help="demo, kaggle, or the path of a .zip or folder (default: demo)",
     )
     parser.add_argument(
-        "knobs", nargs="*", metavar="KNOB=VALUE", help="knobs of the notebooks, such as EPOCHS=4"
+        "settings", nargs="*", metavar="NAME=VALUE", help="fields of the notebooks, as EPOCHS=4"
     )
-    options = parser.parse_args()
+    arguments = parser.parse_args()
+    data = arguments.data
     try:
-        parameters = {
-            "DATA": options.data
-            if options.data in ("demo", "kaggle")
-            else str(user_path(options.data))
-        }
+        if data not in ("demo", "kaggle"):
+            data = str(user_path(data))
         results = results_folder()
     except ValueError as error:
         parser.error(str(error))
-    for knob in options.knobs:
-        name, equals, value = knob.partition("=")
+    parameters = {"DATA": data}
+    for setting in arguments.settings:
+        name, equals, value = setting.partition("=")
         if not equals:
-            parser.error(f"{knob} is not of the form KNOB=VALUE")
+            parser.error(f"{setting} is not of the form NAME=VALUE")
         parameters[name] = yaml.safe_load(value)
     notebooks = sorted((ROOT / "notebooks").glob("0*.ipynb"))
     known = {path: papermill.inspect_notebook(path) for path in notebooks}
-    if unknown := [
-        name for name in parameters if not any(name in names for names in known.values())
-    ]:
+    unknown = parameters.keys() - set().union(*known.values())
+    if unknown:
         parser.error(
-            f"no notebook has a knob {', '.join(unknown)}: the cells with the tag `parameters` list them"
+            f"no notebook has a setting {', '.join(sorted(unknown))}: the cells with the tag "
+            "`parameters` list them"
         )
     for path in notebooks:
         print(f"== {path.name}", flush=True)
-        run_notebook(
-            path,
-            results,
-            {name: value for name, value in parameters.items() if name in known[path]},
-        )
-    print(
-        max(results.glob("*/evaluation.md"), key=lambda file: file.stat().st_mtime).read_text(
-            "utf-8"
-        )
-    )
+        own = {name: value for name, value in parameters.items() if name in known[path]}
+        run_notebook(path, results, own)
+    scores = max(results.glob("*/evaluation.md"), key=lambda file: file.stat().st_mtime)
+    print(scores.read_text("utf-8"))
 
 
 def results_folder() -> Path:
@@ -84,18 +76,17 @@ def results_folder() -> Path:
 
 def run_notebook(path: Path, results: Path, parameters: dict) -> None:
     """Execute a notebook to `results/notebooks/` and save its figures to `results/figures/`."""
-    executed, figures = results / "notebooks" / path.name, results / "figures"
-    for folder in (executed.parent, figures):
-        folder.mkdir(parents=True, exist_ok=True)
-    # coalesce_streams keeps the last state of a text progress bar, as a terminal would show it, and
-    # not all of them.
+    executed = results / "notebooks" / path.name
+    figures = results / "figures"
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    figures.mkdir(parents=True, exist_ok=True)
     notebook = papermill.execute_notebook(
         path,
         executed,
         parameters,
         cwd=ROOT,
         kernel_name="python3",
-        coalesce_streams=True,
+        coalesce_streams=True,  # the last state of a progress bar, not all of them
         log_output=False,
     )
     for old in figures.glob(f"{path.stem}-*.png"):
@@ -110,26 +101,20 @@ def find_figures(notebook: nbformat.NotebookNode) -> dict[str, bytes]:
     """Return the figures of an executed notebook as PNG files, by name.
 
     A figure is named after the tag `picture:NAME` of its cell, `NAME-2` if it is the second of that
-    cell. Figures of
-    other cells are numbered: `01`, `02`.
-    """
+    cell. Figures of other cells are numbered: `01`, `02`."""
     figures: dict[str, bytes] = {}
-    number = 0
+    unnamed = 0
     for cell in notebook.cells:
-        tags = [
-            tag.removeprefix("picture:")
-            for tag in cell.metadata.get("tags", [])
-            if tag.startswith("picture:")
-        ]
-        images = [
-            output.data["image/png"]
-            for output in cell.get("outputs", [])
-            if "image/png" in output.get("data", {})
-        ]
+        tags = [tag for tag in cell.metadata.get("tags", []) if tag.startswith("picture:")]
+        data = [output.get("data", {}) for output in cell.get("outputs", [])]
+        images = [base64.b64decode(each["image/png"]) for each in data if "image/png" in each]
         for place, image in enumerate(images, 1):
-            number += not tags
-            name = f"{number:02}" if not tags else tags[0] if place == 1 else f"{tags[0]}-{place}"
-            figures[name] = base64.b64decode(image)
+            if tags:
+                name = tags[0].removeprefix("picture:") + (f"-{place}" if place > 1 else "")
+            else:
+                unnamed += 1
+                name = f"{unnamed:02}"
+            figures[name] = image
     return figures
 
 

@@ -3,8 +3,8 @@
 The text of the setup cell stands here, the address in pyproject.toml ([project.urls], Repository).
 After a fork, the workflow .github/workflows/address.yml runs this on GitHub. By hand:
 
-    python scripts/sync_notebooks.py                                   # of the git remote "origin"
-    python scripts/sync_notebooks.py --url https://github.com/me/mine  # or another one
+    python scripts/sync_notebooks.py                                    the git remote "origin"
+    python scripts/sync_notebooks.py --url https://github.com/me/mine   another address
 """
 
 import argparse
@@ -44,12 +44,11 @@ sys.path.insert(0, os.path.abspath(root or "repo"))
 from unet_utils.platform import environment
 
 env = environment.setup(use_drive=USE_DRIVE)"""
-FOLDED = {
-    "cellView": "form",
-    "jupyter": {"source_hidden": True},
-}  # in Colab; in JupyterLab, VS Code and Kaggle
+# In Colab; in JupyterLab, VS Code and Kaggle.
+FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}
 BADGES = re.compile(
-    r"\[!\[Open in Colab\]\([^()]*\)\]\(https://colab\.research\.google\.com/github/[^\s()]+/([\w-]+\.ipynb)\)"
+    r"\[!\[Open in Colab\]\([^()]*\)\]"
+    r"\(https://colab\.research\.google\.com/github/[^\s()]+/([\w-]+\.ipynb)\)"
     r"( *\[!\[Open in Kaggle\]\([^()]*\)\]\([^()]*\))?"
 )
 PICTURES = re.compile(r"https://raw\.githubusercontent\.com/[\w.-]+/[\w.-]+/main/docs/")
@@ -82,12 +81,12 @@ def with_badges(text: str, url: str) -> str:
     def badges(match: re.Match) -> str:
         page = f"{url}/blob/main/notebooks/{match[1]}"
         colab = page.replace("https://github.com/", "https://colab.research.google.com/github/")
-        colab_badge = "https://colab.research.google.com/assets/colab-badge.svg"
         kaggle = f"https://kaggle.com/kernels/welcome?src={page}"
-        kaggle_badge = "https://kaggle.com/static/images/open-in-kaggle.svg"
         return (
-            f"[![Open in Colab]({colab_badge})]({colab}) "
-            f"[![Open in Kaggle]({kaggle_badge})]({kaggle})"
+            "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+            f"({colab}) "
+            "[![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)]"
+            f"({kaggle})"
         )
 
     raw = url.replace("https://github.com/", "https://raw.githubusercontent.com/")
@@ -127,6 +126,7 @@ def sync(url: str, root: Path = ROOT) -> list[Path]:
 
 
 def main() -> None:
+    """Write the address given on the command line, or that of the git remote, everywhere."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -138,19 +138,11 @@ def main() -> None:
         parser.error(f"{address} is not on GitHub: Colab and Kaggle open notebooks from there only")
     if not address:
         command = ["git", "remote", "get-url", "origin"]
-        address = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, check=False
-        ).stdout.strip()
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        address = done.stdout.strip()
     url = github_url(address) or repository_url()
-    changed = sync(url)
-    print(
-        f"{url}: "
-        + (
-            f"written into {', '.join(path.name for path in changed)}"
-            if changed
-            else "all up to date"
-        )
-    )
+    changed = [path.name for path in sync(url)]
+    print(f"{url}: {'written into ' + ', '.join(changed) if changed else 'all up to date'}")
 
 
 if __name__ == "__main__":

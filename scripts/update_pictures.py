@@ -27,9 +27,8 @@ def main() -> None:
             with Image.open(io.BytesIO(figure)) as image:
                 small = image.convert("RGB").reduce(max(1, -(-image.width // WIDTH)))
             small.quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)
-            print(
-                f"docs/{name}.png {small.width}x{small.height}, {file.stat().st_size / 1024:.0f} kB, from {path.name}"
-            )
+            size = f"{small.width}x{small.height}, {file.stat().st_size / 1024:.0f} kB"
+            print(f"docs/{name}.png {size}, from {path.name}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from unet_utils import IGNORE
-from unet_utils.augment import augment, draw_changes, to_input, to_photos
+from unet_utils.augment import augment, draw_changes
+from unet_utils.images import to_input, to_photos
 
 
 @pytest.fixture

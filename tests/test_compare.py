@@ -1,47 +1,60 @@
+"""All runs side by side: what differs, and only scores of the very model."""
+
 import json
 
 import numpy as np
 import pytest
 import torch
 
-from unet_utils import UNet, get_scheme, recipe
-from unet_utils.use.compare import compare_runs
+from unet_utils import ConfusionMatrix, UNet, get_scheme, recipe
+from unet_utils.use.compare import compare_runs, latest_run
+from unet_utils.use.reports import save_scores, scores_folder
+
+HEADER = "| run | what differs | epochs | minutes | held-out mIoU | val mIoU (95 % interval) |"
 
 
-def write_run(results, name, scores, file="last.pt", scheme="cityscapes19", **knobs):
-    """A run of one minute per epoch, with these scores on the held-out cities."""
-    config, model = recipe("demo", epochs=5, **knobs), UNet(3, 19, 2)
-    history = [
-        {"epoch": i, "loss": 1.0, "seconds": 60.0, "mean_iou": score}
-        for i, score in enumerate(scores, 1)
-    ]
+def write_run(results, name, scores, files=("best.pt", "last.pt"), date="2026-01-01", **changed):
+    """A run of one minute per epoch, with these scores on the held-out frames."""
+    data = {"files": "abc", "labels": changed.pop("labels", "restored"), "frames": 24}
+    scheme = get_scheme(changed.pop("scheme", "cityscapes19"))
+    model = UNet(3, scheme.num_classes, 2)
     checkpoint = {
         "format": 1,
         "model": model.state_dict(),
-        "model_config": model.config,
+        "network": model.config,
+        "scene_size": [64, 64],
         "epoch": len(scores),
-        "history": history,
-        "config": config.to_dict(),
-        "scheme": get_scheme(scheme).to_dict(),
+        "history": [
+            {"epoch": epoch, "loss": 1.0, "seconds": 60.0, "mean_iou": score}
+            for epoch, score in enumerate(scores, 1)
+        ],
+        "config": recipe("demo", epochs=5, **changed).to_dict(),
+        "scheme": scheme.to_dict(),
+        "data": data,
+        "made_by": {"version": "1", "device": "CPU", "date": date, "weights": f"hash of {name}"},
     }
     (results / name).mkdir(exist_ok=True)
-    torch.save(checkpoint, results / name / file)
+    for file in files:
+        torch.save(checkpoint, results / name / file)
+
+
+def write_scores(folder, mean_iou, weights):
+    scores = {"mean_iou": mean_iou, "mean_iou_95": [0.3, 0.41], "made_by": {"weights": weights}}
+    (folder / "evaluation.json").write_text(json.dumps(scores))
 
 
 @pytest.fixture
 def results(tmp_path):
     write_run(tmp_path, "plain", [0.1, 0.3, 0.2])
-    write_run(tmp_path, "wide", [0.2, 0.4], base_channels=32)
-    (tmp_path / "wide" / "evaluation.json").write_text(
-        json.dumps({"mean_iou": 0.35, "mean_iou_95": [0.3, 0.41]})
-    )
+    write_run(tmp_path, "wide", [0.2, 0.4], base_channels=32, date="2026-02-02")
+    write_scores(tmp_path / "wide", 0.35, "hash of wide")
     return tmp_path
 
 
 def test_runs_are_side_by_side(results):
     comparison = compare_runs(results)
     assert comparison.table.splitlines() == [
-        "| run | settings that differ | epochs | minutes | held-out mIoU | val mIoU (95 % interval) |",
+        HEADER,
         "|---|---|---|---|---|---|",
         "| wide | base_channels 32 | 2 of 5 | 2.0 | 0.400 | 0.350 (0.300 to 0.410) |",
         "| plain | base_channels 16 | 3 of 5 | 3.0 | 0.300 | – |",
@@ -50,35 +63,61 @@ def test_runs_are_side_by_side(results):
     assert minutes.tolist() == [1, 2, 3]
     assert scores.tolist() == [0.1, 0.3, 0.2]
     assert list(compare_runs(results, ["plain"]).curves) == ["plain"]
-    assert comparison.rows[1]["settings"] == {"base_channels": 16}
 
 
-def test_only_settings_that_differ_are_shown(results):
-    write_run(results, "seven", [0.5], scheme="categories7", learning_rate=0.01)
+def test_only_what_differs_is_shown(results):
+    write_run(results, "seven", [0.5], scheme="categories7", learning_rate=0.01, labels="nearest")
     settings = {row["run"]: row["settings"] for row in compare_runs(results).rows}
     assert settings["seven"] == {
         "classes": "categories7",
+        "labels": "nearest",
         "base_channels": 16,
         "learning_rate": 0.01,
     }
-    assert (
-        "| seven | classes categories7, base_channels 16, learning_rate 0.01 |"
-        in compare_runs(results).table
-    )
-    assert (
-        compare_runs(results, ["plain"]).table.splitlines()[2].startswith("| plain |  | 3 of 5 |")
-    )
+    assert "labels nearest, base_channels 16, learning_rate 0.01 |" in compare_runs(results).table
+    alone = compare_runs(results, ["plain"]).table.splitlines()[2]
+    assert alone.startswith("| plain |  | 3 of 5 |")
+
+
+def test_scores_of_another_model_are_never_shown(results):
+    """Whatever the times of the files say: the scores belong to weights."""
+    write_scores(results / "plain", 0.999, "hash of a model from elsewhere")
+    assert "0.999" not in compare_runs(results).table
+    write_scores(results / "plain", 0.222, "hash of plain")
+    assert "0.222" in compare_runs(results).table
+
+
+def test_a_model_from_elsewhere_has_scores_of_its_own(results, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("downloads") / "plain" / "best.pt"
+    assert scores_folder(results, results / "plain" / "best.pt", "abcd") == results / "plain"
+    folder = scores_folder(results, elsewhere, "0123456789abcdef")
+    assert folder == results / "plain-01234567"
+    matrix = ConfusionMatrix(19)
+    matrix.update(np.array([1, 2]), np.array([1, 3]))
+    save_scores([matrix], get_scheme("cityscapes19"), folder, made_by={"weights": "0123"})
+    scores = json.loads((folder / "evaluation.json").read_text())
+    assert scores["made_by"] == {"weights": "0123"}
+    assert list(compare_runs(results).curves) == ["wide", "plain"]
+
+
+def test_the_latest_run_that_fits(results, tmp_path):
+    write_run(results, "seven", [0.5], scheme="categories7", date="2026-03-03")
+    assert latest_run(results) == "seven"
+    assert latest_run(results, "cityscapes19") == "wide"
+    assert latest_run(results, data="abc") == "seven"
+    assert latest_run(results, data="other") is None
+    assert latest_run(tmp_path / "none") is None
 
 
 def test_damaged_and_foreign_runs_are_named_and_left_out(results, capsys):
     for name, content in (("damaged", b"no checkpoint"), ("empty", b"")):
         (results / name).mkdir()
-        (results / name / "last.pt").write_bytes(content)
+        (results / name / "best.pt").write_bytes(content)
     (results / "foreign").mkdir()
     torch.save({"model": {}}, results / "foreign" / "best.pt")
     write_run(results, "odd", [0.1])
     checkpoint = torch.load(results / "odd" / "last.pt", weights_only=True)
-    for part, value in (("history", None), ("config", {"epochs": -1}), ("scheme", {})):
+    for part, value in (("history", None), ("config", None), ("scheme", {})):
         torch.save(checkpoint | {part: value}, results / "odd" / "last.pt")
         assert list(compare_runs(results).curves) == ["wide", "plain"]
         out = capsys.readouterr().out
@@ -90,11 +129,8 @@ def test_damaged_and_foreign_runs_are_named_and_left_out(results, capsys):
 
 
 def test_a_run_without_last_or_without_scores_counts(results, capsys):
-    write_run(results, "best only", [0.1, 0.2], file="best.pt")
+    write_run(results, "best only", [0.1, 0.2], files=["best.pt"])
     write_run(results, "all frames", [np.nan], hold_out=False)
-    (results / "all frames" / "evaluation.json").write_text(
-        '{"mean_iou": null, "mean_iou_95": [null, null]}'
-    )
     (results / "plain" / "evaluation.json").write_text('{"mean_iou": ')
     table = compare_runs(results).table
     assert "| best only | base_channels 16, hold_out True | 2 of 5 | 2.0 | 0.200 | – |" in table

@@ -14,14 +14,8 @@ from unet_utils import (
     predict,
     prepare,
 )
-from unet_utils.evaluation import (
-    SMALL_MODEL,
-    enlarge_classes,
-    find_checkpoint,
-    load_trained,
-    photo_size,
-    predict_classes,
-)
+from unet_utils.evaluation import SMALL_MODEL, find_checkpoint, load_trained, predict_classes
+from unet_utils.images import enlarge_classes, photo_size
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from unet_utils import UNet, evaluation, get_scheme
-from unet_utils.evaluation import Trained, photo_size, predict_classes
+from unet_utils.evaluation import Trained, predict_classes
+from unet_utils.images import photo_size
 from unet_utils.use.export import export_model, frames_per_second
 
 SIZES = ((256, 256), (90, 200), (300, 170))  # of photos

@@ -253,16 +253,3 @@ def test_one_pair_is_learned_by_heart(same_folders, tmp_path):
     assert "Starting from" in printed
     assert "3 epochs in" in printed
     assert (same_folders / "heart" / "best.pt").is_file()
-
-
-def test_an_unknown_knob_is_refused(demo):
-    command = [
-        sys.executable,
-        ROOT / "scripts" / "run_notebooks.py",
-        "--data",
-        str(demo),
-        "EPOCH=2",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "no notebook has a knob EPOCH" in done.stderr

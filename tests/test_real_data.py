@@ -6,17 +6,8 @@ import os
 import numpy as np
 import pytest
 
-from unet_utils import (
-    CityscapesPairs,
-    ConfusionMatrix,
-    check_pairs,
-    color_histogram,
-    evaluate,
-    find_clusters,
-    get_pairs,
-    load_trained,
-    prepare,
-)
+from unet_utils import CityscapesPairs, ConfusionMatrix, color_histogram, evaluate, find_clusters, load_trained, prepare
+from unet_utils.sources import check_pairs, get_pairs
 from unet_utils.classes import PALETTE, PALETTE_COLORS
 from unet_utils.evaluation import SMALL_MODEL
 from unet_utils.restoring import restore_label_ids

@@ -1,7 +1,5 @@
 import csv
 import json
-import sys
-import types
 
 import numpy as np
 import pytest
@@ -16,7 +14,6 @@ from unet_utils.use.reports import (
     score_report,
     score_table,
 )
-from unet_utils.use.tensorboard import TensorBoardLog
 
 SCHEME = get_scheme("cityscapes19")
 
@@ -58,27 +55,21 @@ def test_saved_scores_are_there_for_programs_too(tmp_path):
     assert list(classes)[:2] == ["road", "sidewalk"]  # the best first
     assert sorted(classes) == sorted(SCHEME.names)
     assert [float(v) for v in list(classes["sidewalk"].values())[1:]] == [2, 0.4, 1, 0.5, 0.5]
-    assert list(classes["car"].values()) == [
-        "car",
-        "0",
-        "0.0",
-        "",
-        "",
-        "",
-    ]  # absent, although predicted on void
-    assert list(classes["building"].values()) == [
-        "building",
-        "0",
-        "0.0",
-        "",
-        "",
-        "",
-    ]  # absent, although predicted
+    for name in ("car", "building"):  # absent, although predicted; the car on void
+        assert list(classes[name].values()) == [name, "0", "0.0", "", "", ""]
     with open(tmp_path / "evaluation_frames.csv", newline="") as file:
         frames = list(csv.DictReader(file))
     assert [(row["frame"], float(row["mean_iou"])) for row in frames] == [("7", 0.75), ("9", 1)]
     low, high = strict_json(tmp_path / "evaluation.json")["mean_iou_95"]
     assert (low, high) == bootstrap_mean_iou(matrices)
+
+
+def test_frames_are_ranked_by_what_the_eye_sees():
+    """A frame with one wrong pixel in a rare class has a low mIoU, and looks right."""
+    nearly_right = matrix_of([0] * 99 + [0], [0] * 99 + [13])
+    half_wrong = matrix_of([0] * 50 + [1] * 50, [0] * 100)
+    assert nearly_right.mean_iou < half_wrong.mean_iou
+    assert rank_frames([half_wrong, nearly_right]) == [1, 0]
 
 
 def test_frames_without_a_known_pixel_are_null_and_not_ranked(tmp_path):
@@ -145,62 +136,3 @@ def test_score_table_is_markdown():
         "| mine | 0.500 | 0.250 | 0.125 |",
         "| other | – | – | – |",
     ]
-
-
-class FakeWriter:
-    """Writes what torch's SummaryWriter is given into an event file of its own, as that does."""
-
-    number = 0
-
-    def __init__(self, folder):
-        FakeWriter.number += 1
-        self.file = open(f"{folder}/events.out.tfevents.{FakeWriter.number}", "w")  # noqa: SIM115
-
-    def add_scalar(self, name, value, step):
-        print(step, name, value, file=self.file)
-
-    def flush(self):
-        self.file.flush()
-
-
-@pytest.fixture
-def tensorboard(monkeypatch):
-    monkeypatch.setitem(
-        sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=FakeWriter)
-    )
-
-
-def events(folder) -> list[str]:
-    return "".join(path.read_text() for path in folder.glob("events*")).splitlines()
-
-
-def test_events_are_written_once_per_epoch_also_after_an_interruption(tensorboard, tmp_path):
-    history = [{"epoch": 1, "loss": 2.0, "mean_iou": float("nan")}]
-    log = TensorBoardLog(tmp_path)
-    log(history, None)
-    log([*history, {"epoch": 2, "loss": 1.5, "mean_iou": 0.1}], None)
-    history.append(
-        {"epoch": 2, "loss": 1.0, "mean_iou": 0.3}
-    )  # interrupted before it was saved, and done again
-    log = TensorBoardLog(tmp_path)
-    log(history, None)
-    log([*history, {"epoch": 3, "loss": 0.5}], None)
-    assert events(tmp_path) == ["1 loss 2.0", "2 loss 1.0", "2 mean_iou 0.3", "3 loss 0.5"]
-
-
-def test_without_tensorboard_or_disk_training_goes_on(tensorboard, tmp_path, monkeypatch, capsys):
-    TensorBoardLog(tmp_path / "gone")([{"epoch": 1, "loss": 2.0}], None)
-    assert "no more TensorBoard events" in capsys.readouterr().out
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    TensorBoardLog(tmp_path)([{"epoch": 1, "loss": 2.0}], None)
-    assert events(tmp_path) == []
-    assert capsys.readouterr().out == ""
-
-
-def test_real_tensorboard_reads_the_events(tmp_path):
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    TensorBoardLog(tmp_path)([{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.0}], None)
-    found = EventAccumulator(str(tmp_path)).Reload().Scalars("loss")
-    assert [(event.step, event.value) for event in found] == [(1, 2.0), (2, 1.0)]

@@ -1,29 +1,25 @@
-"""Checkpoints: files of tensors and plain values, complete at any moment, with a backup."""
+"""Checkpoints: files of tensors and plain values, and what made them."""
 
-import contextlib
 import csv
+import hashlib
 import os
-from dataclasses import dataclass, field
+import subprocess
+import tomllib
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from unet_utils.platform.files import (
-    copy_verified,
-    is_disk_full,
-    make_backup_folder,
-    replacing,
-    user_path,
-)
+from unet_utils.device import compute_dtype
+from unet_utils.platform.files import user_path
 
 FORMAT = 1
 """Version of the checkpoint's layout."""
-NAMES = ("best.pt", "history.csv", "last.pt")
-"""The files of a run. `last.pt` holds all that is needed to resume; `best.pt` all that is needed to
-use the model."""
-PARTS = ("format", "model", "model_config", "epoch", "history", "config", "scheme")
-"""The keys of every checkpoint."""
+PARTS = ("format", "network", "scheme", "config", "scene_size", "epoch", "history", "model")
+"""Keys that every checkpoint has."""
+CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def read_checkpoint(path: str | Path) -> dict:
@@ -31,13 +27,13 @@ def read_checkpoint(path: str | Path) -> dict:
 
     Raises:
         FileNotFoundError: there is none.
+        OSError: it cannot be read (no permission, Drive has dropped).
         ValueError: the file is damaged, or not a checkpoint of this package.
     """
     path = user_path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises an error for a Drive that has dropped
         raise FileNotFoundError(
-            f"no checkpoint at {path}: train one first (notebook 03, or TRAIN_DEMO in notebook 04), "
-            "or name another file"
+            f"no checkpoint at {path}: train one first (notebook 03), or name another file"
         )
     try:
         if path.stat().st_size == 0:
@@ -47,12 +43,28 @@ def read_checkpoint(path: str | Path) -> dict:
             raise ValueError(f"it lacks {', '.join(missing)}")
         if checkpoint["format"] > FORMAT:
             raise ValueError("a newer version of unet_utils wrote it")
+    except OSError:  # says nothing of the file
+        raise
     except Exception as error:  # torch, pickle and zipfile have different errors for a damaged file
         problem = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
-            f"{path} is not a usable checkpoint of unet_utils ({problem}): name another file, or train again"
+            f"{path} is not a usable checkpoint of unet_utils ({problem}): name another file, "
+            "or train again"
         ) from error
     return checkpoint
+
+
+def saved_settings(folder: str | Path, backup: str | Path | None = None) -> dict | None:
+    """Return the settings (`config`) of the run that `RunFiles(folder, backup)` would resume; None
+    if there is none. Another process may be training it.
+
+    Raises:
+        ValueError: its `last.pt` is damaged.
+    """
+    for place in (folder, backup):
+        if place and os.path.isfile(last := user_path(place) / "last.pt"):
+            return read_checkpoint(last)["config"]
+    return None
 
 
 def load_matching(model: nn.Module, checkpoint: dict, path: str | Path | None) -> None:
@@ -77,141 +89,37 @@ def load_matching(model: nn.Module, checkpoint: dict, path: str | Path | None) -
     print(f"Starting from {path}: {len(fitting)} of {len(own)} tensors fit.")
 
 
-@dataclass
-class RunFiles:
-    """The files of one run, and their backup.
-
-    Attributes:
-        folder: where the run is written.
-        backup: a second folder (on Drive) that gets a copy after every epoch; None for no backup.
-        backup_failed: whether the last copy failed; a failure is reported once, not after every
-            epoch.
-        lock: a context that makes this process the only owner of the run.
-    """
-
-    folder: Path
-    backup: Path | None = None
-    backup_failed: bool = field(default=False, init=False)
-
-    def __post_init__(self) -> None:
-        self.lock = contextlib.nullcontext()
-
-    @property
-    def last(self) -> Path:
-        """Path of the checkpoint to resume from."""
-        return self.folder / "last.pt"
-
-    @property
-    def best(self) -> Path:
-        """Path of the checkpoint to use."""
-        return self.folder / "best.pt"
-
-    def save(self, checkpoint: dict, is_best: bool) -> None:
-        """Write the files of an epoch and copy them to the backup. A failure is reported, and the
-        training continues.
-
-        Raises:
-            LockedError: another process has taken over the run.
-        """
-        try:
-            if new_best := is_best or not self.best.exists():
-                _write_best(self.best, checkpoint)
-            with replacing(self.folder / "history.csv") as unfinished:
-                write_csv(unfinished, checkpoint["history"])
-            with replacing(
-                self.last
-            ) as unfinished:  # written last: it means that the epoch is complete
-                torch.save(checkpoint, unfinished)
-        except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-            advice = "free some space there" if is_disk_full(error) else "check that folder"
-            print(
-                f"Could not save epoch {checkpoint['epoch']} in {self.folder} ({error}): {advice}."
-            )
-            return
-        if self.backup:
-            self._copy_to_backup(self.backup, new_best)
-
-    def _copy_to_backup(self, backup: Path, new_best: bool) -> None:
-        try:
-            make_backup_folder(backup)
-            for name in NAMES:
-                # Drive moves each replaced file to its bin, which counts as used space: copy only
-                # what has changed.
-                if (
-                    name != "best.pt"
-                    or new_best
-                    or self.backup_failed
-                    or not (backup / name).exists()
-                ):
-                    copy_verified(self.folder / name, backup / name)
-        except OSError as error:
-            if not self.backup_failed:
-                advice = " Free some space there." if is_disk_full(error) else ""
-                print(
-                    f"Could not copy the checkpoint to {backup} ({error}).{advice} It is safe in {self.folder}, and "
-                    "each epoch tries again."
-                )
-            self.backup_failed = True
-        else:
-            if self.backup_failed:
-                print(f"Copies of the checkpoint in {backup} work again.")
-            self.backup_failed = False
-
-    def restore(self) -> None:
-        """Restore a run from the backup if this machine has none. Of the backup, `last.pt` is
-        enough.
-
-        Raises:
-            ValueError: the backup's `last.pt` is damaged; the message names it.
-        """
-        # os.path.isfile is False for a Drive that has dropped; Path.exists would raise.
-        if not self.backup or self.last.exists() or not os.path.isfile(self.backup / "last.pt"):
-            return
-        checkpoint = read_checkpoint(self.backup / "last.pt")
-        try:
-            read_checkpoint(self.backup / "best.pt")
-            copy_verified(self.backup / "best.pt", self.best)
-        except (OSError, ValueError) as error:
-            print(f"{error}. The weights of epoch {checkpoint['epoch']} are used as the best ones.")
-            _write_best(self.best, checkpoint)
-        with replacing(self.folder / "history.csv") as unfinished:
-            write_csv(unfinished, checkpoint["history"])
-        copy_verified(self.backup / "last.pt", self.last)
-
-    def set_aside(self) -> None:
-        """Rename the files of an earlier run of this name: `last.pt` becomes `last-1.pt`, and so
-        on."""
-        _rename_files(self.folder)
-        if self.backup and not os.path.isdir(self.backup):
-            print(
-                f"{self.backup} cannot be reached: this run is not copied there, as it could replace an earlier one."
-            )
-            self.backup = None
-        elif self.backup:
-            try:
-                _rename_files(self.backup)
-            except OSError as error:
-                print(
-                    f"Could not rename the earlier run in {self.backup} ({error}): this run is not copied there."
-                )
-                self.backup = None
+def made_by(device: torch.device | str, labels_hash: str = "") -> dict[str, str]:
+    """Return what makes a checkpoint or a score: `version` and `commit` of this package, `torch`,
+    `device`, `precision` (the data type of the computation), `date` (ISO, UTC), and `labels`, the
+    hash of the labels."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    elif device.type == "cpu":
+        name = f"CPU ({torch.backends.cpu.get_cpu_capability()})"  # its kernels round differently
+    else:
+        name = str(device)
+    return {
+        "version": _version(),
+        "commit": _commit(),
+        "torch": str(torch.__version__),  # without its type, which no loader allows
+        "device": name,
+        "precision": str(compute_dtype(device)).removeprefix("torch."),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "labels": labels_hash,
+    }
 
 
-def _rename_files(folder: Path) -> None:
-    number = 1
-    while any(folder.glob(f"*-{number}.*")):
-        number += 1
-    for path in (folder / name for name in NAMES):
-        if path.exists():
-            earlier = path.rename(path.with_stem(f"{path.stem}-{number}"))
-            print(f"An earlier {path.name} in {folder} is kept as {earlier.name}.")
-
-
-def _write_best(path: Path, checkpoint: dict) -> None:
-    """Write what is needed to use the model: the averaged weights, and nothing of the optimizer."""
-    to_use = {key: checkpoint[key] for key in (*PARTS, "logit_shift") if key in checkpoint}
-    with replacing(path) as unfinished:
-        torch.save(to_use | {"model": checkpoint["averaged"]}, unfinished)
+def weights_hash(state_dict: dict[str, Tensor]) -> str:
+    """Return 16 hexadecimal digits that identify weights by name, type, shape and value, wherever
+    they lie in memory."""
+    sha = hashlib.sha256()
+    for name in sorted(state_dict):
+        value = state_dict[name].detach().cpu().contiguous()
+        sha.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        sha.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()[:16]
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
@@ -220,3 +128,23 @@ def write_csv(path: Path, rows: list[dict]) -> None:
         writer = csv.DictWriter(file, rows[-1].keys(), extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def _version() -> str:
+    """Return the version of the package: a checkout need not be installed."""
+    project = CHECKOUT / "pyproject.toml"
+    if project.is_file():
+        return tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"]
+    return metadata.version("unet-utils")
+
+
+def _commit() -> str:
+    """Return the commit of the checkout, with `-dirty` if files differ from it; "" without one."""
+    if not (CHECKOUT / ".git").exists():  # git would look in the folders above
+        return ""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        answer = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return answer.stdout.strip()

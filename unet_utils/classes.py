@@ -123,45 +123,20 @@ class ClassScheme:
         """
         strength = np.where(classes[..., None] == IGNORE, 0, opacity)
         blended = photo * (1 - strength) + self.colorize(classes) * strength
-        border = np.zeros(
-            classes.shape, dtype=bool
-        )  # where the class changes to the right or below
+        border = np.zeros(classes.shape, dtype=bool)  # the class changes to the right or below
         border[:, :-1] |= classes[:, :-1] != classes[:, 1:]
         border[:-1] |= classes[:-1] != classes[1:]
         blended[border] = 255
         return blended.round().astype(np.uint8)
 
     def to_dict(self) -> dict:
-        """Return plain lists, strings and numbers, for checkpoints and JSON."""
+        """Return the fields for a checkpoint: strings, numbers, and tuples of them."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, fields: dict) -> "ClassScheme":
         """Return the scheme that `to_dict` described."""
-        names, lookup = tuple(fields["names"]), tuple(int(index) for index in fields["lookup"])
-        colors, centers = (
-            tuple(tuple(int(value) for value in color) for color in fields.get(key, ()))
-            for key in ("colors", "cluster_colors")
-        )
-        ids = tuple(int(label_id) for label_id in fields.get("cluster_ids", ()))
-        if fields["name"] == "clusters" and not ids:
-            # Checkpoints before version 0.2: the lookup was by cluster number, and `colors` held
-            # the void clusters too.
-            by_name = {label.name: label.id for label in LABELS}
-            ids = tuple(
-                by_name[names[lookup[i]]] if lookup[i] != IGNORE else _nearest_void(c)
-                for i, c in enumerate(colors)
-            )
-            centers, colors = colors, colors[: len(names)]
-            lookup = _lookup({by_name[name]: index for index, name in enumerate(names)})
-        return cls(fields["name"], names, colors, lookup, centers, ids)
-
-
-def _nearest_void(color: tuple[int, ...]) -> int:
-    void = [label for label in PALETTE if label.category == "void"]
-    return min(
-        void, key=lambda label: sum((a - b) ** 2 for a, b in zip(label.color, color, strict=True))
-    ).id
+        return cls(**fields)
 
 
 def cluster_scheme(label_ids: Sequence[int], centers: np.ndarray) -> ClassScheme:
@@ -175,16 +150,12 @@ def cluster_scheme(label_ids: Sequence[int], centers: np.ndarray) -> ClassScheme
     """
     named = {label.id: label.name for label in PALETTE if label.category != "void"}
     colors = tuple(tuple(color) for color in centers.round().astype(int).tolist())
-    classes = [
-        (label_id, color)
-        for label_id, color in zip(label_ids, colors, strict=True)
-        if label_id in named
-    ]
+    kept = [pair for pair in zip(label_ids, colors, strict=True) if pair[0] in named]
     return ClassScheme(
         name="clusters",
-        names=tuple(named[label_id] for label_id, _ in classes),
-        colors=tuple(color for _, color in classes),
-        lookup=_lookup({label_id: index for index, (label_id, _) in enumerate(classes)}),
+        names=tuple(named[label_id] for label_id, _ in kept),
+        colors=tuple(color for _, color in kept),
+        lookup=_lookup({label_id: index for index, (label_id, _) in enumerate(kept)}),
         cluster_colors=colors,
         cluster_ids=tuple(int(label_id) for label_id in label_ids),
     )
@@ -194,43 +165,23 @@ def _lookup(class_of_id: dict[int, int]) -> tuple[int, ...]:
     return tuple(class_of_id.get(label_id, IGNORE) for label_id in range(256))
 
 
-def _cityscapes19() -> ClassScheme:
-    kept = sorted(
-        (label for label in LABELS if label.train_id != IGNORE), key=lambda label: label.train_id
-    )
-    lookup = _lookup({label.id: label.train_id for label in kept})
-    return ClassScheme(
-        "cityscapes19", tuple(k.name for k in kept), tuple(k.color for k in kept), lookup
-    )
+def _official_scheme(scheme: str, labels: Sequence[Label], column: str) -> ClassScheme:
+    """One class for each value in a column of the label table, in the colour of its first label."""
+    name_of_id = {label.id: getattr(label, column) for label in labels}
+    names = tuple(dict.fromkeys(name_of_id.values()))
+    color_of_name = {getattr(label, column): label.color for label in reversed(labels)}
+    lookup = _lookup({label_id: names.index(name) for label_id, name in name_of_id.items()})
+    return ClassScheme(scheme, names, tuple(color_of_name[name] for name in names), lookup)
 
 
-def _categories7() -> ClassScheme:
-    # As in the official evaluation of categories: only the 19 evaluated classes count, all others
-    # are ignored.
-    evaluated = [label for label in LABELS if label.train_id != IGNORE]
-    names = tuple(dict.fromkeys(label.category for label in evaluated))
-    first = {
-        name: next(label.color for label in evaluated if label.category == name) for name in names
-    }
-    lookup = _lookup({label.id: names.index(label.category) for label in evaluated})
-    return ClassScheme("categories7", names, tuple(first.values()), lookup)
-
-
-def _cityscapes30() -> ClassScheme:
-    # All 30 annotated classes, in the order of their ids. Static and polegroup share a colour with
-    # another label, so labels recovered from colour masks never contain them, and reports show them
-    # as absent.
-    kept = [label for label in LABELS if label.id >= 4]
-    lookup = _lookup({label.id: index for index, label in enumerate(kept)})
-    return ClassScheme(
-        "cityscapes30", tuple(k.name for k in kept), tuple(k.color for k in kept), lookup
-    )
-
-
+_EVALUATED = [label for label in LABELS if label.train_id != IGNORE]
 _SCHEMES = {
-    "cityscapes19": _cityscapes19,
-    "categories7": _categories7,
-    "cityscapes30": _cityscapes30,
+    "cityscapes19": _official_scheme("cityscapes19", _EVALUATED, "name"),
+    # As in the official evaluation of categories, only labels that are evaluated count.
+    "categories7": _official_scheme("categories7", _EVALUATED, "category"),
+    # All annotated labels. Static and polegroup share a colour with another label, so labels
+    # restored from colour masks never contain them, and reports show them as absent.
+    "cityscapes30": _official_scheme("cityscapes30", LABELS[4:], "name"),
 }
 
 
@@ -246,6 +197,7 @@ def get_scheme(scheme: str | ClassScheme) -> ClassScheme:
     if scheme not in _SCHEMES:
         hint = " Build it with unet_utils.find_clusters(...)." if scheme == "clusters" else ""
         raise ValueError(
-            f"unknown class scheme {scheme!r}: choose one of {', '.join(_SCHEMES)} or clusters.{hint}"
+            f"unknown class scheme {scheme!r}: choose one of {', '.join(_SCHEMES)} or "
+            f"clusters.{hint}"
         )
-    return _SCHEMES[scheme]()
+    return _SCHEMES[scheme]

@@ -1,12 +1,33 @@
-"""The settings of a training run, and the recipes: their values for a GPU, for a CPU and for the
-demo set."""
+"""The settings of a training run, and the recipes: good values for a GPU, a CPU, the demo set."""
 
-from dataclasses import asdict, dataclass, field, fields, replace
+import math
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
 
+from unet_utils.checkpoints import saved_settings
 from unet_utils.encoders import ENCODERS, expanding_levels
+
+LIMITS = {
+    "base_channels": (1, math.inf),
+    "fold": (1, math.inf),
+    "image_size": (32, math.inf),
+    "growth": (0, 1),
+    "batch_size": (1, math.inf),
+    "epochs": (1, math.inf),
+    "learning_rate": (1e-12, math.inf),
+    "final_rate": (0, 1),
+    "encoder_rate": (0, math.inf),
+    "weight_decay": (0, math.inf),
+    "augmentation": (0, 2),  # more would invert colours
+    "class_weighting": (0, math.inf),
+    "prior_correction": (0, math.inf),
+    "auxiliary": (0, math.inf),
+    "averaging": (0, math.inf),
+    "seed": (-math.inf, math.inf),
+}
+"""Smallest and largest value of each setting that is a number."""
 
 
 @dataclass(frozen=True)
@@ -19,11 +40,11 @@ class TrainConfig:
         fold: fold each fold x fold block of pixels into channels inside the network, see `UNet`.
         encoder: a network with ImageNet weights as the contracting path, see `encoders`, or "none"
             for the UNet's own.
-        image_size: height and width of the network's input at the end of the training, pixels.
-            Scores are always at 256.
+        image_size: height and width of the network's input at the end of the training, pixels. If
+            the frames are no squares, it has their shape and as many pixels as such a square.
+            Scores are always at the size of the labels.
         growth: share of the training in which the input grows from half of `image_size` to all of
-            it, because the first steps learn as much from small photos, in less time
-            (https://arxiv.org/abs/2104.00298). 0 for full size from the start.
+            it; 0 for full size from the start.
         batch_size: photos per step.
         epochs: number of times that every photo is used.
         learning_rate: maximum of the one-cycle schedule.
@@ -32,8 +53,8 @@ class TrainConfig:
         encoder_rate: learning rate of the contracting path relative to `learning_rate`; 0 for the
             same.
         weight_decay: kernels shrink by this share of the learning rate per step.
-        augmentation: strength of random zoom, rotation and colour, see `draw_changes`; 0 for the
-            flip alone.
+        augmentation: strength of random zoom, rotation and colour, see `augment.draw_changes`; 0
+            for the flip alone.
         class_weighting: power of the inverse class frequency that weights the loss; 0 weights all
             pixels equally, 1 all classes.
         prior_correction: this fraction of log(class weight) is subtracted from each class logit of
@@ -41,13 +62,10 @@ class TrainConfig:
         auxiliary: weight of the loss of auxiliary heads on each level of the expanding path, in
             training only.
         averaging: the kept weights are a running average over about this share of the training.
-        hold_out: keep two training cities out, and keep the epoch with the best score on them;
+        hold_out: keep some training frames out, and keep the epoch with the best score on them;
             otherwise train on all frames and keep the last epoch.
         compile: use torch.compile. The first steps then take minutes.
         seed: of the weights, the order and the augmentation.
-        chosen: names of the settings that the person chose; the others follow the recipe. None
-            counts all as chosen. A resumed run must not differ from its checkpoint in a chosen
-            setting, and keeps all others.
 
     Raises:
         ValueError: an impossible value; the message names the setting.
@@ -72,54 +90,38 @@ class TrainConfig:
     hold_out: bool = True
     compile: bool = False
     seed: int = 0
-    chosen: frozenset[str] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("base_channels", "fold", "batch_size", "epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        for name in (
-            "growth",
-            "final_rate",
-            "encoder_rate",
-            "weight_decay",
-            "augmentation",
-            "class_weighting",
-            "prior_correction",
-            "auxiliary",
-            "averaging",
-        ):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must not be negative")
-        if self.augmentation > 2:
-            raise ValueError(
-                f"augmentation is {self.augmentation}: choose 0 to 2, more would invert colours"
-            )
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}: it must be positive")
-        if self.encoder not in ("none", *ENCODERS):
-            raise ValueError(
-                f"encoder is {self.encoder!r}: choose one of none, {', '.join(ENCODERS)}"
-            )
+        for setting in SETTINGS:
+            self._check(setting.name, setting.type)
         if self.encoder != "none" and self.fold != 1:
             raise ValueError(
                 f"fold is {self.fold}, but {self.encoder} takes photos as they are: set fold to 1"
             )
-        for name, whole in (("growth", "training"), ("final_rate", "learning rate")):
-            if getattr(self, name) > 1:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}: it is a share of the {whole}, choose 0 to 1"
-                )
         step = self._step
-        if self.image_size % step or self.image_size < 32:
+        if self.image_size % step:
+            raise ValueError(f"image_size is {self.image_size}: choose a multiple of {step}")
+        if self.batch_size == 1 and self.input_size(0.0) == (step, step):
             raise ValueError(
-                f"image_size is {self.image_size}: choose a multiple of {step}, at least 32"
+                f"batch_size is 1 and an input of {step} pixels leaves a single pixel at the "
+                "lowest level, which batch normalization cannot normalize: set batch_size to 2, or "
+                f"image_size to {2 * step} and growth to 0"
             )
-        if self.batch_size == 1 and self.input_size(0.0) == step:
-            raise ValueError(
-                f"batch_size is 1 and an input of {step} pixels leaves a single pixel at the lowest level, which batch "
-                f"normalization cannot normalize: set batch_size to 2, or image_size to {2 * step} and growth to 0"
-            )
+
+    def _check(self, name: str, kind: type) -> None:
+        value = getattr(self, name)
+        if name == "encoder":
+            if value not in ("none", *ENCODERS):
+                raise ValueError(f"encoder is {value!r}: choose one of none, {', '.join(ENCODERS)}")
+            return
+        # A whole number is a number, too; True and False are numbers only to Python.
+        fits = isinstance(value, (int, float) if kind is float else kind)
+        if not fits or (kind is not bool and isinstance(value, bool)):
+            raise ValueError(f"{name} is {value!r}: it must be of the type {kind.__name__}")
+        low, high = LIMITS.get(name, (0, 1))
+        if not low <= value <= high or math.isinf(value):  # nan is not in any range
+            up_to = f" and at most {high}" if high < math.inf else ""
+            raise ValueError(f"{name} is {value}: it must be at least {low}{up_to}")
 
     @property
     def _step(self) -> int:
@@ -129,78 +131,49 @@ class TrainConfig:
         """Return the nearest size that the network can take."""
         return max(1, round(pixels / self._step)) * self._step
 
-    def input_size(self, done: float) -> int:
-        """Return height and width of the network's input, pixels, when a share `done` of the
-        training is over."""
+    def input_size(self, done: float, aspect: float = 1.0) -> tuple[int, int]:
+        """Return height and width of the network's input, pixels, at a share of the training.
+
+        Args:
+            done: share of the training, 0 to 1.
+            aspect: width of the frames divided by their height.
+        """
         share = 1.0 if done >= self.growth else 0.5 + 0.5 * done / self.growth
-        return self._possible(self.image_size * share)
+        side = self.image_size * share
+        return self._possible(side / aspect**0.5), self._possible(side * aspect**0.5)
 
-    def work(self, done: float) -> float:
-        """Return the share of the computation that is over when a share `done` of the training is
-        over."""
-        # The integral of the squared size: a third of its cube while the input grows.
-        grown = min(done, self.growth)
-        small = (
-            2 / 3 * self.growth * ((0.5 + 0.5 * grown / self.growth) ** 3 - 0.125)
-            if self.growth
-            else 0.0
-        )
-        return (small + done - grown) / (1 - 5 / 12 * self.growth)
+    def scene_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the size at which the trained network sees a whole frame of this size, pixels.
 
-    def time_left(self, seconds: float, before: float, done: float) -> float:
-        """Return the seconds that are left, if the training took `seconds` from the share `before`
-        to `done`."""
-        before, now = self.work(before), self.work(done)
-        return seconds * (1 - now) / (now - before)
-
-    def to_dict(self) -> dict:
-        """Return the settings as plain values, for checkpoints and tables."""
-        return {name: value for name, value in asdict(self).items() if name != "chosen"}
-
-    @classmethod
-    def from_dict(cls, settings: dict) -> "TrainConfig":
-        """Return the settings of a checkpoint. Settings that it does not have get their neutral
-        defaults."""
-        return cls(
-            **{
-                setting.name: settings[setting.name]
-                for setting in SETTINGS
-                if setting.name in settings
-            }
-        )
+        Square frames are squeezed scenes. They are shown wider than in training, by the square root
+        of the largest zoom of the augmentation: objects are then about as large as they were there
+        (https://arxiv.org/abs/1906.06423), and less squeezed.
+        """
+        if height != width:
+            return self.input_size(1.0, width / height)
+        return self.image_size, self._possible(self.image_size * 2 ** (self.augmentation / 2))
 
     def network(self, num_classes: int) -> dict:
         """Return the arguments of the `UNet`."""
-        network = {
+        arguments: dict = {
             "num_classes": num_classes,
             "base_channels": self.base_channels,
             "fold": self.fold,
         }
-        if self.encoder == "none":
-            return network
-        # Coarse to fine; ConvNeXt has three levels, the others four.
-        widths = [int(self.base_channels * factor) for factor in (4, 2, 1.5, 1)]
-        return network | {
-            "encoder": self.encoder,
-            "expanding_channels": widths[-expanding_levels(self.encoder) :],
-        }
+        if self.encoder != "none":
+            # Coarse to fine; ConvNeXt has three levels, the others four.
+            widths = [int(self.base_channels * factor) for factor in (4, 2, 1.5, 1)]
+            arguments["encoder"] = self.encoder
+            arguments["expanding_channels"] = widths[-expanding_levels(self.encoder) :]
+        return arguments
 
-    def scene_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the height and width at which the trained network sees a whole frame of this size,
-        pixels.
-
-        Square frames are squeezed scenes. They are shown wider than in training, by the square root
-        of the largest zoom
-        of the augmentation: objects are then about as large as they were there
-        (https://arxiv.org/abs/1906.06423), and less squeezed. On held-out cities, this was better
-        than showing height and width larger."""
-        if height != width:
-            return height, width
-        return self.image_size, self._possible(self.image_size * 2 ** (self.augmentation / 2))
+    def to_dict(self) -> dict:
+        """Return the settings as plain values, for checkpoints and tables."""
+        return asdict(self)
 
 
-SETTINGS = tuple(setting for setting in fields(TrainConfig) if setting.name != "chosen")
-"""The dataclass fields of all settings, for options and tables."""
+SETTINGS = fields(TrainConfig)
+"""The dataclass fields of all settings, for the command line and tables."""
 
 RECIPES = {
     "gpu": TrainConfig(prior_correction=0.5, auxiliary=0.4),
@@ -219,7 +192,6 @@ RECIPES = {
 """Settings for a GPU, for two CPU cores, and for the 240 pairs of the demo set; docs/training.md
 has the evidence."""
 
-
 ENCODER_SETTINGS = {
     "fold": 1,
     "base_channels": 32,
@@ -233,80 +205,134 @@ ENCODER_SETTINGS = {
 """What a pretrained encoder changes in each recipe."""
 
 
-def recipe(name: str, **knobs) -> TrainConfig:
-    """Return the settings of a recipe, with those knobs changed that are not None.
+def recipe(name: str, **changes) -> TrainConfig:
+    """Return the settings of a recipe, with those changed that are not None.
 
     Args:
-        name: `gpu`, `cpu` or `demo`; other names of devices count as `gpu`.
-        knobs: settings of `TrainConfig`.
+        name: one of `RECIPES`.
+        changes: settings of `TrainConfig`.
 
     Raises:
-        ValueError: an impossible value.
+        ValueError: there is no such recipe or setting, or an impossible value.
     """
-    chosen = {
-        knob: value for knob, value in knobs.items() if value is not None and knob != "chosen"
-    }
-    settings = ENCODER_SETTINGS | chosen if chosen.get("encoder", "none") != "none" else chosen
-    return replace(RECIPES.get(name, RECIPES["gpu"]), **settings, chosen=frozenset(chosen))
+    if name not in RECIPES:
+        raise ValueError(f"there is no recipe {name!r}: choose one of {', '.join(RECIPES)}")
+    changes = _chosen(changes)
+    if changes.get("encoder", "none") != "none":
+        changes = ENCODER_SETTINGS | changes
+    return replace(RECIPES[name], **changes)
 
 
-CHANGEABLE = ("epochs", "learning_rate", "compile")
-"""Settings that may change when a run is resumed."""
+def recipe_for(device: torch.device, data: str | Path) -> str:
+    """Return the name of the recipe for a device and a data set (`"demo"` has its own)."""
+    if data == "demo":
+        return "demo"
+    return "cpu" if device.type == "cpu" else "gpu"
 
 
-def continued(config: TrainConfig, checkpoint: dict, path: Path) -> TrainConfig:
-    """Return the settings of a resumed run: those of its checkpoint, and the chosen ones that may
-    change.
+def run_settings(
+    folder: str | Path, backup: str | Path | None, machine: str, resume: bool = True, **changed
+) -> TrainConfig:
+    """Return the settings that a run will have, before anything uses them.
+
+    A run that is resumed keeps its settings, whatever the recipe says; a new one has those of the
+    recipe. Then comes what the person set. One line says what that changes in a run.
+
+    Args:
+        folder, backup: of the run, as in `training.fit`.
+        machine: name of the recipe.
+        resume: as in `training.fit`; False makes a new run.
+        changed: settings that the person set; None counts as not set.
 
     Raises:
-        ValueError: a chosen setting differs from that of the checkpoint, and may not change.
+        ValueError: unknown recipe or setting, an impossible value, or a change that makes it
+            another run, see `check_same_run`.
     """
-    saved, done = TrainConfig.from_dict(checkpoint["config"]), checkpoint["epoch"]
-    changes, kept = {}, []
-    for name in (setting.name for setting in SETTINGS):
-        was, now = getattr(saved, name), getattr(config, name)
-        if was == now:
-            continue
-        if config.chosen is not None and name not in config.chosen:
-            kept.append(f"{name} {was} (not {now})")
-            continue
-        if name not in CHANGEABLE:
+    new = recipe(machine, **changed)
+    saved = saved_settings(folder, backup) if resume else None
+    if saved is None:
+        return new
+    before = TrainConfig(**saved)
+    config = replace(before, **_chosen(changed))
+    check_same_run(before, config, folder)
+    differ = [name for name, value in config.to_dict().items() if value != saved[name]]
+    changes = [f"{name} {getattr(config, name)} (before: {saved[name]})" for name in differ]
+    print(
+        f"Settings of the run in {folder}" + (f", changed: {', '.join(changes)}" if changes else "")
+    )
+    return config
+
+
+def check_same_run(before: TrainConfig, now: TrainConfig, folder: str | Path) -> None:
+    """Check that two settings can belong to one run.
+
+    Under one name stay: the network (all that decides names, shapes or groups of what is saved),
+    and the held-out frames, on which the run is judged. Everything else may change.
+
+    Raises:
+        ValueError: one of them differs; the message names it.
+    """
+    for name, was, value in zip(_FIXED, _fixed(before), _fixed(now), strict=True):
+        if was != value:
             raise ValueError(
-                f"{path} was trained with {name} = {was}, now it is {now}: set it back to resume that run, choose "
-                "another run name, or switch resume off to begin again"
+                f"the run in {folder} was begun with {name} = {getattr(before, name)}, now it is "
+                f"{getattr(now, name)}, which makes it another run: set it back, choose another "
+                "run name, or switch resume off to begin again"
             )
-        changes[name] = now
-    print(f"{path}: {done} of {saved.epochs} epochs are done.")
-    if kept:
-        print(f"Settings kept from the checkpoint: {', '.join(kept)}.")
-    for name, value in changes.items():
-        print(f"Resuming with {name} = {value} (before: {getattr(saved, name)}).")
-    if done >= replace(saved, **changes).epochs:
-        print("Nothing is left to train: set epochs (EPOCHS) higher, or choose another run name.")
-    return replace(saved, **changes)
 
 
-def explain_error(error: Exception, config: TrainConfig) -> None:
-    """Raise a RuntimeError that names the setting to change, for errors of torch that a setting
-    avoids."""
-    if isinstance(error, torch.OutOfMemoryError):
-        raise RuntimeError(
-            f"the GPU's memory is full at batch_size {config.batch_size}, image_size {config.image_size}, "
-            f"base_channels {config.base_channels}: halve batch_size first, then base_channels"
-        ) from error
-    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-        problem = next(iter(str(error).splitlines()), type(error).__name__)
-        raise RuntimeError(
-            f"torch.compile failed ({problem}): set compile to False (COMPILE)"
-        ) from error
+_FIXED = ("base_channels", "fold", "encoder", "hold_out", "auxiliary", "encoder_rate")
 
 
-def settings_table(config: TrainConfig, name: str) -> str:
-    """Return a Markdown table of the settings, and the values of the recipe `name` where they
-    differ."""
-    usual = RECIPES.get(name, RECIPES["gpu"])
+def _fixed(config: TrainConfig) -> tuple:
+    """Of the last two, only whether they are 0 counts: that decides whether there are heads, and
+    a group of the optimizer for the encoder."""
+    return (
+        config.base_channels,
+        config.fold,
+        config.encoder,
+        config.hold_out,
+        config.auxiliary > 0,
+        config.encoder_rate > 0,
+    )
+
+
+def run_name(data: str | Path, scheme: str, labels: str, **changed) -> str:
+    """Return the name of a run from what it learns and from what the person set.
+
+    What a recipe fills in is not part of the name, nor are the length of the training, the batch
+    size and `compile`: a run begun on one machine is found again on another, and can be extended.
+
+    Args:
+        data: as in `sources.get_pairs`.
+        scheme: name of the class scheme.
+        labels: how masks become labels.
+        changed: settings that the person set; None counts as not set.
+    """
+    parts = [Path(data).name.removesuffix(".zip")]
+    parts += [part for part in (scheme, labels) if part not in ("cityscapes19", "restored")]
+    for name, value in sorted(_chosen(changed).items()):
+        if name not in ("epochs", "batch_size", "compile"):
+            parts.append(f"{name}-{value:g}" if isinstance(value, float) else f"{name}-{value}")
+    return "_".join(parts)
+
+
+def _chosen(changes: dict) -> dict:
+    """Return the settings that are not None.
+
+    Raises:
+        ValueError: one is no setting.
+    """
+    names = [setting.name for setting in SETTINGS]
+    if unknown := [name for name in changes if name not in names]:
+        raise ValueError(f"there is no setting {unknown[0]!r}: choose from {', '.join(names)}")
+    return {name: value for name, value in changes.items() if value is not None}
+
+
+def settings_table(config: TrainConfig, machine: str) -> str:
+    """Return a Markdown table of the settings, and the values of the recipe where they differ."""
     lines = ["| setting | value | recipe |", "|---|---|---|"]
-    for setting in SETTINGS:
-        value, default = getattr(config, setting.name), getattr(usual, setting.name)
-        lines.append(f"| {setting.name} | {value} | {'' if value == default else default} |")
+    usual = RECIPES[machine].to_dict()
+    for name, value in config.to_dict().items():
+        lines.append(f"| {name} | {value} | {'' if value == usual[name] else usual[name]} |")
     return "\n".join(lines)

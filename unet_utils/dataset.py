@@ -1,7 +1,8 @@
 """The pairs: one file with photo and mask, and a split prepared once as arrays on disk.
 
 `CityscapesPairs` reads one file at a time. `prepare` goes through a split once and keeps photos and
-label ids as memory-mapped `uint8` arrays, so that no epoch has to decode a JPEG again."""
+label ids as memory-mapped `uint8` arrays, so that no epoch has to decode a JPEG again.
+"""
 
 import errno
 import hashlib
@@ -18,7 +19,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.io import decode_jpeg, read_file
 
 from unet_utils import restoring
 from unet_utils.classes import ClassScheme, get_scheme
@@ -92,38 +92,23 @@ def read_pair(path: Path) -> tuple[np.ndarray, np.ndarray]:
         photo and mask, each `uint8 [256, 256, 3]`.
 
     Raises:
-        ValueError: the file is not a complete 512x256 RGB JPEG; the message names it and the next
-            step.
+        ValueError: the file is not a complete 512x256 RGB JPEG; the message names it.
     """
-    try:
-        # The same JPEG library as Pillow's, without Pillow's extra copies: a fifth of the time.
-        pixels = decode_jpeg(read_file(str(path)))
-    except RuntimeError:
-        pixels = None
-    if pixels is None or pixels.shape != (3, SIDE, 2 * SIDE):
-        pair = _read_with_pillow(path)
-    else:
-        pair = pixels.permute(1, 2, 0).numpy()
-    return pair[:, :SIDE], pair[:, SIDE:]
-
-
-def _read_with_pillow(path: Path) -> np.ndarray:
-    """Fallback reader that explains what is wrong with the file."""
-    advice = "Delete it and unpack the archive again, or leave this frame out."
+    advice = "Unpack the archive again, or leave this frame out."
     try:
         with Image.open(path) as image:
             if image.format != "JPEG" or image.mode != "RGB":
-                raise ValueError(
-                    f"{path} is a {image.mode} {image.format}, not an RGB JPEG. {advice}"
-                )
+                raise ValueError(f"{path} is a {image.mode} {image.format}, no RGB JPEG. {advice}")
             if image.size != (2 * SIDE, SIDE):
                 width, height = image.size
                 raise ValueError(
-                    f"{path} is {width}x{height} pixels; a pair is {2 * SIDE}x{SIDE}, photo left, mask right. {advice}"
+                    f"{path} is {width}x{height} pixels; a pair is {2 * SIDE}x{SIDE}, photo left, "
+                    f"mask right. {advice}"
                 )
-            return np.asarray(image)
+            pair = np.asarray(image)
     except OSError as error:  # Pillow raises it for empty, truncated and foreign files
         raise ValueError(f"{path} cannot be read as a JPEG ({error}). {advice}") from error
+    return pair[:, :SIDE], pair[:, SIDE:]
 
 
 class CityscapesPairs(Dataset):
@@ -150,49 +135,30 @@ class CityscapesPairs(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Return photo and mask, each `uint8 [3, 256, 256]`."""
-        photo, mask = (
-            torch.from_numpy(half.transpose(2, 0, 1).copy())
-            for half in read_pair(self.paths[index])
+        photo, mask = read_pair(self.paths[index])
+        return (
+            torch.from_numpy(photo.transpose(2, 0, 1).copy()),
+            torch.from_numpy(mask.transpose(2, 0, 1).copy()),
         )
-        return photo, mask
 
     def blocks(
         self, size: int = 128, progress: str = ""
     ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
         """Yield `(where, photos, masks)` for all pairs in order, `uint8 [n, 256, 256, 3]` each.
 
-        Files are restored in as many threads as there are cores. While one block is used, the next
-        is read."""
-
-        def read(path: Path, photo: np.ndarray, mask: np.ndarray) -> None:
-            photo[:], mask[:] = read_pair(path)
-
-        def begin(start: int) -> tuple[Iterator[None], slice, np.ndarray, np.ndarray]:
-            paths = self.paths[start : start + size]
-            photos, masks = np.empty((2, len(paths), SIDE, SIDE, 3), dtype=np.uint8)
-            return (
-                pool.map(read, paths, photos, masks),
-                slice(start, start + len(paths)),
-                photos,
-                masks,
-            )
-
-        with (
-            ThreadPoolExecutor(os.cpu_count()) as pool,
-            progress_bar(total=len(self), desc=progress, unit="pair", disable=not progress) as bar,
-        ):
-            following = begin(0)
-            while following[1].start < len(self):
-                reading, where, photos, masks = following
-                following = begin(where.stop)
-                list(reading)
-                yield where, photos, masks
-                bar.update(len(masks))
+        Files are decoded in as many threads as there are cores.
+        """
+        bar = progress_bar(total=len(self), desc=progress, unit="pair", disable=not progress)
+        with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
+            for start in range(0, len(self), size):
+                pairs = list(pool.map(read_pair, self.paths[start : start + size]))
+                photos, masks = (np.stack(halves) for halves in zip(*pairs, strict=True))
+                yield slice(start, start + len(pairs)), photos, masks
+                bar.update(len(pairs))
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the names and contents of all files. Caches are keyed by it, so changed files get
-        a new cache."""
+        """Hash of the names and contents of all files. Changed files get a new cache."""
         digest = hashlib.blake2b(digest_size=8)
         for path in self.paths:
             digest.update(path.name.encode() + path.read_bytes())
@@ -208,17 +174,17 @@ def prepare(
     keep: str | Path | None = None,
     progress: bool = True,
 ) -> Frames:
-    """Decode a split once; later calls map the result from disk.
+    """Restore the labels of a split once; later calls map the result from disk.
 
     Args:
         root: folder that holds `train/` and `val/`.
         split: `train` or `val`.
         cache: folder for the arrays, on a fast local disk.
         scheme: class scheme, by name or as an object (the `clusters` scheme).
-        method: how masks become labels, `restored` or `nearest`; see `restoring.restore_label_ids`.
-        keep: folder that outlives the machine (on Drive), for a compressed copy of the label ids, a
-            few MB. It is read when the cache is empty, and written when it does not hold the labels
-            yet. A copy that fails is a warning.
+        method: how masks become labels, `restored` or `nearest`, see `restoring`.
+        keep: folder that outlives the machine (on Drive), for a compressed copy of the label ids,
+            a few MB. It is read when the cache is empty, and written when it does not hold the
+            labels yet. A copy that fails is a warning.
         progress: show a bar.
 
     Returns:
@@ -228,18 +194,21 @@ def prepare(
         ValueError: a file is not a pair, or the scheme or method is unknown.
         OSError: not enough space for the arrays.
     """
-    scheme, pairs = get_scheme(scheme), CityscapesPairs(root, split)
+    scheme = get_scheme(scheme)
+    pairs = CityscapesPairs(root, split)
+    fingerprint = pairs.fingerprint
     key = _label_key(scheme, method)
-    folder = user_path(cache) / f"{split}-{pairs.fingerprint}"
+    folder = user_path(cache) / f"{split}-{fingerprint}"
     folder.mkdir(parents=True, exist_ok=True)
-    photos_file, labels_file = folder / "photos.npy", folder / f"labels-{key}.npy"
+    photos_file = folder / "photos.npy"
+    labels_file = folder / f"labels-{key}.npy"
     shape = (len(pairs), SIDE, SIDE)
     kept = user_path(keep) / f"{folder.name}-{key}.npz" if keep else None
     if kept and not _is_complete(labels_file, shape):
-        _restore_labels(kept, labels_file, shape)
+        _fetch_labels(kept, labels_file, shape)
 
     def blocks(missing: set[Path]) -> Iterator[tuple[slice, dict[Path, np.ndarray]]]:
-        for where, photos, masks in pairs.blocks(progress=f"preparing {split}" if progress else ""):
+        for where, photos, masks in pairs.blocks(progress=f"preparing {split}" * progress):
             values = {photos_file: photos}
             if labels_file in missing:
                 values[labels_file] = restoring.restore_label_ids(masks, method, scheme=scheme)
@@ -248,24 +217,25 @@ def prepare(
     build_arrays({photos_file: (*shape, 3), labels_file: shape}, blocks)
     if kept:
         _keep_labels(labels_file, kept)
-    numbers = tuple(int(path.stem) for path in pairs.paths)
-    return Frames(map_array(photos_file), map_array(labels_file), scheme, numbers)
+    return Frames(
+        map_array(photos_file),
+        map_array(labels_file),
+        scheme,
+        numbers=tuple(int(path.stem) for path in pairs.paths),
+        data=fingerprint,
+        labels=method,
+    )
 
 
 def _label_key(scheme: ClassScheme, method: str) -> str:
     if scheme.cluster_colors:
-        return (
-            "clusters-"
-            + hashlib.blake2b(
-                repr((scheme.cluster_colors, scheme.cluster_ids)).encode(), digest_size=4
-            ).hexdigest()
-        )
+        centers = repr((scheme.cluster_colors, scheme.cluster_ids)).encode()
+        return f"clusters-{hashlib.blake2b(centers, digest_size=4).hexdigest()}"
     return f"restored-{restoring.restorer_version()}" if method == "restored" else method
 
 
-def _restore_labels(kept: Path, file: Path, shape: tuple[int, ...]) -> None:
-    """Unpack the kept copy of the label ids, if it is there and whole; otherwise the masks are
-    restored again."""
+def _fetch_labels(kept: Path, file: Path, shape: tuple[int, ...]) -> None:
+    """Unpack the kept copy of the label ids, if there is one; a damaged one is deleted."""
     try:
         if kept.exists():
             with np.load(kept) as archive:
@@ -275,9 +245,8 @@ def _restore_labels(kept: Path, file: Path, shape: tuple[int, ...]) -> None:
             with replacing(file) as unfinished:
                 np.save(unfinished, label_ids)
     except Exception as error:  # zipfile, zlib and numpy have different errors for a damaged file
-        print(
-            f"Warning: {kept} cannot be used ({error or type(error).__name__}): the masks are restored again."
-        )
+        reason = error or type(error).__name__
+        print(f"Warning: {kept} cannot be used ({reason}): the labels are restored again.")
         with suppress(OSError):
             kept.unlink(missing_ok=True)  # so that it is written again
 
@@ -296,8 +265,7 @@ def build_arrays(
     shapes: dict[Path, tuple[int, ...]],
     blocks: Callable[[set[Path]], Iterable[tuple[slice, dict[Path, np.ndarray]]]],
 ) -> None:
-    """Write those arrays that are not complete on disk yet, block by block; no array is held in
-    memory.
+    """Write those arrays that are not complete on disk yet, block by block, never whole in memory.
 
     Args:
         shapes: shape of each `uint8` array, by its file; all files in one folder.
@@ -311,14 +279,13 @@ def build_arrays(
     if not missing:
         return
     # Check the space first: a memory map on a full disk kills the process.
-    require_space(next(iter(missing)).parent, sum(math.prod(shape) for shape in missing.values()))
+    needed = sum(math.prod(shape) for shape in missing.values())
+    require_space(next(iter(missing)).parent, needed)
     with ExitStack() as stack:
-        arrays = {
-            file: np.lib.format.open_memmap(
-                stack.enter_context(replacing(file)), "w+", np.uint8, shape
-            )
-            for file, shape in missing.items()
-        }
+        arrays = {}
+        for file, shape in missing.items():
+            unfinished = stack.enter_context(replacing(file))
+            arrays[file] = np.lib.format.open_memmap(unfinished, "w+", np.uint8, shape)
         for where, values in blocks(set(missing)):
             for file, array in arrays.items():
                 array[where] = values[file]
@@ -338,8 +305,7 @@ def _is_complete(file: Path, shape: tuple[int, ...]) -> bool:
 
 
 def map_array(file: Path) -> Tensor:
-    """Return an array on disk as a tensor; the system loads its pages when they are used, and drops
-    them again.
+    """Return an array on disk as a tensor; the system loads its pages when they are used.
 
     Values written to the tensor never reach the file.
     """
@@ -348,8 +314,7 @@ def map_array(file: Path) -> Tensor:
     except OSError as error:
         if error.errno != errno.ENOMEM:
             raise
-    # Copy on write reserves memory for every page. There is not enough of it: map the file
-    # read-only.
+    # Copy on write reserves memory for every page. There is not enough: map the file read-only.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # torch does not support read-only tensors
         return torch.from_numpy(np.load(file, mmap_mode="r"))

@@ -1,9 +1,11 @@
-"""The device: which one computes, in which precision and memory layout."""
+"""Which device computes, in which precision and memory layout, and what its errors mean."""
 
 import ctypes
+import functools
 import os
+import traceback
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -15,47 +17,30 @@ def find_device() -> torch.device:
         try:
             # A GPU that is too old for this torch is reported as available, and fails at the first
             # convolution.
-            torch.nn.functional.conv2d(
-                torch.ones(1, 1, 8, 8, device="cuda"), torch.ones(1, 1, 3, 3, device="cuda")
-            )
+            one = torch.ones(1, 1, 8, 8, device="cuda")
+            torch.nn.functional.conv2d(one, one)
             torch.cuda.synchronize()
             return torch.device("cuda")
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             print(
                 f"Warning: PyTorch {torch.__version__} cannot use this GPU ({reason}), so the CPU "
-                "is used instead."
+                "is used instead. On Kaggle, the P100 is too old: choose Settings > Accelerator > "
+                "GPU T4 x2."
             )
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def reuse_memory() -> None:
-    """Make training on a CPU up to twice as fast on Linux: keep the memory of freed tensors for the
-    next ones.
-
-    By default glibc returns each large block to the system and gets it anew, zeroed page by page,
-    for every layer of every step. torch also asks for pages of 2 MB, if the system has them."""
-    # Read by torch when it makes its first tensor.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):  # not Linux, or another C library
-        return
-    # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h: no separate maps, never trim.
-    mallopt(-4, 0)
-    mallopt(-1, 2**31 - 1)
 
 
 def compute_dtype(device: torch.device | str) -> torch.dtype:
     """Return the data type in which the device computes fastest and networks still train.
 
     bfloat16 on Ampere GPUs and later and on CPUs with fast bfloat16, float16 on older GPUs such as
-    Colab's T4, float32 elsewhere."""
+    Colab's T4, float32 elsewhere.
+    """
     device = torch.device(device)
     if device.type == "cuda":
-        return (
-            torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-        )
+        is_ampere = torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if is_ampere else torch.float16
     if device.type == "cpu" and _cpu_has_fast_bfloat16():
         return torch.bfloat16
     return torch.float32
@@ -64,25 +49,26 @@ def compute_dtype(device: torch.device | str) -> torch.dtype:
 CPUINFO = Path("/proc/cpuinfo")
 
 
-@cache
+@functools.cache
 def _cpu_has_fast_bfloat16() -> bool:
-    amx, avx512 = (
-        getattr(torch.cpu, f"_is_{unit}_supported", lambda: False)()
-        for unit in ("amx_tile", "avx512_bf16")
-    )
     # With AVX512-BF16 but without AMX, a step takes 0.7 of the time of float32 on AMD's processors,
     # and 1.5 times as long on Intel's.
-    return amx or (avx512 and CPUINFO.exists() and "AuthenticAMD" in CPUINFO.read_text())
+    if _cpu_has("amx_tile"):
+        return True
+    is_amd = CPUINFO.exists() and "AuthenticAMD" in CPUINFO.read_text()
+    return is_amd and _cpu_has("avx512_bf16")
+
+
+def _cpu_has(unit: str) -> bool:
+    return getattr(torch.cpu, f"_is_{unit}_supported", lambda: False)()
 
 
 def autocast(device: torch.device | str) -> AbstractContextManager:
     """Return the context to run a network in on that device: mixed precision where it is faster."""
     dtype = compute_dtype(device)
-    return (
-        nullcontext()
-        if dtype == torch.float32
-        else torch.autocast(torch.device(device).type, dtype=dtype)
-    )
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, dtype=dtype)
 
 
 def memory_format(device: torch.device | str) -> torch.memory_format:
@@ -91,4 +77,65 @@ def memory_format(device: torch.device | str) -> torch.memory_format:
     Apple GPUs are reported to compute wrong gradients of batch normalization with channels last:
     https://github.com/pytorch/pytorch/issues/175189.
     """
-    return torch.contiguous_format if torch.device(device).type == "mps" else torch.channels_last
+    is_apple = torch.device(device).type == "mps"
+    return torch.contiguous_format if is_apple else torch.channels_last
+
+
+def reuse_memory() -> None:
+    """Make training on a CPU up to twice as fast on Linux: keep freed memory for the next tensors.
+
+    By default glibc returns each large block to the system and gets it anew, zeroed page by page,
+    for every layer of every step. torch also asks for pages of 2 MB, if the system has them.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it with its first tensor
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # not Linux, or another C library
+        return
+    no_separate_maps = (-4, 0)  # M_MMAP_MAX of malloc.h
+    never_trim = (-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+    mallopt(*no_separate_maps)
+    mallopt(*never_trim)
+
+
+def explain_errors(memory_advice: str) -> Callable:
+    """Return a decorator that names the setting to change for errors of torch that it avoids.
+
+    Args:
+        memory_advice: what to do when the GPU's memory is full.
+
+    Raises:
+        RuntimeError: in the place of an out-of-memory error, or one of torch.compile.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def call(*args, **kwargs):
+            try:
+                return function(*args, **kwargs)
+            except Exception as error:
+                problem = _problem(error, memory_advice)
+                if not problem:
+                    raise
+                # Notebooks keep the traceback, and it keeps all variables of the calls: what was
+                # on the GPU would still be there when the person tries again with less.
+                traceback.clear_frames(error.__traceback__)
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
+            raise RuntimeError(problem)  # out here, so that it does not carry that error along
+
+        return call
+
+    return decorate
+
+
+def _problem(error: Exception, memory_advice: str) -> str:
+    """Return what to tell a person about an error of torch; nothing for other errors."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"the GPU's memory is full: {memory_advice}"
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")) or (
+        isinstance(error, RuntimeError) and "torch.compile" in str(error)
+    ):
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        return f"torch.compile failed ({first_line}): set compile to False (COMPILE)"
+    return ""

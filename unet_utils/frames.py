@@ -1,5 +1,6 @@
 """Photos and label ids of a split in arrays, and batches of them on the device."""
 
+import hashlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from unet_utils.augment import to_device
 from unet_utils.classes import ClassScheme
+from unet_utils.images import to_device
 
 HELD_OUT_CITIES = range(2712, 2976)
 """File numbers of weimar and zurich, the last two training cities: files are numbered in the
@@ -26,29 +27,43 @@ class Frames:
         label_ids: official label ids, `uint8 [N, H, W]`.
         scheme: turns label ids into class indices.
         numbers: the file number of each frame.
+        data: fingerprint of the files of the split; empty if they are not known.
+        labels: how masks became labels, see `restoring.METHODS`.
     """
 
     photos: Tensor
     label_ids: Tensor
     scheme: ClassScheme
     numbers: tuple[int, ...]
+    data: str = ""
+    labels: str = "restored"
 
     def __len__(self) -> int:
         return len(self.photos)
 
     def part(self, keep: slice) -> "Frames":
         """Return a slice of the frames, without a copy."""
-        return Frames(self.photos[keep], self.label_ids[keep], self.scheme, self.numbers[keep])
+        return replace(
+            self,
+            photos=self.photos[keep],
+            label_ids=self.label_ids[keep],
+            numbers=self.numbers[keep],
+        )
 
     def batch(
         self, where: slice | Tensor, device: torch.device | str = "cpu"
     ) -> tuple[Tensor, Tensor]:
-        """Return photos `uint8 [n, 3, H, W]` (channels last in memory) and class indices `uint8 [n,
-        H, W]`."""
-        photos, label_ids = (
-            to_device(array[where], device) for array in (self.photos, self.label_ids)
-        )
-        return self._encoded(photos, label_ids)
+        """Return some of the frames, on the device.
+
+        Args:
+            where: which frames, a slice or indices `int64 [n]`.
+            device: where they go.
+
+        Returns:
+            photos `uint8 [n, 3, H, W]` (channels last in memory), class indices `uint8 [n, H, W]`.
+        """
+        photos = to_device(self.photos[where], device)
+        return self._encoded(photos, to_device(self.label_ids[where], device))
 
     def batches(
         self, order: Iterable[Tensor], device: torch.device | str
@@ -56,20 +71,17 @@ class Frames:
         """Yield the batch of each entry of `order`, indices `int64 [n]`, as `batch` returns it.
 
         Frames in CPU memory are read ahead: while one batch is used, the next ones are copied to
-        the device."""
+        the device.
+        """
         if self.photos.device.type != "cpu":
-            yield from (
-                self.batch(to_device(indices, self.photos.device), device) for indices in order
-            )
+            for indices in order:
+                yield self.batch(to_device(indices, self.photos.device), device)
         else:
-            yield from (
-                self._encoded(*rows)
-                for rows in read_ahead((self.photos, self.label_ids), order, device)
-            )
+            for photos, label_ids in read_ahead((self.photos, self.label_ids), order, device):
+                yield self._encoded(photos, label_ids)
 
     def _encoded(self, photos: Tensor, label_ids: Tensor) -> tuple[Tensor, Tensor]:
-        # Building the table on the GPU would force a synchronization in every batch; a non-blocking
-        # copy does not.
+        # A table made on the GPU would make the host wait in every batch; this copy does not.
         lookup = to_device(torch.tensor(self.scheme.lookup, dtype=torch.uint8), label_ids.device)
         return photos.permute(0, 3, 1, 2), lookup[label_ids.int()]
 
@@ -82,16 +94,20 @@ class Frames:
             return self
         return replace(self, photos=self.photos.to(device), label_ids=self.label_ids.to(device))
 
-    def split_cities(self) -> tuple["Frames", "Frames"]:
-        """Return the training frames and the held-out frames, on which epochs and settings are
-        chosen.
+    def split(self, hold_out: bool) -> tuple["Frames", "Frames | None"]:
+        """Return the frames to learn from, and the held-out frames to choose epochs and settings.
 
-        In the Kaggle set the second part is `HELD_OUT_CITIES`. In other sets it is the last tenth,
-        at least one frame.
+        In the Kaggle set the held-out frames are those of `HELD_OUT_CITIES`. In other sets they are
+        the last tenth, at least one frame.
+
+        Args:
+            hold_out: False keeps nothing out.
 
         Raises:
-            ValueError: fewer than two frames.
+            ValueError: there is a single frame, and one has to be held out.
         """
+        if not hold_out:
+            return self, None
         held = sum(number in HELD_OUT_CITIES for number in self.numbers)
         if not 0 < held < len(self) or self.numbers[-1] not in HELD_OUT_CITIES:
             held = max(1, len(self) // 10)
@@ -104,17 +120,24 @@ class Frames:
     def label_counts(self) -> Tensor:
         """Count the pixels of each label id, `int64 [256]`."""
         counts = torch.zeros(256, dtype=torch.int64)
-        step = max(
-            1, 2**22 // self.label_ids[0].numel()
-        )  # bincount needs 8 bytes per pixel: not all at the same time
+        # bincount needs 8 bytes per pixel: not all at the same time.
+        step = max(1, 2**22 // self.label_ids[0].numel())
         for start in range(0, len(self), step):
             block = self.label_ids[start : start + step].flatten().int()
             counts += torch.bincount(block, minlength=256).cpu()
         return counts
 
+    def label_hash(self) -> str:
+        """Return 16 hexadecimal digits that identify the label ids of these frames."""
+        digest = hashlib.blake2b(digest_size=8)
+        for label_ids in self.label_ids:
+            digest.update(label_ids.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
     def class_counts(self) -> Tensor:
         """Count the pixels of each class, `int64 [C]`, void left out."""
-        lookup, counts = torch.tensor(self.scheme.lookup), self.label_counts()
+        counts = self.label_counts()
+        lookup = torch.tensor(self.scheme.lookup)
         return torch.zeros_like(counts).index_add(0, lookup, counts)[: self.scheme.num_classes]
 
 
@@ -134,19 +157,14 @@ def read_ahead(
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def fetch(indices: Tensor) -> list[Tensor]:
+        place = indices.argsort()  # read in the order on the disk
         with torch.cuda.stream(stream):  # does nothing for None
-            rows = [
-                torch.empty(
-                    (len(indices), *array.shape[1:]),
-                    dtype=torch.uint8,
-                    pin_memory=stream is not None,
-                )
-                for array in arrays
-            ]
-            for place in indices.argsort().tolist():  # in the order on the disk
-                for target, array in zip(rows, arrays, strict=True):
-                    target.numpy()[place] = array[indices[place]].numpy()
-            rows = [to_device(target, device) for target in rows]
+            rows = []
+            for array in arrays:
+                shape = (len(indices), *array.shape[1:])
+                target = torch.empty(shape, dtype=torch.uint8, pin_memory=stream is not None)
+                target[place] = array[indices[place]]
+                rows.append(to_device(target, device))
             if stream:
                 stream.synchronize()  # blocks this thread only
         return rows

@@ -62,11 +62,10 @@ class AuxiliaryHeads(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         _, expanding = self.model.features(x)
-        logits = self.model.unfold(self.model.head(expanding[-1]))
-        return [
-            logits,
-            *(head(features) for head, features in zip(self.heads, expanding, strict=False)),
-        ]
+        outputs = [self.model.unfold(self.model.head(expanding[-1]))]
+        for head, features in zip(self.heads, expanding, strict=False):
+            outputs.append(head(features))
+        return outputs
 
 
 def segmentation_loss(

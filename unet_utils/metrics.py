@@ -41,14 +41,12 @@ class ConfusionMatrix:
         """
         pred, target = torch.as_tensor(pred), torch.as_tensor(target)
         if pred.shape != target.shape:
-            raise ValueError(
-                f"pred {list(pred.shape)} and target {list(target.shape)} differ in shape"
-            )
+            shapes = f"pred {list(pred.shape)} and target {list(target.shape)}"
+            raise ValueError(f"{shapes} differ in shape")
         for name, values in (("pred", pred), ("target", target)):
             if values.is_floating_point() or values.is_complex():
-                raise ValueError(
-                    f"{name} holds {values.dtype}, not class indices: use logits.argmax(1), or .long()"
-                )
+                advice = "use logits.argmax(1), or .long()"
+                raise ValueError(f"{name} holds {values.dtype}, not class indices: {advice}")
         # int32 holds C * C and needs half the memory traffic of int64; everything stays on the
         # device of `pred`.
         pred, target = pred.flatten().int(), target.to(pred.device).flatten().int()
@@ -58,15 +56,13 @@ class ConfusionMatrix:
         rows = torch.where((target >= 0) & (target < c), target, c)
         rows.masked_fill_(target == self.ignore_index, c + 1)
         columns = torch.where((pred >= 0) & (pred < c), pred, c)
-        counts = torch.bincount(rows.mul_(c + 1).add_(columns), minlength=(c + 2) * (c + 1)).view(
-            c + 2, c + 1
-        )
-        counts = counts[: c + 1]
+        cells = rows.mul_(c + 1).add_(columns)
+        counts = torch.bincount(cells, minlength=(c + 2) * (c + 1)).view(c + 2, c + 1)[: c + 1]
         if counts[c].any() or counts[:, c].any():
-            culprit, values = ("target", target) if counts[c].any() else ("pred", pred)
+            name, values = ("target", target) if counts[c].any() else ("pred", pred)
             seen = torch.unique(values[target != self.ignore_index]).tolist()
             raise ValueError(
-                f"{culprit} has classes outside 0 to {c - 1}: it holds {seen}. Another class scheme?"
+                f"{name} has classes outside 0 to {c - 1}: it holds {seen}. Another class scheme?"
             )
         self.matrix = self.matrix.to(counts.device) + counts[:c, :c]
 
@@ -186,11 +182,9 @@ def bootstrap_mean_iou(
     scores = []
     for _ in range(rounds):
         drawn = np.bincount(rng.integers(len(counts), size=len(counts)), minlength=len(counts))
-        total.matrix = (
-            torch.tensordot(torch.from_numpy(drawn).double(), counts, dims=1).round().long()
-        )
+        weighted = torch.tensordot(torch.from_numpy(drawn).double(), counts, dims=1)
+        total.matrix = weighted.round().long()
         scores.append(total.mean_iou)
-    low, high = np.nanquantile(
-        scores, [0.025, 0.975]
-    )  # NaN: only frames without a labelled pixel were drawn
+    # A score is NaN if only frames without a labelled pixel were drawn.
+    low, high = np.nanquantile(scores, [0.025, 0.975])
     return float(low), float(high)

@@ -1,4 +1,7 @@
-"""The training loop: one epoch after another, a checkpoint after each, and how a run is resumed."""
+"""The training loop: `fit` is a run, `train_epoch` an epoch with all that happens in a step.
+
+`TrainingState` is what they change, and its way into a checkpoint and back: how a run is resumed.
+"""
 
 import contextlib
 import copy
@@ -6,27 +9,28 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor, nn
 
-from unet_utils.augment import augment, crop_share, draw_changes
-from unet_utils.checkpoints import FORMAT, RunFiles, load_matching, read_checkpoint
-from unet_utils.classes import ClassScheme
-from unet_utils.config import TrainConfig, continued, explain_error
-from unet_utils.device import autocast, compute_dtype, memory_format
+from unet_utils.augment import augment, draw_changes
+from unet_utils.checkpoints import FORMAT, load_matching, made_by, read_checkpoint, weights_hash
+from unet_utils.config import TrainConfig, check_same_run
+from unet_utils.device import autocast, compute_dtype, explain_errors, memory_format
 from unet_utils.evaluation import score
 from unet_utils.frames import Frames
 from unet_utils.losses import AuxiliaryHeads, class_weights, prior_correction, segmentation_loss
 from unet_utils.model import UNet
 from unet_utils.optimizer import Muon, parameter_groups
 from unet_utils.platform.environment import progress_bar
-from unet_utils.platform.files import user_path
-from unet_utils.platform.processes import SingleProcess
+from unet_utils.run_files import RunFiles
+from unet_utils.schedule import Schedule
+
+Result = TypeVar("Result")
 
 
+@explain_errors("halve batch_size first (BATCH_SIZE), then base_channels (BASE_CHANNELS)")
 def fit(
     frames: Frames,
     config: TrainConfig,
@@ -38,27 +42,25 @@ def fit(
     on_step: Callable[[int, int, int, int], None] | None = None,
     progress: bool = True,
     start_from: str | Path | None = None,
-    processes: SingleProcess | None = None,
+    processes: "OneProcess | None" = None,
 ) -> list[dict]:
-    """Train a UNet, or continue an interrupted run.
+    """Train a UNet, or resume a run: for each epoch train, score, save, report.
 
     After every epoch `folder` holds `last.pt` (all that is needed to resume), `best.pt` (the
     averaged weights of the best epoch) and `history.csv`. All randomness of an epoch follows from
     the seed and its number, so on the same machine an interrupted run ends like one that was not
-    interrupted, on CPUs bit by bit. A resumed run keeps the settings of its checkpoint; only
-    settings in `config.chosen` are compared with it. With more epochs than before, a run that has
-    ended continues with a new schedule.
+    interrupted, on CPUs bit by bit. With more epochs than before, a run that has ended is extended
+    by a new schedule.
 
     Args:
         frames: the training split.
-        config: the settings.
+        config: the settings, from `config.run_settings` or `recipe`; they are taken as they are.
         folder: where the files of the run go.
         device: where to train.
         resume: continue from `last.pt` if it exists; if False, earlier files of the run are
             renamed, not overwritten.
-        backup: a second folder (on Drive) that gets a copy of the files after every epoch, and from
-            which a run is restored if `folder` is empty. If it fails, a message says so, and
-            training continues.
+        backup: a second folder (on Drive) that gets copies of the files, and from which a run is
+            restored if `folder` is empty. If it fails, a message says so, and training continues.
         on_epoch: called after every epoch with the history and the averaged model.
         on_step: called after every step with the epoch (from 1), the photos used in it, photos per
             epoch, and epochs.
@@ -67,306 +69,358 @@ def fit(
         processes: the processes that train together; None for one.
 
     Returns:
-        The history: one dict per epoch with its `epoch` (from 1), `learning_rate`, `loss` (mean
-        over the epoch), `seconds`, `images_per_second` and, with `hold_out`, the scores on the
-        held-out cities.
+        The history: one dict per epoch, as `train_epoch` returns it, with `hold_out` also the
+        scores on the held-out frames.
 
     Raises:
-        ValueError: the checkpoint has another class scheme or chosen setting; there are fewer
-            frames than the batch size; no pixel has a class.
+        ValueError: the run in `folder` learned from other data, or has another network or other
+            held-out frames; there are fewer frames than the batch size; no pixel has a class.
         LockedError: another process trains this run.
         FloatingPointError: the loss is not finite.
-        RuntimeError: out of GPU memory, or torch.compile failed; the message names the setting to
-            change.
+        RuntimeError: out of GPU memory, or torch.compile failed; the message names the setting.
+        OSError: the last epoch could not be saved.
     """
-    device, folder, processes = (
-        torch.device(device),
-        user_path(folder),
-        processes or SingleProcess(),
-    )
-    files = RunFiles(folder, user_path(backup) if backup else None)
-    folder.mkdir(parents=True, exist_ok=True)
-    with files.lock if processes.rank == 0 else contextlib.nullcontext():
-        checkpoint = None
-        try:
-            if resume:
-                processes.once(files.restore)
-            if resume and files.last.exists():
-                checkpoint = read_checkpoint(files.last)
-        except ValueError as error:
-            raise ValueError(
-                f"{error}. To begin again, switch resume off (RESUME): the file is then renamed"
-            ) from error
+    device = torch.device(device)
+    processes = processes or OneProcess()
+    files = RunFiles(folder, backup)
+    learn, held_out = frames.split(config.hold_out)
+    _check_frames(learn, held_out, config, processes)
+    scene_size = config.scene_size(*frames.photos.shape[1:3])
+    facts = {
+        "format": FORMAT,
+        "scheme": frames.scheme.to_dict(),
+        "config": config.to_dict(),
+        "scene_size": list(scene_size),
+        "data": {"files": frames.data, "labels": frames.labels, "frames": len(frames)},
+    }
+    origin = made_by(device, frames.label_hash())
+    with files if processes.rank == 0 else contextlib.nullcontext():
+        checkpoint = processes.first(lambda: files.begin(resume))
         if checkpoint:
-            config = continued(config, checkpoint, files.last)
-        else:
-            processes.once(
-                files.set_aside
-            )  # also a best.pt without a last.pt: nothing is overwritten
-        run = _Run(frames, config, device, processes, checkpoint, files.last, start_from)
-        while run.epoch < config.epochs:
-            try:
-                row = _train_epoch(run, progress and processes.rank == 0, on_step)
-            except Exception as error:
-                explain_error(error, config)
-                raise
-            if not (
-                math.isfinite(row["loss"])
-                and all(part.isfinite().all() for part in run.model.parameters())
-            ):
-                raise FloatingPointError(
-                    f"the loss of epoch {run.epoch + 1} is {row['loss']}, or a weight is not finite: lower "
-                    f"learning_rate (LEARNING_RATE) and run again. It resumes after epoch {run.epoch}"
-                )
-            run.epoch += 1
-            model = run.model_to_use()
-            if run.held_out:
-                row |= score(model, run.held_out, run.scene_size, processes).summary()
-            run.history.append(row)
-            is_best = not run.held_out or row["mean_iou"] >= max(
-                r["mean_iou"] for r in run.history if "mean_iou" in r
-            )
-            processes.once(files.save, run.checkpoint(), is_best)
-            if progress:
-                print(_line(run.history, config))
-            if on_epoch:
-                on_epoch(run.history, model)
-        return run.history
-
-
-class _Run:
-    """All that changes during a run, and its way into a checkpoint and back."""
-
-    def __init__(
-        self,
-        frames: Frames,
-        config: TrainConfig,
-        device: torch.device,
-        processes: SingleProcess,
-        checkpoint: dict | None,
-        path: Path,
-        start_from: str | Path | None,
-    ):
+            _check_same_data(checkpoint, facts, files.folder)
+            check_same_run(TrainConfig(**checkpoint["config"]), config, files.folder)
         torch.manual_seed(config.seed)
-        self.config, self.scheme, self.device, self.processes = (
-            config,
-            frames.scheme,
-            device,
-            processes,
-        )
-        self.held_out: Frames | None
-        learn, self.held_out = frames.split_cities() if config.hold_out else (frames, None)
-        if config.batch_size > len(learn):
-            raise ValueError(
-                f"batch_size is {config.batch_size}, but there are only {len(learn)} frames to learn from"
-            )
-        if config.batch_size < processes.size:
-            raise ValueError(
-                f"batch_size is {config.batch_size}, too small for {processes.size} processes"
-            )
-        self.num_frames = len(frames)
-        height, width = frames.photos.shape[1:3]
-        self.scene_size = config.scene_size(height, width)
-        self.crop = crop_share(height, width, config.image_size)
-        self.learn, self.steps_per_epoch = learn.to(device), len(learn) // config.batch_size
-        counts = processes.sum(
-            learn.part(processes.part(len(learn))).class_counts().to(device)
-        ).cpu()
-        for name, pixels in (
-            ("training", counts),
-            ("held-out", self.held_out and self.held_out.class_counts()),
-        ):
-            if pixels is not None and pixels.sum() == 0:
-                raise ValueError(
-                    f"no pixel of the {name} frames has a class of the scheme {frames.scheme.name!r}: look at the masks"
-                )
-        self.class_weights = class_weights(counts, config.class_weighting).to(device)
-        self.logit_shift = prior_correction(self.class_weights, config.prior_correction)
-        network = (
-            checkpoint["model_config"] if checkpoint else config.network(frames.scheme.num_classes)
-        )
-        source = read_checkpoint(start_from) if start_from and not checkpoint else None
-        # Else the weights of the encoder come from a checkpoint.
-        pretrained = not checkpoint and (
-            not source or source["model_config"].get("encoder") != network.get("encoder")
-        )
-        self.model = processes.in_turn(
-            lambda: UNet(**network, pretrained=pretrained)
-        )  # which may download them
-        if source:
-            load_matching(self.model, source, start_from)
-        training_model = AuxiliaryHeads(self.model, config.auxiliary > 0)
-        training_model.to(device, memory_format=memory_format(device))
-        self.heads, self.forward = training_model.heads, processes.wrap(training_model)
-        if config.compile:
-            try:
-                self.forward = torch.compile(self.forward)  # type: ignore[assignment]
-            except RuntimeError as error:  # not on this system, or not with this version of Python
-                raise RuntimeError(
-                    f"torch.compile failed ({error}): set compile to False (COMPILE)"
-                ) from error
-        groups = parameter_groups(training_model, self.model.encoder, config.encoder_rate)
-        self.optimizer = Muon(groups, weight_decay=config.weight_decay)
-        self.scaler = torch.amp.GradScaler(
-            device.type, enabled=compute_dtype(device) == torch.float16
-        )
-        self.epoch, self.schedule_start = 0, 0
-        self.history: list[dict] = []
+        model = processes.first(lambda: _first_model(frames, config, checkpoint, start_from))
+        state = TrainingState(model, learn, config, device, processes)
         if checkpoint:
-            self._load(checkpoint, path)
-        steps = max(
-            1.0, config.averaging * (config.epochs - self.schedule_start) * self.steps_per_epoch
-        )
-        self.averaged = AveragedModel(
-            self.model, multi_avg_fn=get_ema_multi_avg_fn(1 - 1 / steps), use_buffers=True
-        )
-        if checkpoint:
-            self.averaged.module.load_state_dict(checkpoint["averaged"])
-            self.averaged.n_averaged.copy_(checkpoint["averaged_steps"])
+            state.load(checkpoint)
+            print(f"{files.last}: {state.epoch} of {config.epochs} epochs are done.")
+            if state.epoch >= config.epochs:
+                print("Nothing is left to train: to extend the run, set epochs (EPOCHS) higher.")
+        learn = learn.to(device)
 
-    def learning_rate(self, step: int) -> float:
-        """One cycle (https://arxiv.org/abs/1708.07120): linear warm-up over a tenth of the steps,
-        then a cosine."""
-        total = (self.config.epochs - self.schedule_start) * self.steps_per_epoch
-        step, warm = step - self.schedule_start * self.steps_per_epoch, max(1, total // 10)
-        if step < warm:
-            return self.config.learning_rate * (step + 1) / warm
-        final, wave = self.config.final_rate, math.cos(math.pi * (step - warm) / (total - warm))
-        return self.config.learning_rate * (1 + final + (1 - final) * wave) / 2
-
-    def model_to_use(self) -> UNet:
-        """Return the averaged model in evaluation mode, with the prior correction."""
-        self.processes.share_buffers(self.model, self.averaged.module)
-        model: Any = copy.deepcopy(self.averaged.module).eval()
-        model.shift_logits(self.logit_shift)
-        return model
-
-    def checkpoint(self) -> dict:
-        return {
-            "format": FORMAT,
-            "model": self.model.state_dict(),
-            "model_config": self.model.config,
-            "heads": self.heads.state_dict(),
-            "averaged": self.averaged.module.state_dict(),
-            "averaged_steps": self.averaged.n_averaged,
-            "logit_shift": self.logit_shift.cpu(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "epoch": self.epoch,
-            "schedule_start": self.schedule_start,
-            "history": self.history,
-            "frames": self.num_frames,
-            "config": self.config.to_dict() | {"scene_size": list(self.scene_size)},
-            "scheme": self.scheme.to_dict(),
-        }
-
-    def _load(self, checkpoint: dict, path: Path) -> None:
-        scheme = ClassScheme.from_dict(checkpoint["scheme"])
-        scene_size = tuple(checkpoint["config"].get("scene_size", self.scene_size))
-        if self.crop == (1.0, 1.0) and scene_size == (
-            self.config.image_size,
-            self.config.image_size,
-        ):
-            self.scene_size = scene_size  # version 0.1 showed square frames as wide as in training
-        for what, was, now in (
-            ("class scheme", scheme.name, self.scheme.name),
-            ("classes", scheme.names, self.scheme.names),
-            ("cluster colours", scheme.cluster_colors, self.scheme.cluster_colors),
-            (
-                "number of training frames",
-                checkpoint.get("frames", self.num_frames),
-                self.num_frames,
-            ),
-            ("scene size", scene_size, self.scene_size),
-        ):
-            if was != now:
-                raise ValueError(
-                    f"{path} was trained with the {what} {was}, now it is {now}: set it back, choose another run name, "
-                    "or switch resume off to begin again"
+        while state.epoch < config.epochs:
+            shown = progress and processes.rank == 0
+            row = train_epoch(state, learn, config, processes, shown, on_step)
+            if not (math.isfinite(row["loss"]) and state.is_finite()):
+                raise FloatingPointError(
+                    f"the loss of epoch {row['epoch']} is {row['loss']}, or a weight is not "
+                    "finite: lower learning_rate (LEARNING_RATE) and run again. It resumes after "
+                    f"epoch {state.epoch}"
                 )
-        self.model.load_state_dict(checkpoint["model"])
-        self.heads.load_state_dict(checkpoint.get("heads", {}))
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        if (
-            self.scaler.is_enabled() and checkpoint["scaler"]
-        ):  # empty if the epochs before needed no loss scaling
-            self.scaler.load_state_dict(checkpoint["scaler"])
-        self.epoch, self.history = checkpoint["epoch"], checkpoint["history"]
-        ended = self.epoch >= checkpoint["config"]["epochs"]
-        self.schedule_start = self.epoch if ended else checkpoint.get("schedule_start", 0)
+            state.epoch += 1
+            state.history.append(row)
+            if processes.rank > 0:
+                continue  # the first process scores and saves
+            model = state.model_to_use()
+            if held_out:
+                row |= score(model, held_out, scene_size).summary()
+            best = max(past.get("mean_iou", 0) for past in state.history)
+            origin["weights"] = weights_hash(state.averaged.state_dict())
+            checkpoint = facts | state.to_dict() | {"made_by": origin}
+            files.save(checkpoint, is_best=row.get("mean_iou", 0) >= best)
+            if progress:
+                print(_line(state.history, Schedule(config, 1, state.first_epoch)))
+            if on_epoch:
+                on_epoch(state.history, model)
+    if processes.rank == 0 and not files.saved:
+        raise OSError(f"the last epoch could not be saved in {files.folder}: see the message above")
+    return state.history
 
 
-def _train_epoch(
-    run: _Run, progress: bool, on_step: Callable[[int, int, int, int], None] | None
+def train_epoch(
+    state: "TrainingState",
+    learn: Frames,
+    config: TrainConfig,
+    processes: "OneProcess",
+    progress: bool = False,
+    on_step: Callable[[int, int, int, int], None] | None = None,
 ) -> dict:
-    config, processes = run.config, run.processes
-    # All randomness of the epoch comes from this generator: no random state has to be saved.
-    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + run.epoch)
-    torch.manual_seed(
-        generator.initial_seed()
-    )  # for layers with random numbers of their own, as in ConvNeXt
-    order = torch.randperm(len(run.learn), generator=generator)
-    total = torch.zeros((), device=run.device)
-    started, step = time.perf_counter(), run.epoch * run.steps_per_epoch
-    run.forward.train()
+    """Train one epoch: every frame once, in random order.
+
+    Args:
+        state: of the run; changed in place, except for the number of epochs and the history.
+        learn: the frames to learn from.
+        config: the settings.
+        processes, progress, on_step: as in `fit`.
+
+    Returns:
+        `epoch` (from 1), `learning_rate` at its end, `loss` (mean over the steps), `seconds` and
+        `images_per_second`.
+    """
+    device = state.class_weights.device
+    # All randomness of the epoch comes from this seed: no random state has to be saved.
+    seed = (config.seed * 1_000_003 + state.epoch) % 2**63
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)  # for layers with random numbers of their own, as in ConvNeXt
     # A small last batch would be a noisy step, so it is left out.
-    batches = order[: run.steps_per_epoch * config.batch_size].split(config.batch_size)
-    mine, images = processes.part(config.batch_size), run.steps_per_epoch * config.batch_size
-    with progress_bar(total=images, unit="img", disable=not progress, leave=False) as bar:
-        bar.set_description(f"epoch {run.epoch + 1}/{config.epochs}")
-        for number, (photos, labels) in enumerate(
-            run.learn.batches((batch[mine] for batch in batches), run.device)
-        ):
-            changes = draw_changes(
-                config.batch_size, generator, config.augmentation, run.crop
-            ).part(mine)
-            # A run that had ended goes on at full size.
-            done = (
-                1.0
-                if run.schedule_start
-                else (step + number) / (config.epochs * run.steps_per_epoch)
-            )
-            x, y = augment(photos, labels, config.input_size(done), changes, run.crop)
-            rate = run.learning_rate(step + number)
-            total += _step(
-                run, x, y, rate
-            )  # not read before the end of the epoch: that would wait for the GPU
-            bar.update(config.batch_size)
-            if on_step:
-                on_step(run.epoch + 1, (number + 1) * config.batch_size, images, config.epochs)
-    loss, seconds = (processes.sum(total) / len(batches)).item(), time.perf_counter() - started
+    steps = len(learn) // config.batch_size
+    images = steps * config.batch_size
+    batches = torch.randperm(len(learn), generator=generator)[:images].split(config.batch_size)
+    mine = processes.part(config.batch_size)
+    schedule = Schedule(config, steps, state.first_epoch)
+    height, width = learn.photos.shape[1:3]
+
+    state.network.train()
+    total_loss = torch.zeros((), device=device)
+    started = time.perf_counter()
+    bar = progress_bar(total=images, unit="img", disable=not progress, leave=False)
+    bar.set_description(f"epoch {state.epoch + 1}/{config.epochs}")
+    data = learn.batches((batch[mine] for batch in batches), device)
+    for step, (photos, labels) in enumerate(data, start=state.epoch * steps):
+        changes = draw_changes(config.batch_size, generator, config.augmentation).part(mine)
+        x, y = augment(photos, labels, schedule.input_size(step, width / height), changes)
+
+        with autocast(device):
+            outputs = state.network(x.contiguous(memory_format=memory_format(device)))
+        loss, with_heads = segmentation_loss(
+            outputs, y, state.class_weights, config.auxiliary, processes.sum
+        )
+
+        for group in state.optimizer.param_groups:
+            group["lr"] = schedule.learning_rate(step)
+        state.optimizer.zero_grad(set_to_none=True)
+        # Several processes average their gradients, but each has only a part of the loss.
+        state.scaler.scale(with_heads * processes.size).backward()
+        state.scaler.unscale_(state.optimizer)
+        nn.utils.clip_grad_norm_(state.network.parameters(), 1.0)
+        # Leaves the weights as they are if a gradient is not finite.
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.average(schedule.averaging if step else 1.0)
+
+        total_loss += loss.detach()  # read after the epoch: reading it here would wait for the GPU
+        done = (step + 1 - state.epoch * steps) * config.batch_size
+        bar.update(config.batch_size)
+        if on_step:
+            on_step(state.epoch + 1, done, images, config.epochs)
+    bar.close()
+    mean_loss = (processes.sum(total_loss) / steps).item()
+    seconds = time.perf_counter() - started
     return {
-        "epoch": run.epoch + 1,
-        "learning_rate": rate,
-        "loss": loss,
+        "epoch": state.epoch + 1,
+        "learning_rate": schedule.learning_rate((state.epoch + 1) * steps - 1),
+        "loss": mean_loss,
         "seconds": round(seconds, 2),
         "images_per_second": round(images / seconds, 2),
     }
 
 
-def _step(run: _Run, x: Tensor, y: Tensor, rate: float) -> Tensor:
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate
-    with autocast(run.device):
-        outputs = run.forward(x.contiguous(memory_format=memory_format(run.device)))
-    loss, total = segmentation_loss(
-        outputs, y, run.class_weights, run.config.auxiliary, run.processes.sum
-    )
-    run.optimizer.zero_grad(set_to_none=True)
-    run.scaler.scale(total * run.processes.size).backward()  # the processes average their gradients
-    run.scaler.unscale_(run.optimizer)
-    torch.nn.utils.clip_grad_norm_(run.forward.parameters(), 1.0)
-    run.scaler.step(run.optimizer)
-    run.scaler.update()
-    run.averaged.update_parameters(run.model)
-    return loss.detach()
+class TrainingState:
+    """All that changes during a run, and its way into a checkpoint and back.
+
+    Args:
+        model: the UNet with its first weights.
+        learn: the frames to learn from; the classes are weighted by their pixels.
+        config: the settings.
+        device: where to train.
+        processes: those that train together.
+
+    Attributes:
+        model: the UNet; `network` is the same with the auxiliary heads, as it is trained.
+        averaged: a UNet with the running average of the weights: the result of the training.
+        optimizer, scaler: they have a state of their own. The scaler keeps small float16 gradients
+            from becoming zero; in other precisions it does nothing.
+        epoch: number of epochs that are done.
+        first_epoch: where the schedule began, see `Schedule`.
+        history: one dict per epoch.
+    """
+
+    def __init__(
+        self,
+        model: UNet,
+        learn: Frames,
+        config: TrainConfig,
+        device: torch.device,
+        processes: "OneProcess",
+    ):
+        self.model = model
+        with_heads = AuxiliaryHeads(model, config.auxiliary > 0)
+        with_heads.to(device, memory_format=memory_format(device))
+        self.heads = with_heads.heads
+        self.averaged = copy.deepcopy(model).requires_grad_(False)
+        self.network = processes.wrap(with_heads)
+        if config.compile:
+            self.network = torch.compile(self.network)  # type: ignore[assignment]
+        groups = parameter_groups(with_heads, model.encoder, config.encoder_rate)
+        self.optimizer = Muon(groups, weight_decay=config.weight_decay)
+        uses_float16 = compute_dtype(device) == torch.float16
+        self.scaler = torch.amp.GradScaler(device.type, enabled=uses_float16)
+        self.class_weights = class_weights(learn.class_counts(), config.class_weighting).to(device)
+        self.logit_shift = prior_correction(self.class_weights, config.prior_correction)
+        self.epoch = 0
+        self.first_epoch = 0
+        self.history: list[dict] = []
+        # The tensors that are averaged: weights, and the statistics of the normalization.
+        self._current = _numbers(self.model)
+        self._averaged = _numbers(self.averaged)
+
+    def average(self, share: float) -> None:
+        """Move the averaged weights towards the current ones.
+
+        Args:
+            share: of the current ones, see `Schedule.averaging`.
+        """
+        torch._foreach_lerp_(self._averaged, self._current, share)
+
+    def is_finite(self) -> bool:
+        """Return whether all weights and statistics are numbers."""
+        return all(bool(values.isfinite().all()) for values in self._current)
+
+    def model_to_use(self) -> UNet:
+        """Return the averaged model in evaluation mode, with the prior correction."""
+        model = copy.deepcopy(self.averaged).eval()
+        model.shift_logits(self.logit_shift)
+        return model
+
+    def to_dict(self) -> dict:
+        """Return tensors and plain values: with the settings, all that is needed to resume."""
+        return {
+            "network": self.model.config,
+            "model": self.model.state_dict(),
+            "heads": self.heads.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "logit_shift": self.logit_shift.cpu(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "epoch": self.epoch,
+            "first_epoch": self.first_epoch,
+            "history": self.history,
+        }
+
+    def load(self, checkpoint: dict) -> None:
+        """Take over what `to_dict` returned. A run that had ended gets a new schedule."""
+        self.model.load_state_dict(checkpoint["model"])
+        self.heads.load_state_dict(checkpoint["heads"])
+        self.averaged.load_state_dict(checkpoint["averaged"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        if checkpoint["scaler"] and self.scaler.is_enabled():  # empty after other precisions
+            self.scaler.load_state_dict(checkpoint["scaler"])
+        self.epoch = checkpoint["epoch"]
+        self.history = checkpoint["history"]
+        ended = self.epoch >= checkpoint["config"]["epochs"]
+        self.first_epoch = self.epoch if ended else checkpoint["first_epoch"]
 
 
-def _line(history: list[dict], config: TrainConfig) -> str:
-    row, recent = history[-1], history[-3:]
-    before, done = (number / config.epochs for number in (row["epoch"] - len(recent), row["epoch"]))
-    left = config.time_left(sum(r["seconds"] for r in recent), before, done) / 60
-    text = f"epoch {row['epoch']}/{config.epochs}  loss {row['loss']:.3f}  {row['images_per_second']:.0f} images/s"
+def _numbers(model: nn.Module) -> list[Tensor]:
+    return [values for values in model.state_dict().values() if values.is_floating_point()]
+
+
+class OneProcess:
+    """The processes that train together: here, one. `use.several_gpus` has the one for several.
+
+    Attributes:
+        rank: number of this process, from 0. The first one scores, saves and prints.
+        size: number of processes.
+    """
+
+    rank = 0
+    size = 1
+
+    def part(self, batch_size: int) -> slice:
+        """Return this process's part of every batch."""
+        return slice(self.rank * batch_size // self.size, (self.rank + 1) * batch_size // self.size)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Return the sum over all processes."""
+        return tensor
+
+    def first(self, function: Callable[[], Result]) -> Result:
+        """Call a function in the first process, then in the others, which find its files."""
+        return function()
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """Return the network with gradients that are the mean over all processes."""
+        return network
+
+
+def _check_frames(
+    learn: Frames, held_out: Frames | None, config: TrainConfig, processes: OneProcess
+) -> None:
+    """Check that there is something to learn from and to score on.
+
+    Raises:
+        ValueError: fewer frames than a batch, a batch that is too small for the processes, or no
+            labelled pixel.
+    """
+    if config.batch_size > len(learn):
+        raise ValueError(
+            f"batch_size is {config.batch_size}, but there are only {len(learn)} frames to learn "
+            "from: lower it"
+        )
+    if config.batch_size < processes.size:
+        raise ValueError(
+            f"batch_size is {config.batch_size}, too small for {processes.size} processes"
+        )
+    for name, frames in (("training", learn), ("held-out", held_out)):
+        if frames and frames.class_counts().sum() == 0:
+            raise ValueError(
+                f"no pixel of the {name} frames has a class of the scheme "
+                f"{frames.scheme.name!r}: look at the masks"
+            )
+
+
+def _check_same_data(checkpoint: dict, facts: dict, folder: Path) -> None:
+    """Check that a run learns from what it was begun with: classes, labels, frames.
+
+    Raises:
+        ValueError: something differs; the message names it.
+    """
+    scheme, data = checkpoint["scheme"], checkpoint["data"]
+    for what, was, now in (
+        ("class scheme", scheme["name"], facts["scheme"]["name"]),
+        ("classes", scheme["names"], facts["scheme"]["names"]),
+        ("cluster colours", scheme["cluster_colors"], facts["scheme"]["cluster_colors"]),
+        ("labels", data["labels"], facts["data"]["labels"]),
+        ("number of training frames", data["frames"], facts["data"]["frames"]),
+        ("training files, by their fingerprint,", data["files"], facts["data"]["files"]),
+    ):
+        if was != now:
+            raise ValueError(
+                f"the run in {folder} was begun with the {what} {was}, now it is {now}: set it "
+                "back, choose another run name, or switch resume off to begin again"
+            )
+
+
+def _first_model(
+    frames: Frames, config: TrainConfig, checkpoint: dict | None, start_from: str | Path | None
+) -> UNet:
+    """Return the network with its first weights: random, of ImageNet, or of another run."""
+    if checkpoint:
+        return UNet(**checkpoint["network"])  # its weights follow with everything else
+    arguments = config.network(frames.scheme.num_classes)
+    if not start_from:
+        return UNet(**arguments, pretrained=True)
+    source = read_checkpoint(start_from)
+    same_encoder = source["network"].get("encoder") == arguments.get("encoder")
+    model = UNet(**arguments, pretrained=not same_encoder)
+    load_matching(model, source, start_from)
+    return model
+
+
+def _line(history: list[dict], schedule: Schedule) -> str:
+    """Return what is printed after an epoch."""
+    row = history[-1]
+    epochs = schedule.config.epochs
+    text = f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.3f}  "
+    text += f"{row['images_per_second']:.0f} images/s"
     if "mean_iou" in row:
-        text += f"  held-out cities: pixel accuracy {row['pixel_accuracy']:.3f}, mIoU {row['mean_iou']:.3f}"
-    return text + (f"  {left:.1f} min left" if row["epoch"] < config.epochs else "")
+        text += f"  held-out frames: pixel accuracy {row['pixel_accuracy']:.3f}, "
+        text += f"mIoU {row['mean_iou']:.3f}"
+    if row["epoch"] < epochs:
+        recent = history[-3:]
+        before = (row["epoch"] - len(recent)) / epochs
+        seconds = sum(past["seconds"] for past in recent)
+        left = schedule.time_left(seconds, before, row["epoch"] / epochs)
+        text += f"  {left / 60:.1f} min left"
+    return text

@@ -15,13 +15,11 @@ from unet_utils.platform.files import publishing, user_path
 from unet_utils.restoring import SIDE, jpeg, shrink
 
 SPLITS = ("train", "val")
-STAMP = "demo.json"  # the settings of a complete set
+STAMP = "demo.json"  # what a complete set holds
 VERSION = 2  # of the drawings: raise it, and existing demo sets are drawn again
 
 
-def make_demo(
-    root: str | Path, train: int = 240, val: int = 60, seed: int = 0, progress: bool = True
-) -> Path:
+def make_demo(root: str | Path, train: int = 240, val: int = 60, progress: bool = True) -> Path:
     """Draw the demo set and write it to `root/cityscapes_data/{train,val}/1.jpg ...`, unless it is
     there already.
 
@@ -31,7 +29,6 @@ def make_demo(
         root: parent of the folder `cityscapes_data`.
         train: number of training pairs.
         val: number of validation pairs.
-        seed: seed of the random generator; other seeds give other streets.
         progress: show a progress bar.
 
     Returns:
@@ -41,64 +38,55 @@ def make_demo(
         FileExistsError: `root/cityscapes_data` holds something other than a demo set; it is not
             touched.
     """
-    folder, counts = user_path(root) / "cityscapes_data", {"train": train, "val": val}
-    settings = json.dumps({"version": VERSION, "seed": seed} | counts)
-    if _is_complete(folder, settings, counts):
+    folder = user_path(root) / "cityscapes_data"
+    stamp = json.dumps({"version": VERSION, "train": train, "val": val})
+    if _is_complete(folder, stamp):
         return folder
     if folder.exists() and any(folder.iterdir()) and not (folder / STAMP).is_file():
         raise FileExistsError(
             f"{folder} holds pictures that are not a demo set: give make_demo another folder."
         )
-    jobs = [(split, index) for split in SPLITS for index in range(1, counts[split] + 1)]
+    pairs = [("train", index) for index in range(1, train + 1)]
+    pairs += [("val", index) for index in range(1, val + 1)]
+    options = {"desc": "Drawing the demo set", "unit": "pair", "disable": not progress}
     with publishing(folder) as unfinished:
         for split in SPLITS:
             (unfinished / split).mkdir()
-        for split, index in progress_bar(
-            iterable=jobs, desc="Drawing the demo set", unit="pair", disable=not progress
-        ):
-            _write_pair(unfinished / split / f"{index}.jpg", split, index, seed)
-        (unfinished / STAMP).write_text(settings)
-        if not _is_complete(
-            folder, settings, counts
-        ):  # otherwise another process has finished first
+        for split, index in progress_bar(iterable=pairs, **options):
+            photo, labels = _scene(split, index)
+            # The masks of the Kaggle pairs were compressed twice: alone, and as a part of the pair.
+            pair = np.hstack([shrink(photo), jpeg(shrink(COLORS[labels]), 75)])
+            path = unfinished / split / f"{index}.jpg"
+            Image.fromarray(pair).save(path, "JPEG", quality=95, subsampling="4:2:0")
+        (unfinished / STAMP).write_text(stamp)
+        if not _is_complete(folder, stamp):  # otherwise another process has finished first
             rmtree(folder, ignore_errors=True)
     return folder
 
 
-def demo_truth(split: str, index: int, seed: int = 0) -> np.ndarray:
+def demo_truth(split: str, index: int) -> np.ndarray:
     """Return the true labels of a pair of the demo set, by drawing it again.
 
     Args:
         split: `train` or `val`.
         index: number of the file, from 1.
-        seed: the seed that was given to `make_demo`.
 
     Returns:
         Official label ids, `uint8 [256, 256]`: for each pixel, the label at its centre in the large
         picture.
     """
-    labels = _scene(split, index, seed)[1]
+    _, labels = _scene(split, index)
     rows, columns = HEIGHT // SIDE, WIDTH // SIDE
     return labels[rows // 2 :: rows, columns // 2 :: columns]
 
 
-def _scene(split: str, index: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    return draw_scene(np.random.default_rng([seed, SPLITS.index(split), index]))
+def _scene(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
+    return draw_scene(np.random.default_rng([0, SPLITS.index(split), index]))
 
 
-def _write_pair(path: Path, split: str, index: int, seed: int) -> None:
-    photo, labels = _scene(split, index, seed)
-    # The masks of the Kaggle pairs were compressed twice: alone, and again as a part of the pair.
-    pair = np.hstack([shrink(photo), jpeg(shrink(COLORS[labels]), 75)])
-    Image.fromarray(pair).save(path, "JPEG", quality=95, subsampling="4:2:0")
-
-
-def _is_complete(folder: Path, settings: str, counts: dict[str, int]) -> bool:
-    stamp = folder / STAMP
-    return (
-        stamp.is_file()
-        and stamp.read_text() == settings
-        and all(
-            len(list((folder / split).glob("*.jpg"))) == count for split, count in counts.items()
-        )
-    )
+def _is_complete(folder: Path, stamp: str) -> bool:
+    file = folder / STAMP
+    if not file.is_file() or file.read_text() != stamp:
+        return False
+    wanted = json.loads(stamp)
+    return all(len(list((folder / split).glob("*.jpg"))) == wanted[split] for split in SPLITS)

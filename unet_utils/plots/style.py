@@ -1,174 +1,169 @@
 """The look that all figures share.
 
-Each class has its official colour and, because many of these colours are hard to tell apart, its
-class index as a number. Figures have a white background, so they look the same on light and dark
-pages, and the text size grows with the width of the figure, so that it stays legible on a phone.
+All figures are equally wide, so matplotlib's usual text is legible on a phone. Their background is
+white, also on a dark page. Each class has its official colour and, because many of these are hard
+to tell apart, its name wherever there is room for it.
 
-All functions return the figure without showing it: as the last line of a notebook cell it is shown,
-in a script it can be saved. Figures with a single panel also accept the `Axes` to draw on."""
+The functions of this folder take arrays and return a figure, without showing it: as the last line
+of a notebook cell it is shown, in a script it can be saved.
+"""
 
-import sys
+import io
+import math
 from collections.abc import Sequence
-from functools import cache
-from typing import Any, cast
+from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
 
 from unet_utils.classes import IGNORE, ClassScheme
 
 INK, BLUE, ORANGE, GREY, PALE = "#222222", "#1f5fa8", "#d9730d", "#9a9a9a", "#e6e6e6"
 SHADES = LinearSegmentedColormap.from_list("shades", ["white", "#9dc3e6", BLUE, "#0b2447"])
 """From low to high values: darker is more, also when printed in grey."""
-STYLE: dict[Any, Any] = {
-    "figure.facecolor": "white",
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
+WIDTH = 7.5  # inches: 10 points are 7 pixels high when it is shrunk to the 390 pixels of a phone
+SMALL_TEXT = 8.5  # points: names on maps and numbers in tables
 
 
-def text_size(figure: Figure | SubFigure) -> float:
-    """Return the font size in points: 7 pixels when the figure is shrunk to the 390 pixels of a
-    phone."""
-    return max(10.0, 1.3 * figure.bbox.width / figure.dpi)
+class NotebookFigure(Figure):
+    """A figure that notebooks show by themselves, with its text for those who cannot see it."""
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        display(notebook_image(self))
 
 
-@cache
-def _sharpen_notebook() -> None:
-    """In a notebook with default settings, ask once for figures with twice the pixels, for
-    high-density screens."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython and ipython.get_ipython()
-    if hasattr(shell, "kernel"):
-        from matplotlib_inline.config import InlineBackend
+def notebook_image(figure: Figure) -> Any:
+    """Return the figure as an `IPython.display.Image`, sharp on screens of high density.
 
-        settings = InlineBackend.instance(parent=shell)
-        if settings.figure_formats == {"png"}:
-            settings.figure_formats = {"retina"}
+    The label of the figure is its `alt`: what screen readers read, where the page has it.
+    """
+    from IPython.display import Image  # only notebooks have it
+
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=2 * 96)
+    width, height = (96 * figure.get_size_inches()).astype(int).tolist()
+    return Image(file.getvalue(), width=width, height=height, alt=str(figure.get_label()))
 
 
 def new_figure(
-    rows: int, columns: int, width: float, height: float, title: str, **options
+    rows: int, columns: int, height: float, title: str, text: str
 ) -> tuple[Figure, np.ndarray]:
-    """Return a figure of `width` x `height` inches and its axes, an array `[rows, columns]`.
+    """Return a figure of this height in inches and its axes, an array `[rows, columns]`.
 
-    The figure is closed in pyplot, so that a notebook does not show it a second time. `options` go
-    to `pyplot.subplots`."""
-    _sharpen_notebook()
-    size = max(10.0, 1.3 * width)
-    with plt.rc_context(STYLE | {"font.size": size, "axes.titlesize": size}):
-        figure, axes = plt.subplots(
-            rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **options
-        )
-        figure.suptitle(title, x=0.01, ha="left", fontsize=1.1 * size, fontweight="bold")
-    plt.close(figure)
+    `text` is one sentence for those who cannot see the figure: what its data says.
+    """
+    figure = NotebookFigure(figsize=(WIDTH, height), layout="constrained", facecolor="white")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for ax in axes.flat:
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    figure.set_label(f"{title}. {text}")
     return figure, axes
 
 
-def one_panel(ax: Axes | None, width: float, height: float, title: str) -> tuple[Figure, Axes]:
-    """Return `ax` and its figure, with the title above it, or, for None, a new figure with one
-    panel."""
-    if ax is None:
-        figure, axes = new_figure(1, 1, width, height, title)
-        return figure, axes[0, 0]
-    ax.set_title(title, loc="left", fontweight="bold")
-    return cast(Figure, ax.figure), ax
+def picture_grid(rows: int, columns: int, title: str, text: str) -> tuple[Figure, np.ndarray]:
+    """Return a figure with room for `rows` x `columns` pictures that are twice as wide as high."""
+    return new_figure(rows, columns, rows * (WIDTH / columns / 2 + 0.25) + 0.3, title, text)
 
 
-def picture(ax: Axes, pixels: np.ndarray, title: str = "", **options) -> None:
+def panel_title(ax: Axes, title: str) -> Text:
+    """Write the title of one panel."""
+    return ax.set_title(title, loc="left", fontsize="medium")
+
+
+def picture(ax: Axes, pixels: np.ndarray, title: str = "", **options: Any) -> None:
     """Show pixels `[H, W]` or `[H, W, 3]` twice as wide as high. `options` go to `imshow`."""
     # The photos of the pairs were squeezed from 2:1 to squares. This stretches them back.
-    ax.imshow(
-        pixels, interpolation="nearest", aspect=0.5 * pixels.shape[1] / pixels.shape[0], **options
-    )
-    ax.set_title(title, loc="left")
+    aspect = 0.5 * pixels.shape[1] / pixels.shape[0]
+    ax.imshow(pixels, interpolation="nearest", aspect=aspect, **options)
     ax.set_axis_off()
+    panel_title(ax, title)
 
 
 def class_map(ax: Axes, classes: np.ndarray, scheme: ClassScheme, title: str) -> None:
-    """Show class indices `uint8 [H, W]` in their colours and with their numbers."""
+    """Show class indices `uint8 [H, W]` in their colours and with their names."""
     picture(ax, scheme.colorize(classes), title)
-    number_classes(ax, classes)
+    name_classes(ax, classes, scheme)
 
 
-def number_classes(ax: Axes, classes: np.ndarray) -> None:
-    """Write each class index on a picture of `classes`, where the class is thickest, if there is
-    room for it."""
-    step = max(1, max(classes.shape) // 256)
-    small = classes[::step, ::step]
-    # Distance to the border, by repeated erosion: each round removes the pixels at the border of
-    # what is left.
-    left = ~_touches_another(small)
-    depth = np.zeros(small.shape, dtype=int)
-    while left.any():
-        depth += left
-        left = left & ~_touches_another(left)
-    stroke = [withStroke(linewidth=2, foreground=INK)]
-    size = 0.8 * text_size(ax.figure)
-    for index in np.unique(small[depth >= 5]):
-        if index != IGNORE:
-            row, column = np.unravel_index(np.where(small == index, depth, 0).argmax(), small.shape)
-            place = (column * step, row * step)
-            ax.annotate(
-                str(index),
-                place,
-                ha="center",
-                va="center",
-                color="white",
-                size=size,
-                path_effects=stroke,
-            )
+def name_classes(ax: Axes, classes: np.ndarray, scheme: ClassScheme) -> None:
+    """Write the name of each class on a picture of `classes`, where there is room for it."""
+    names = dict(enumerate(scheme.names)) | {IGNORE: "void"}
+    # The size of a letter in pixels of the picture, which fills its column of the figure.
+    grid = ax.get_gridspec()
+    columns = grid.ncols if grid else 1
+    letter = SMALL_TEXT / 72 * classes.shape[1] / (WIDTH / columns)
+    high = 1.3 * letter / float(ax.get_aspect())
+    for index in np.unique(classes):
+        wide = 0.6 * letter * len(names[index])
+        # The largest box that fits lies in the middle of a region, a small one often at its border.
+        boxes = [(math.ceil(high * size), math.ceil(wide * size)) for size in (4, 3, 2, 1.5, 1)]
+        places = (_place_for(box, classes == index) for box in boxes)
+        place = next((place for place in places if place), None)
+        if place:
+            text = ax.text(*place, names[index], color="white", size=SMALL_TEXT)
+            text.set(ha="center", va="center")
+            text.set_path_effects([withStroke(linewidth=2, foreground=INK)])
 
 
-def _touches_another(values: np.ndarray) -> np.ndarray:
-    """Return where one of the four neighbours has another value or lies outside the picture, `bool
-    [H, W]`."""
-    padded = np.pad(values.astype(int), 1, constant_values=-1)
-    inner, n = (slice(1, -1), slice(1, -1)), values.shape
-    around = [padded[i : i + n[0], j : j + n[1]] for i, j in ((0, 1), (2, 1), (1, 0), (1, 2))]
-    return np.any([part != padded[inner] for part in around], axis=0)
+def _place_for(box: tuple[int, int], inside: np.ndarray) -> tuple[float, float] | None:
+    """Return the centre (x, y) of a box (height, width) of which at least 95 % lies `inside`."""
+    height, width = box
+    if height > inside.shape[0] or width > inside.shape[1]:
+        return None
+    # Summed from the upper left corner, the sum of any box is that of four corners.
+    total = np.pad(inside, ((1, 0), (1, 0))).astype(int).cumsum(0).cumsum(1)
+    rows = total[height:] - total[:-height]
+    sums = rows[:, width:] - rows[:, :-width]
+    top, left = np.unravel_index(sums.argmax(), sums.shape)
+    if sums[top, left] < 0.95 * height * width:
+        return None
+    return float(left + width / 2), float(top + height / 2)
+
+
+def largest_classes(classes: np.ndarray, scheme: ClassScheme, count: int = 4) -> str:
+    """Return the largest classes in words, such as "road 40 %, sky 20 %"."""
+    indices, pixels = np.unique(classes[classes != IGNORE], return_counts=True)
+    order = np.argsort(-pixels)[:count]
+    parts = [f"{scheme.names[indices[i]]} {100 * pixels[i] / classes.size:.0f} %" for i in order]
+    return ", ".join(parts) or "void alone"
 
 
 def class_legend(figure: Figure, classes: Sequence[np.ndarray], scheme: ClassScheme) -> None:
-    """Add a legend below the figure: number and name of each class that occurs in `classes`, and
-    void."""
-    present = np.unique(np.concatenate([np.asarray(part).ravel() for part in classes]))
-    names = {
-        f"{index} {scheme.names[index]}": scheme.colors[index]
-        for index in present
-        if index != IGNORE
-    }
-    color_legend(figure, names | ({"void (ignored)": (0, 0, 0)} if IGNORE in present else {}))
-
-
-def color_legend(figure: Figure, colors: dict[str, tuple[int, ...]]) -> None:
-    """Add a legend below the figure with these names and colours (RGB, 0 to 255)."""
-    handles = [
-        Patch(facecolor="#" + bytes(c).hex(), edgecolor=GREY, label=name)
-        for name, c in colors.items()
+    """Add a legend below the figure: the classes that have more than 0.1 % of the pixels of
+    `classes`, and void."""
+    pixels = np.bincount(np.concatenate([np.ravel(part) for part in classes]), minlength=256)
+    often = pixels > 0.001 * pixels.sum()
+    colors = {scheme.names[i]: scheme.colors[i] for i in range(scheme.num_classes) if often[i]}
+    if often[IGNORE]:
+        colors["void (no class)"] = (0, 0, 0)
+    patches = [
+        Patch(facecolor="#" + bytes(color).hex(), edgecolor=GREY, label=name)
+        for name, color in colors.items()
     ]
-    size = text_size(figure)
-    columns = max(1, min(len(handles), int(72 * figure.get_figwidth() / (10.5 * size))))
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=size
-    )
+    legend(figure, patches)
 
 
-def line_legend(figure: Figure, ax: Axes) -> None:
-    """Add a legend of the lines of `ax` below the figure, where it cannot cover a line."""
-    handles, labels = ax.get_legend_handles_labels()
-    columns = max(1, int(80 / max(map(len, labels), default=80)))
-    size = text_size(figure)
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=size
-    )
+def legend(figure: Figure, handles: Sequence[Artist]) -> None:
+    """Add a legend below the figure, which grows by its height."""
+    if not handles:
+        return
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    columns = max(1, min(len(handles), int(WIDTH / (0.6 + 0.075 * longest))))
+    rows = math.ceil(len(handles) / columns)
+    figure.set_figheight(figure.get_figheight() + 0.2 * rows + 0.1)
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
+
+
+def scale(image: AxesImage, axes: Sequence[Axes], label: str) -> None:
+    """Add a colour bar below the axes."""
+    image.figure.colorbar(image, ax=axes, location="bottom", aspect=40, fraction=0.06, label=label)

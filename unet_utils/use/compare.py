@@ -9,20 +9,20 @@ from typing import NamedTuple
 import numpy as np
 
 from unet_utils.checkpoints import read_checkpoint
-from unet_utils.classes import ClassScheme
-from unet_utils.config import TrainConfig
 from unet_utils.platform.files import user_path
+
+ADVICE = "train a model first (notebook 03, or the command train)"
 
 
 class Comparison(NamedTuple):
     """The result of `compare_runs`.
 
     Attributes:
-        rows: one dict per run, best score on the held-out cities first: `run`, the `settings`
+        rows: one dict per run, best score on the held-out frames first: `run`, the `settings`
             (dict) that differ between the runs, `epochs` done and planned, `minutes` of training,
-            `held_out` (best mIoU on the held-out cities), `val` (mIoU on the validation pairs) and
+            `held_out` (best mIoU on the held-out frames), `val` (mIoU on the validation frames) and
             `interval` (its 95 % interval). None where not measured.
-        curves: name of the run -> minutes since its start and mIoU on the held-out cities, `float
+        curves: name of the run -> minutes since its start and mIoU on the held-out frames, `float
             [epochs]` each; NaN where not measured.
     """
 
@@ -32,31 +32,26 @@ class Comparison(NamedTuple):
     @property
     def table(self) -> str:
         """The rows as a Markdown table."""
-        header = [
-            "run",
-            "settings that differ",
-            "epochs",
-            "minutes",
-            "held-out mIoU",
-            "val mIoU (95 % interval)",
-        ]
+        header = ["run", "what differs", "epochs", "minutes", "held-out mIoU"]
+        header += ["val mIoU (95 % interval)"]
         lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
         for row in self.rows:
-            values = {
-                key: f"{v:g}" if isinstance(v, float) else str(v)
-                for key, v in row["settings"].items()
-            }
-            settings = ", ".join(f"{key} {value}" for key, value in values.items())
+            settings = []
+            for name, value in row["settings"].items():
+                settings.append(
+                    f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+                )
             interval = f" ({' to '.join(map(_score, row['interval']))})" if row["interval"] else ""
             done, planned = row["epochs"]
-            cells = [row["run"], settings, f"{done} of {planned}", f"{row['minutes']:.1f}"]
-            cells += [_score(row["held_out"]), _score(row["val"]) + interval]
+            cells = [row["run"], ", ".join(settings), f"{done} of {planned}"]
+            cells += [f"{row['minutes']:.1f}", _score(row["held_out"])]
+            cells += [_score(row["val"]) + interval]
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         return "\n".join(lines)
 
 
 def compare_runs(results: str | Path, names: Sequence[str] = ()) -> Comparison:
-    """Compare the runs in a results folder.
+    """Compare the runs in a results folder. Only reads there.
 
     Folders without a usable checkpoint are left out, and a message names them.
 
@@ -68,22 +63,17 @@ def compare_runs(results: str | Path, names: Sequence[str] = ()) -> Comparison:
         FileNotFoundError: there is no such folder, or no run in it.
     """
     results = user_path(results)
-    if not results.is_dir():
-        raise FileNotFoundError(f"no folder {results}: train a model first (notebook 03)")
-    found = sorted(
-        path.name for path in results.iterdir() if path.is_dir() and not path.name.startswith(".")
-    )
-    rows, curves = [], {}
-    for name in names or found:
+    rows = []
+    curves = {}
+    for name in names or _folders(results):
         try:
-            row, curve = _read_run(results / name)
+            row, curves[name] = _read_run(results / name)
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             print(f"Left out: {name} ({error or type(error).__name__})")
             continue
         rows.append(row)
-        curves[name] = curve
     if not rows:
-        raise FileNotFoundError(f"no run in {results}: train a model first (notebook 03)")
+        raise FileNotFoundError(f"no run in {results}: {ADVICE}")
     rows.sort(key=lambda row: -(row["held_out"] or 0))
     settings = [row["settings"] for row in rows]
     differ = [key for key in settings[0] if any(one[key] != settings[0][key] for one in settings)]
@@ -92,18 +82,56 @@ def compare_runs(results: str | Path, names: Sequence[str] = ()) -> Comparison:
     return Comparison(rows, {row["run"]: curves[row["run"]] for row in rows})
 
 
+def latest_run(results: str | Path, scheme: str = "", data: str = "") -> str | None:
+    """Return the name of the run that was trained last, None if there is none that fits.
+
+    Args:
+        results: folder that holds one folder per run.
+        scheme: name of the class scheme that it must have learned; empty for any.
+        data: fingerprint of the training split that it must have learned from; empty for any.
+    """
+    found = []
+    for name in _folders(user_path(results)):
+        try:
+            checkpoint = read_checkpoint(user_path(results) / name / "best.pt")
+        except (OSError, ValueError):
+            continue
+        if scheme in ("", checkpoint["scheme"]["name"]) and data in (
+            "",
+            checkpoint["data"]["files"],
+        ):
+            found.append((checkpoint["made_by"]["date"], name))
+    return max(found)[1] if found else None
+
+
+def _folders(results: Path) -> list[str]:
+    if not results.is_dir():
+        return []
+    names = (path.name for path in results.iterdir() if path.is_dir())
+    return sorted(name for name in names if not name.startswith("."))
+
+
 def _read_run(folder: Path) -> tuple[dict, tuple[np.ndarray, np.ndarray]]:
     """Return the row and the curve of a run."""
+    best = read_checkpoint(folder / "best.pt")
     try:
-        checkpoint = read_checkpoint(folder / "last.pt")  # best.pt ends with the best epoch
+        last = read_checkpoint(folder / "last.pt")  # best.pt ends with the best epoch
     except (FileNotFoundError, ValueError):
-        checkpoint = read_checkpoint(folder / "best.pt")
-    history, config = checkpoint["history"], TrainConfig.from_dict(checkpoint["config"])
-    settings = {"classes": ClassScheme.from_dict(checkpoint["scheme"]).name} | config.to_dict()
+        last = best
+    history = last["history"]
+    made_by = last["made_by"]
+    settings = {
+        "classes": last["scheme"]["name"],
+        "labels": last["data"]["labels"],
+        "data": last["data"]["files"],
+        **last["config"],
+        "version": made_by["version"],
+        "device": made_by["device"],
+    }
     planned = settings.pop("epochs")  # has a column of its own
     minutes = np.cumsum([row["seconds"] for row in history]) / 60
     held_out = np.array([row.get("mean_iou", math.nan) for row in history], dtype=float)
-    val, interval = _read_scores(folder / "evaluation.json", folder / "best.pt")
+    val, interval = _read_scores(folder / "evaluation.json", best["made_by"]["weights"])
     row = {
         "run": folder.name,
         "settings": settings,
@@ -116,18 +144,14 @@ def _read_run(folder: Path) -> tuple[dict, tuple[np.ndarray, np.ndarray]]:
     return row, (minutes, held_out)
 
 
-def _read_scores(file: Path, best: Path) -> tuple[float | None, list[float] | None]:
-    """Return the mIoU of an evaluation and its interval; None for a run not evaluated since `best`
-    was written."""
+def _read_scores(file: Path, weights: str) -> tuple[float | None, list[float] | None]:
+    """Return the mIoU of an evaluation and its interval; None if it is of another model."""
     try:
-        if best.exists() and best.stat().st_mtime > file.stat().st_mtime:
-            return None, None
         scores = json.loads(file.read_text())
-        score, interval = scores["mean_iou"], scores.get("mean_iou_95") or [None, None]
-        if score is None:  # no labelled pixel
+        if scores["made_by"]["weights"] != weights or scores["mean_iou"] is None:
             return None, None
-        low, high = interval
-        return float(score), None if low is None else [float(low), float(high)]
+        low, high = scores["mean_iou_95"]
+        return float(scores["mean_iou"]), None if low is None else [float(low), float(high)]
     except FileNotFoundError:
         return None, None
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unet_utils.augment import MEAN, STD
-from unet_utils.evaluation import Trained, enlarge_classes
+from unet_utils.evaluation import Trained
+from unet_utils.images import enlarge_classes
 from unet_utils.model import UNet
 from unet_utils.platform.files import replacing, user_path
 

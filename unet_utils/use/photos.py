@@ -15,7 +15,8 @@ from PIL import Image
 
 from unet_utils.classes import IGNORE, ClassScheme
 from unet_utils.demo.street import draw_scene
-from unet_utils.evaluation import Trained, photo_size, predict_classes
+from unet_utils.evaluation import Trained, predict_classes
+from unet_utils.images import photo_size
 from unet_utils.platform.environment import Environment
 from unet_utils.platform.files import replacing, user_path
 

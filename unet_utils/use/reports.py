@@ -10,6 +10,7 @@ import torch
 
 from unet_utils.checkpoints import write_csv
 from unet_utils.classes import ClassScheme, get_scheme
+from unet_utils.evaluation import SMALL_MODEL
 from unet_utils.metrics import ConfusionMatrix, bootstrap_mean_iou
 from unet_utils.platform.files import replacing
 
@@ -78,17 +79,16 @@ def class_rows(matrix: ConfusionMatrix, scheme: ClassScheme) -> list[dict]:
     rates[pixels == 0] = torch.nan
     rows = []
     for index in rates[:, 2].nan_to_num(-1).argsort(descending=True, stable=True).tolist():
-        row = {"class": scheme.names[index], "pixels": pixels[index].item()}
-        row["share"] = row["pixels"] / max(1, pixels.sum().item())
+        precision, recall, iou = _null_for_nan(rates[index].tolist())
         rows.append(
-            row
-            | dict(
-                zip(
-                    ("precision", "recall", "iou"),
-                    _null_for_nan(rates[index].tolist()),
-                    strict=True,
-                )
-            )
+            {
+                "class": scheme.names[index],
+                "pixels": pixels[index].item(),
+                "share": pixels[index].item() / max(1, pixels.sum().item()),
+                "precision": precision,
+                "recall": recall,
+                "iou": iou,
+            }
         )
     return rows
 
@@ -150,11 +150,33 @@ def score_report(matrix: ConfusionMatrix, scheme: ClassScheme, published: bool =
 
 
 def rank_frames(matrices: Sequence[ConfusionMatrix]) -> list[int]:
-    """Return the indices of the frames from the best to the worst mIoU; frames without a labelled
-    pixel are left out."""
-    scores = np.array([matrix.mean_iou for matrix in matrices])
+    """Return the indices of the frames from the fewest to the most wrong pixels.
+
+    The mIoU of a frame ranks otherwise than the eye: a class of a few pixels counts as much as the
+    road. Frames without a labelled pixel are left out.
+    """
+    scores = np.array([matrix.pixel_accuracy for matrix in matrices])
     order = np.argsort(-scores, kind="stable")
     return order[~np.isnan(scores[order])].tolist()
+
+
+def scores_folder(results: str | Path, checkpoint: Path, weights: str) -> Path:
+    """Return the folder for the scores of a model.
+
+    Scores belong to a model, not to the name of a folder: those of a model from elsewhere must not
+    replace those of a run here that has the same name.
+
+    Args:
+        results: folder with one folder per run.
+        checkpoint: file of the model.
+        weights: hash of its weights.
+    """
+    folder = checkpoint.parent
+    if checkpoint == SMALL_MODEL:
+        return Path(results) / "small-model"
+    if folder.parent.resolve() == Path(results).resolve():
+        return folder
+    return Path(results) / f"{folder.name}-{weights[:8]}"
 
 
 def save_scores(
@@ -163,12 +185,14 @@ def save_scores(
     folder: str | Path,
     numbers: Sequence[int] | None = None,
     published: bool = False,
+    made_by: dict | None = None,
 ) -> Path:
     """Write the scores of a set to files.
 
-    `evaluation.md` has the tables, `evaluation.json` the scores of the set and the 95 % interval of
-    its mIoU, `evaluation.csv` one row per class (see `class_rows`), `evaluation_frames.csv` one row
-    per frame. Scores that are not defined are null in JSON and empty in CSV.
+    `evaluation.md` has the tables, `evaluation.json` the scores of the set, the 95 % interval of
+    its mIoU and what made them, `evaluation.csv` one row per class (see `class_rows`),
+    `evaluation_frames.csv` one row per frame. Scores that are not defined are null in JSON and
+    empty in CSV.
 
     Args:
         matrices: one per frame, as `evaluate` returns them.
@@ -176,30 +200,29 @@ def save_scores(
         folder: made if missing; the files of an earlier evaluation are replaced.
         numbers: the file number of each frame, by default 1, 2, 3 and so on.
         published: as in `score_report`.
+        made_by: of the model, see `checkpoints.made_by`: the scores belong to it.
 
     Returns:
         The path of the Markdown file.
     """
-    matrix, folder = ConfusionMatrix.total(matrices), Path(folder)
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    matrix = ConfusionMatrix.total(matrices)
     classes = class_rows(matrix, scheme)
-    iou = {
-        row["class"]: row["iou"]
-        for row in sorted(classes, key=lambda row: scheme.names.index(row["class"]))
-    }
+    iou = {row["class"]: row["iou"] for row in classes}
+    low_high = bootstrap_mean_iou(list(matrices))
     scores = _null_for_nan(matrix.summary())
-    scores |= {
-        "mean_iou_95": _null_for_nan(list(bootstrap_mean_iou(list(matrices)))),
-        "frames": len(matrices),
-    }
+    scores["mean_iou_95"] = _null_for_nan(list(low_high))
+    scores["frames"] = len(matrices)
     if scheme.name == "cityscapes19":
         scores["categories7"] = _null_for_nan(merge_categories(matrix, scheme).summary())
-    frames = [
-        {"frame": number} | _null_for_nan(frame.summary())
-        for number, frame in zip(numbers or range(1, len(matrices) + 1), matrices, strict=True)
-    ]
+    scores["iou"] = {name: iou[name] for name in scheme.names}
+    scores["made_by"] = made_by or {}
+    frames = []
+    for number, frame in zip(numbers or range(1, len(matrices) + 1), matrices, strict=True):
+        frames.append({"frame": number} | _null_for_nan(frame.summary()))
     with replacing(folder / "evaluation.json") as file:
-        file.write_text(json.dumps(scores | {"iou": iou}, indent=2, allow_nan=False) + "\n")
+        file.write_text(json.dumps(scores, indent=2, allow_nan=False) + "\n")
     for name, rows in (("evaluation.csv", classes), ("evaluation_frames.csv", frames)):
         with replacing(folder / name) as file:
             write_csv(file, rows)

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from unet_utils.evaluation import Trained, photo_size, predict_classes
+from unet_utils.evaluation import Trained, predict_classes
+from unet_utils.images import photo_size
 from unet_utils.platform.environment import progress_bar
 from unet_utils.platform.files import publishing, replacing, user_path
 

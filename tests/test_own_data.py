@@ -1,0 +1,272 @@
+"""Photos and masks of one's own: every way to write them, and every mistake that people make."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unet_utils import IGNORE
+from unet_utils.own_data.folders import images_and_masks, prepare_own_data, read_frame
+from unet_utils.own_data.masks import read_classes
+from unet_utils.own_data.tools import cityscapes, cvat, label_studio, labelme, roboflow
+
+FIXTURES = Path(__file__).parent / "fixtures"
+COLORS = {"road": (128, 64, 128), "car": (0, 0, 142), "sky": (70, 130, 180)}
+
+
+def draw(size, seed=0):
+    """A photo, and its labels: sky above, road below, a car on it."""
+    width, height = size
+    labels = np.zeros((height, width), dtype=np.uint8)
+    labels[: height // 3] = 2
+    labels[height // 2 : height * 3 // 4, width // 4 : width // 2] = 1
+    palette = np.array(list(COLORS.values()), dtype=np.uint8)
+    noise = np.random.default_rng(seed).integers(-8, 9, (height, width, 3))
+    photo = (palette[labels] + noise).clip(0, 255).astype(np.uint8)
+    return photo, labels
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Six photos of mixed sizes with masks of class numbers."""
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+    for number, size in enumerate([(60, 40), (40, 60), (50, 50)] * 2, start=6):
+        photo, labels = draw(size, number)
+        Image.fromarray(photo).save(tmp_path / "images" / f"frame{number}.jpg", quality=95)
+        Image.fromarray(labels).save(tmp_path / "masks" / f"frame{number}.png")
+    (tmp_path / "classes.txt").write_text("\n".join(COLORS))
+    return tmp_path
+
+
+def change_masks(folder, change):
+    for path in (folder / "masks").iterdir():
+        image = change(np.asarray(Image.open(path)))
+        image.save(path)
+
+
+def colored(labels):
+    return Image.fromarray(np.array(list(COLORS.values()), dtype=np.uint8)[labels])
+
+
+def write_colors(folder):
+    lines = [f"{name} {r} {g} {b}" for name, (r, g, b) in COLORS.items()]
+    (folder / "classes.txt").write_text("\n".join(lines))
+
+
+def labels_of(data, split="train", size=(48, 32)):
+    return [read_frame(data, *pair, size)[1] for pair in data.pairs[split]]
+
+
+def test_a_folder_becomes_frames_of_one_size(folder, tmp_path, capsys):
+    data = images_and_masks(folder)
+    names = [photo.name for photo, _ in data.pairs["train"] + data.pairs["val"]]
+    assert names == [f"frame{number}.jpg" for number in (6, 7, 8, 9, 10, 11)]
+    assert "photos that look alike" in capsys.readouterr().out
+    frames = prepare_own_data(data, "train", tmp_path / "cache", (48, 32), progress=False)
+    assert frames.photos.shape == (5, 32, 48, 3)
+    assert frames.scheme.names == tuple(COLORS)
+    shares = frames.class_counts().double() / frames.label_ids.numel()
+    assert shares.tolist() == pytest.approx([0.61, 0.06, 0.33], abs=0.02)
+    again = prepare_own_data(data, "train", tmp_path / "cache", (48, 32), progress=False)
+    assert again.data == frames.data
+
+
+def test_masks_may_hold_numbers_a_palette_or_colours(folder):
+    plain = labels_of(images_and_masks(folder))
+
+    def with_palette(labels):
+        image = Image.fromarray(labels, "P")
+        image.putpalette([10, 20, 30] * 256)
+        return image
+
+    change_masks(folder, with_palette)
+    assert all(map(np.array_equal, plain, labels_of(images_and_masks(folder))))
+    change_masks(folder, colored)
+    with pytest.raises(ValueError, match="holds colours, and the list of classes has none"):
+        labels_of(images_and_masks(folder))
+    write_colors(folder)
+    assert all(map(np.array_equal, plain, labels_of(images_and_masks(folder))))
+
+
+def test_a_split_of_ones_own(folder, capsys):
+    (folder / "val.txt").write_text("frame7.jpg\nframe9\n")
+    data = images_and_masks(folder)
+    assert [photo.stem for photo, _ in data.pairs["val"]] == ["frame7", "frame9"]
+    assert len(data.pairs["train"]) == 4
+    assert capsys.readouterr().out == ""
+    (folder / "val.txt").write_text("frame99")
+    with pytest.raises(FileNotFoundError, match=r"val\.txt names frame99"):
+        images_and_masks(folder)
+
+
+@pytest.mark.parametrize("inner", [True, False])
+def test_folders_for_the_splits(folder, inner):
+    for part in ("images", "masks"):
+        for number, path in enumerate(sorted((folder / part).iterdir())):
+            split = "val" if number < 2 else "train"
+            target = folder / part / split if inner else folder / split / part
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.move(path, target)
+        if not inner:
+            (folder / part).rmdir()
+    data = images_and_masks(folder)
+    assert {split: len(pairs) for split, pairs in data.pairs.items()} == {"train": 4, "val": 2}
+
+
+def test_classes_are_merged_ignored_and_numbered_as_the_list_says(folder):
+    text = {
+        "classes": [
+            "void",
+            {"name": "road", "value": 7, "color": "#804080"},
+            {"name": "lane", "value": 8},
+            "sky",
+        ],
+        "merge": {"ground": ["road", "lane"]},
+        "ignore": ["void"],
+    }
+    (folder / "classes.json").write_text(json.dumps(text))
+    scheme = read_classes(folder).scheme()
+    assert scheme.names == ("ground", "sky")
+    assert scheme.colors[0] == (128, 64, 128)
+    assert scheme.encode(np.array([0, 7, 8, 9, 3], dtype=np.uint8)).tolist() == [
+        IGNORE,
+        0,
+        0,
+        1,
+        IGNORE,
+    ]
+
+
+def smooth(labels):
+    return colored(labels).resize((61, 41), Image.Resampling.BICUBIC).resize(labels.shape[::-1])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: (f / "masks" / "frame6.png").unlink(), r"frame6\.jpg has no mask"),
+        (lambda f: (f / "images" / "frame6.jpg").unlink(), r"frame6\.png belongs to no photo"),
+        (lambda f: (f / "classes.txt").unlink(), r"classes\.txt is missing: write the name"),
+        (lambda f: (f / "classes.txt").write_text("road\ncar"), r"holds 2, but the classes have 0"),
+        (
+            lambda f: change_masks(f, lambda a: Image.fromarray(a).resize((20, 20))),
+            r"frame6\.png has 20x20 pixels, its photo frame6\.jpg has 60x40",
+        ),
+        (
+            lambda f: (
+                (f / "classes.txt").write_text("no\nyes"),
+                change_masks(f, lambda a: Image.fromarray((a > 1).astype(np.uint8) * 255)),
+            ),
+            "holds 0 and 255. 255 means void here",
+        ),
+        (
+            lambda f: change_masks(f, lambda a: Image.fromarray(a.astype(np.uint16) * 1000)),
+            "has 16 bits and values up to 2000",
+        ),
+        (
+            lambda f: (write_colors(f), change_masks(f, smooth)),
+            "have colours of no class, such as .*smooth edges",
+        ),
+        (
+            lambda f: (f / "images" / "frame6.jpg").write_text("no picture"),
+            r"frame6\.jpg cannot be read as a picture",
+        ),
+    ],
+)
+def test_mistakes_are_named_with_the_next_step(folder, spoil, message):
+    spoil(folder)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        labels_of(images_and_masks(folder))
+
+
+def test_masks_that_were_saved_as_jpeg_are_explained(folder):
+    write_colors(folder)
+    for path in (folder / "masks").iterdir():
+        colored(np.asarray(Image.open(path))).save(path.with_suffix(".jpg"), quality=90)
+        path.unlink()
+    with pytest.raises(ValueError, match=r"\.jpg: .*JPEG changes the colours of masks.*as PNG"):
+        labels_of(images_and_masks(folder))
+
+
+def test_full_size_cityscapes_as_it_is_unpacked(tmp_path):
+    photo, labels = draw((64, 32))
+    ids = np.array([7, 26, 23], dtype=np.uint8)[labels]  # road, car, sky
+    for root in (tmp_path / "a", tmp_path / "b"):
+        for split in ("train", "val"):
+            name = f"aachen_000000_{split}"
+            for kind, array in (("leftImg8bit", photo), ("gtFine", ids)):
+                outer = f"{kind}_trainvaltest/{kind}" if root.name == "b" else kind
+                city = root / outer / split / "aachen"
+                city.mkdir(parents=True)
+                suffix = "leftImg8bit" if kind == "leftImg8bit" else "gtFine_labelIds"
+                Image.fromarray(array).save(city / f"{name}_{suffix}.png")
+        data = cityscapes(root)
+        ((_, found),) = [read_frame(data, *pair, (64, 32)) for pair in data.pairs["val"]]
+        assert np.array_equal(data.scheme.encode(found), np.array([0, 13, 10])[labels])
+
+
+TRUTH = draw((36, 24))[1]
+
+
+def agreement(data, names=tuple(COLORS)):
+    """The share of pixels in which the labels of the first frame are those that were drawn."""
+    pairs = data.pairs["train"] + data.pairs["val"]
+    assert [photo.stem.split("-")[-1] for photo, _ in pairs] == ["street1", "street2"]
+    found = data.scheme.encode(read_frame(data, *pairs[0], (36, 24))[1])
+    index = np.array([data.scheme.names.index(name) for name in names])
+    return (found == index[TRUTH]).mean()
+
+
+def test_labelme_polygons(tmp_path):
+    """Files that labelme 6.3.1 wrote."""
+    data = labelme(FIXTURES / "labelme")
+    assert data.scheme.names == ("_background_", "car", "road", "sky")
+    assert agreement(data) > 0.95  # polygons end between pixels
+    shutil.copytree(FIXTURES / "labelme", tmp_path / "own")
+    (tmp_path / "own" / "classes.txt").write_text("road\ncar\n")
+    with pytest.raises(ValueError, match="has the label 'sky', which is no class"):
+        agreement(labelme(tmp_path / "own"))
+
+
+def test_cvat_masks(tmp_path):
+    """Files that datumaro 1.13.12, which CVAT exports with, wrote."""
+    data = cvat(FIXTURES / "cvat")
+    assert data.scheme.names == ("background", "car", "road", "sky")
+    assert agreement(data) == 1
+    shutil.copytree(FIXTURES / "cvat", tmp_path / "own")
+    shutil.rmtree(tmp_path / "own" / "JPEGImages")
+    with pytest.raises(FileNotFoundError, match="export again with .Save images."):
+        cvat(tmp_path / "own")
+
+
+def test_label_studio_brushes(tmp_path):
+    """Files that label-studio-converter 0.0.59 wrote."""
+    data = label_studio(FIXTURES / "label_studio")
+    assert data.scheme.names == ("background", "car", "road", "sky")
+    assert agreement(data) == 1
+    shutil.copytree(FIXTURES / "label_studio", tmp_path / "own")
+    (tmp_path / "own" / "project.json").unlink()
+    with pytest.raises(FileNotFoundError, match="the photo of task 1 is not known.*JSON export"):
+        label_studio(tmp_path / "own")
+
+
+def test_roboflow_masks(tmp_path):
+    """Folders as the web page of Roboflow describes them."""
+    for split, name in (("train", "street1"), ("valid", "street2")):
+        (tmp_path / split).mkdir()
+        photo, labels = draw((36, 24))
+        stem = f"x-{name}"
+        Image.fromarray(photo).save(tmp_path / split / f"{stem}.jpg")
+        Image.fromarray(labels + 1).save(tmp_path / split / f"{stem}_mask.png")
+        rows = ["Pixel Value, Class", "0, background", "1, road", "2, car", "3, sky"]
+        (tmp_path / split / "_classes.csv").write_text("\n".join(rows))
+    data = roboflow(tmp_path)
+    assert data.scheme.names == ("background", "road", "car", "sky")
+    assert agreement(data) == 1
+    (tmp_path / "train" / "x-street1_mask.png").unlink()
+    with pytest.raises(FileNotFoundError, match="has no mask x-street1_mask.png"):
+        roboflow(tmp_path)

@@ -1,0 +1,1 @@
+"""Photos and masks of your own, and those that labelling tools write."""

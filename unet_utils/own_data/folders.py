@@ -1,0 +1,256 @@
+"""Photos and masks of your own: which photo has which labels, and a split brought to one size.
+
+    mine/images/*.jpg  mine/masks/*.png  mine/classes.txt      the simple way
+    mine/train/images/ ...  mine/val/images/ ...               with a split of your own
+
+A mask has the name of its photo. What labelling tools write is read as it is, see `tools`.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from unet_utils.classes import ClassScheme, get_scheme
+from unet_utils.dataset import build_arrays, map_array
+from unet_utils.frames import Frames
+from unet_utils.own_data.masks import (
+    MASK_ADVICE,
+    Classes,
+    ReadLabels,
+    mask_reader,
+    open_picture,
+    read_classes,
+)
+from unet_utils.platform.environment import progress_bar
+from unet_utils.platform.files import natural_order, user_path
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
+"""The folders of each split: tools name them differently."""
+SHARE = 5
+"""Without a split of your own, one photo of so many is for validation."""
+
+Pairs = list[tuple[Path, Path]]
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """Photos, files with their labels, and classes.
+
+    Attributes:
+        folder: where they were found.
+        scheme: turns the values of the masks into class indices.
+        pairs: split -> photo and file with its labels, in the order that a person means.
+        read_labels: reads such a file.
+    """
+
+    folder: Path
+    scheme: ClassScheme
+    pairs: dict[str, Pairs]
+    read_labels: ReadLabels
+
+    def with_scheme(self, scheme: str | ClassScheme) -> "OwnData":
+        """Return the same data with the classes that a model has learned, or of that name.
+
+        Raises:
+            ValueError: the masks have other classes.
+        """
+        if self.scheme.name != "own":  # full-size Cityscapes: all schemes fit but `clusters`
+            if "clusters" in (scheme, getattr(scheme, "name", "")):
+                raise ValueError("official labels have no colour clusters: choose another scheme")
+            return replace(self, scheme=get_scheme(scheme))
+        if isinstance(scheme, ClassScheme) and scheme != self.scheme:
+            raise ValueError(
+                f"the photos in {self.folder} have the classes {', '.join(self.scheme.names)}, the "
+                f"model has {', '.join(scheme.names)}: use a model that was trained on them"
+            )
+        return self
+
+    def fingerprint(self, split: str, size: tuple[int, int]) -> str:
+        """Return a hash of the files' names, sizes and times, of the classes and of the size."""
+        facts = repr((size, self.scheme.names, self.scheme.lookup))
+        digest = hashlib.blake2b(facts.encode(), digest_size=8)
+        for path in (path for pair in self.pairs[split] for path in pair):
+            status = path.stat()
+            digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+
+def images_and_masks(folder: Path) -> OwnData | None:
+    """Return the data of a folder with `images/` and `masks/`, None if it has neither.
+
+    Raises:
+        FileNotFoundError: a photo without a mask, a mask without a photo, no list of classes.
+        ValueError: the list of classes cannot be used.
+    """
+    parts = {split: split_folder(folder, split) for split in SPLITS}
+    inner = {split: split_folder(folder / "images", split) for split in SPLITS}
+    if all(part and (part / "images").is_dir() for part in parts.values()):
+        places = {split: (part / "images", part / "masks") for split, part in parts.items() if part}
+    elif all(inner.values()):
+        masks = folder / "masks"
+        places = {split: (part, masks / part.name) for split, part in inner.items() if part}
+    elif (folder / "images").is_dir():
+        places = {"all": (folder / "images", folder / "masks")}
+    else:
+        return None
+    pairs = {}
+    for split, (photos, masks) in places.items():
+        advice = f"{masks} needs a mask for each photo of {photos}, with the same name"
+        pairs[split] = pair_up(pictures(photos), pictures(masks), advice)
+    if "all" in pairs:
+        pairs = split_pairs(folder, pairs["all"])
+    classes = read_classes(folder)
+    if not classes:
+        raise FileNotFoundError(
+            f"{folder / 'classes.txt'} is missing: write the name of a class in each line, in the "
+            "order of the masks' values (0, 1, 2, ...)"
+        )
+    return own_data(folder, classes, pairs)
+
+
+def own_data(folder: Path, classes: Classes, pairs: dict[str, Pairs]) -> OwnData:
+    """Return the data of photos whose labels are masks with these classes."""
+    return OwnData(folder, classes.scheme(), pairs, mask_reader(classes))
+
+
+def prepare_own_data(
+    data: OwnData, split: str, cache: str | Path, size: tuple[int, int], progress: bool = True
+) -> Frames:
+    """Bring a split to one size, once; later calls map the result from disk.
+
+    Args:
+        data: from `sources`.
+        split: `train` or `val`.
+        cache: folder for the arrays, on a fast local disk.
+        size: width and height of the frames, pixels.
+        progress: show a bar.
+
+    Raises:
+        ValueError: a photo or a mask cannot be used; the message names it.
+        OSError: not enough space for the arrays.
+    """
+    width, height = size
+    pairs = data.pairs[split]
+    fingerprint = data.fingerprint(split, size)
+    folder = user_path(cache) / f"own-{split}-{fingerprint}"
+    folder.mkdir(parents=True, exist_ok=True)
+    photos_file = folder / "photos.npy"
+    labels_file = folder / "labels.npy"
+    shape = (len(pairs), height, width)
+
+    def read(pair: tuple[Path, Path]) -> tuple[np.ndarray, np.ndarray]:
+        return read_frame(data, *pair, size)
+
+    def blocks(_: set[Path], step: int = 16) -> Iterator[tuple[slice, dict[Path, np.ndarray]]]:
+        title = f"preparing {split}"
+        bar = progress_bar(total=len(pairs), desc=title, unit="photo", disable=not progress)
+        with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
+            for start in range(0, len(pairs), step):
+                frames = list(pool.map(read, pairs[start : start + step]))
+                photos, labels = (np.stack(arrays) for arrays in zip(*frames, strict=True))
+                yield slice(start, start + len(frames)), {photos_file: photos, labels_file: labels}
+                bar.update(len(frames))
+
+    build_arrays({photos_file: (*shape, 3), labels_file: shape}, blocks)
+    return Frames(
+        map_array(photos_file),
+        map_array(labels_file),
+        data.scheme,
+        numbers=tuple(range(1, len(pairs) + 1)),
+        data=fingerprint,
+        labels="own",
+    )
+
+
+def read_frame(
+    data: OwnData, photo_file: Path, label_file: Path, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return a photo and its labels, squeezed or stretched to one width and height.
+
+    Labels are resized by the nearest pixel, so that classes never mix.
+
+    Returns:
+        `uint8 [H, W, 3]` and `uint8 [H, W]`.
+
+    Raises:
+        ValueError: one of them cannot be read, their sizes differ, or a label is in no class; the
+            message names the file.
+    """
+    photo = open_picture(photo_file).convert("RGB")
+    labels = data.read_labels(label_file, photo.size)
+    if labels.shape != (photo.height, photo.width):
+        raise ValueError(
+            f"{label_file} has {labels.shape[1]}x{labels.shape[0]} pixels, its photo "
+            f"{photo_file.name} has {photo.width}x{photo.height}. {MASK_ADVICE}"
+        )
+    resized = Image.fromarray(labels).resize(size, Image.Resampling.NEAREST)
+    return np.asarray(photo.resize(size, Image.Resampling.BICUBIC)), np.asarray(resized)
+
+
+def pair_up(photos: list[Path], labels: list[Path], advice: str) -> Pairs:
+    """Return each photo with the labels of the same name, in the order that a person means.
+
+    Raises:
+        FileNotFoundError: one of them is alone, or there is none; the message names it.
+    """
+    by_name = {path.stem: path for path in labels}
+    names = {path.stem for path in photos}
+    for path in photos:
+        if path.stem not in by_name:
+            raise FileNotFoundError(f"{path} has no mask: {advice}")
+    for path in labels:
+        if path.stem not in names:
+            raise FileNotFoundError(f"{path} belongs to no photo: {advice}")
+    if not photos:
+        raise FileNotFoundError(f"there is no photo: {advice}")
+    return [(photo, by_name[photo.stem]) for photo in natural_order(photos)]
+
+
+def split_pairs(folder: Path, pairs: Pairs) -> dict[str, Pairs]:
+    """Split pairs by the names in `val.txt`, else take the last ones for validation.
+
+    Raises:
+        FileNotFoundError: `val.txt` names a photo that is not there.
+        ValueError: nothing is left for a split.
+    """
+    file = folder / "val.txt"
+    if file.is_file():
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        wanted = {Path(line.strip()).stem for line in lines if line.strip()}
+        if missing := wanted - {photo.stem for photo, _ in pairs}:
+            name = sorted(missing)[0]
+            raise FileNotFoundError(f"{file} names {name}, but there is no such photo")
+        val = [pair for pair in pairs if pair[0].stem in wanted]
+        train = [pair for pair in pairs if pair[0].stem not in wanted]
+    else:
+        count = max(1, len(pairs) // SHARE)
+        train = pairs[:-count]
+        val = pairs[-count:]
+        print(
+            f"No split in {folder}: the last {count} of {len(pairs)} photos are for validation. If "
+            "photos that look alike (of one street or one video) are in both parts, scores are "
+            "too good: then name those for validation in val.txt, one in each line"
+        )
+    if not train or not val:
+        raise ValueError(f"{folder} has {len(train)} photos to learn from and {len(val)} to score")
+    return {"train": train, "val": val}
+
+
+def split_folder(folder: Path, split: str) -> Path | None:
+    """Return the folder of a split, under any of its names; None if there is none."""
+    return next((folder / name for name in SPLITS[split] if (folder / name).is_dir()), None)
+
+
+def pictures(folder: Path) -> list[Path]:
+    """Return the pictures in a folder, none if there is no such folder."""
+    if not folder.is_dir():
+        return []
+    files = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return [path for path in files if path.suffix.lower() in PICTURES]

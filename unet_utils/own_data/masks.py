@@ -1,0 +1,211 @@
+"""The classes of your own data, and masks as pictures: class numbers, or colours of the classes."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageColor, ImageOps
+
+from unet_utils.classes import IGNORE, ClassScheme
+
+MASK_ADVICE = "Save masks as PNG with 8 bits, without smooth edges, in the size of their photos."
+
+ReadLabels = Callable[[Path, tuple[int, int]], np.ndarray]
+"""Reads the labels of a photo of that width and height: values `uint8 [H, W]`, 255 for void."""
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What a list of classes says, in the order of the masks' values.
+
+    Attributes:
+        names: of each value from 0; values that no class has are None.
+        colors: of each value, None where the list gives none.
+        merge: name of a group -> names of the classes that are one class in training.
+        ignore: names of classes that are neither learned nor scored, like void.
+    """
+
+    names: list[str | None]
+    colors: list[tuple[int, ...] | None]
+    merge: dict[str, list[str]]
+    ignore: list[str]
+
+    def scheme(self) -> ClassScheme:
+        """Return the class scheme `own`.
+
+        Raises:
+            ValueError: a name is unknown, or fewer than two classes are left.
+        """
+        known = [name for name in self.names if name is not None]
+        group_of = {name: group for group, names in self.merge.items() for name in names}
+        for name in (*group_of, *self.ignore):
+            if name not in known:
+                raise ValueError(f"there is no class {name!r} to merge or to ignore: {known}")
+        kept = [group_of.get(name, name) for name in known if name not in self.ignore]
+        names = list(dict.fromkeys(kept))
+        if len(names) < 2:
+            raise ValueError(f"two classes or more are needed, there is only {', '.join(names)}")
+        lookup = [IGNORE] * 256
+        colors = [_spread_color(index) for index in range(len(names))]
+        for value, name in enumerate(self.names):
+            if name is None or name in self.ignore:
+                continue
+            index = names.index(group_of.get(name, name))
+            lookup[value] = index
+            if self.colors[value] and (name in names or self.merge[names[index]][0] == name):
+                colors[index] = self.colors[value]
+        return ClassScheme("own", tuple(names), tuple(colors), tuple(lookup))
+
+
+def read_classes(folder: Path) -> Classes | None:
+    """Read `classes.json` or `classes.txt`, None if there is neither.
+
+    A line of the text is a name, and may end in a colour: `road 128 64 128` or `road #804080`. The
+    JSON holds the same in a list `classes` of names or of `{"name", "value", "color"}`, and if
+    wanted `"merge": {"vehicle": ["car", "truck"]}` and `"ignore": ["void"]`.
+
+    Raises:
+        ValueError: it cannot be read; the message names it.
+    """
+    file = folder / "classes.json"
+    try:
+        if file.is_file():
+            content = json.loads(file.read_text(encoding="utf-8-sig"))
+            content = content if isinstance(content, dict) else {"classes": content}
+            return make_classes(
+                content["classes"], content.get("merge", {}), content.get("ignore", [])
+            )
+        file = folder / "classes.txt"
+        if file.is_file():
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
+            return make_classes([_class_of_line(line) for line in lines if line.strip()], {}, [])
+    except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
+        raise ValueError(f"{file} cannot be used: {error or type(error).__name__}") from error
+    return None
+
+
+def _class_of_line(line: str) -> dict:
+    found = re.fullmatch(r"\s*(.*?)\s*(?:[\s,:]+(#[0-9a-fA-F]{6}|\d+[\s,]+\d+[\s,]+\d+))?\s*", line)
+    assert found
+    entry: dict = {"name": found[1]}
+    if found[2]:
+        entry["color"] = found[2] if found[2][0] == "#" else re.split(r"[\s,]+", found[2])
+    return entry
+
+
+def make_classes(entries: list, merge: dict, ignore: list) -> Classes:
+    names: list[str | None] = []
+    colors: list[tuple[int, ...] | None] = []
+    for entry in entries:
+        entry = {"name": entry} if isinstance(entry, str) else entry
+        value = int(entry.get("value", len(names)))
+        if not 0 <= value < IGNORE:
+            raise ValueError(f"the value {value} of {entry['name']!r} is not between 0 and 254")
+        names += [None] * (value + 1 - len(names))
+        colors += [None] * (value + 1 - len(colors))
+        if names[value] is not None or entry["name"] in names:
+            raise ValueError(f"{entry['name']!r} or its value {value} is there twice")
+        names[value] = entry["name"]
+        color = entry.get("color")
+        if isinstance(color, str):
+            colors[value] = ImageColor.getrgb(color)
+        elif color:
+            colors[value] = tuple(int(channel) for channel in color)
+    return Classes(names, colors, merge, ignore)
+
+
+def _spread_color(index: int) -> tuple[int, ...]:
+    """Return a colour that differs from those of other classes: hues by the golden angle."""
+    return ImageColor.getrgb(f"hsl({index * 137.5 % 360:.0f}, 65%, {45 + 15 * (index % 3)}%)")
+
+
+def open_picture(path: Path) -> Image.Image:
+    """Read a picture, turned as its EXIF orientation says."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except Exception as error:  # each of Pillow's formats has errors of its own
+        raise ValueError(
+            f"{path} cannot be read as a picture ({error}): save it as a JPEG or PNG"
+        ) from error
+
+
+def mask_reader(classes: Classes) -> ReadLabels:
+    """Return a function that reads masks with the values or the colours of these classes."""
+    values = [value for value, name in enumerate(classes.names) if name is not None]
+    by_color = {_packed(color): value for value, color in enumerate(classes.colors) if color}
+
+    def read(path: Path, _: tuple[int, int]) -> np.ndarray:
+        image = open_picture(path)
+        if image.mode == "P" and by_color:
+            # A palette may hold the colours of the classes, in an order of its own.
+            used = [color for _, color in image.convert("RGB").getcolors(256) or []]
+            if all(color == (0, 0, 0) or _packed(color) in by_color for color in used):
+                image = image.convert("RGB")
+        if image.mode in ("L", "P", "1", "I", "I;16", "I;16B"):
+            return _from_values(path, np.asarray(image), values)
+        if not by_color:
+            raise ValueError(
+                f"{path} holds colours, and the list of classes has none: add the colour of each "
+                "class, as in `road 128 64 128`"
+            )
+        return _from_colors(path, np.asarray(image.convert("RGB")), by_color)
+
+    return read
+
+
+def _packed(color: tuple[int, ...]) -> int:
+    """Return a colour as one number."""
+    return color[0] << 16 | color[1] << 8 | color[2]
+
+
+def _from_values(path: Path, pixels: np.ndarray, values: list[int]) -> np.ndarray:
+    if pixels.dtype == bool:
+        pixels = pixels.astype(np.uint8)
+    found, counts = np.unique(pixels, return_counts=True)
+    unknown = ~np.isin(found, [*values, IGNORE])
+    if pixels.max() > IGNORE:
+        raise ValueError(f"{path} has 16 bits and values up to {found[-1]}. {MASK_ADVICE}")
+    if found.tolist() in ([0, 255], [255]) and len(values) == 2:
+        raise ValueError(
+            f"{path} holds 0 and 255. 255 means void here: write 1 in its place, or say in "
+            'classes.json {"name": ..., "value": ...} which value each class has'
+        )
+    if not unknown.any():
+        return pixels.astype(np.uint8)
+    share = counts[unknown].sum() / counts.sum()
+    some = ", ".join(map(str, found[unknown][:5]))
+    if len(found) > 3 * len(values) + 8:
+        raise ValueError(
+            f"{path}: {share:.1%} of the pixels have values that no class has ({some}, ...), "
+            f"probably along smooth edges, or from JPEG. {MASK_ADVICE}"
+        )
+    raise ValueError(
+        f"{path} holds {some}, but the classes have {values[0]} to {values[-1]} (255 for void): "
+        "add these classes to the list, with the values that they have"
+    )
+
+
+def _from_colors(path: Path, pixels: np.ndarray, by_color: dict[int, int]) -> np.ndarray:
+    packed = pixels.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.int32)
+    labels = np.full(packed.shape, IGNORE, dtype=np.uint8)
+    unknown = packed != 0  # black is void, unless it is the colour of a class
+    for color, value in by_color.items():
+        labels[packed == color] = value
+        unknown &= packed != color
+    if not unknown.any():
+        return labels
+    share = unknown.mean()
+    example = tuple(pixels[unknown][0].tolist())
+    jpeg = path.suffix.lower() in (".jpg", ".jpeg")
+    reason = "JPEG changes the colours of masks" if jpeg else "smooth edges mix the colours"
+    if share < 0.001 and not jpeg:
+        reason = "a class may be missing in the list"
+    text = (
+        f"{path}: {share:.1%} of the pixels have colours of no class, such as {example}: {reason}."
+    )
+    raise ValueError(f"{text} {MASK_ADVICE}")
