@@ -122,7 +122,7 @@ def find_clusters(
     centers, sizes, inertia = _lloyd(x, weights, start, max_iterations)
     distances = np.linalg.norm(centers[:, None] - PALETTE_COLORS.astype(float), axis=2)
     named = np.arange(len(PALETTE)) if num_clusters is None else _match_palette(distances)
-    is_void = [PALETTE[index].category == "void" for index in named]
+    is_void = np.array([PALETTE[index].category == "void" for index in named])
     order = np.lexsort((named, is_void))  # by void first, then in the order of the palette
     return Clusters(
         names=tuple(PALETTE[named[k]].name for k in order),
