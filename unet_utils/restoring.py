@@ -44,43 +44,6 @@ DOUBT = 3e-4
 are rounded differently on every processor; measured, that moves a distance by up to 2e-5."""
 
 
-def restorer_version() -> str:
-    """Return a hash of the restorer's weights and way of computing. Prepared labels carry it in
-    their name, so that other labels get another file."""
-    return hashlib.sha256(_weights() + COMPUTATION).hexdigest()[:12]
-
-
-def _weights() -> bytes:
-    if not WEIGHTS.exists():
-        raise FileNotFoundError(
-            f"{WEIGHTS} is missing: fetch the whole package, or run scripts/train_restorer.py"
-        )
-    return WEIGHTS.read_bytes()
-
-
-def label_checksums(label_ids: np.ndarray) -> np.ndarray:
-    """Return the CRC-32 of each frame, `uint8 [N, H, W]` -> `uint32 [N]`."""
-    return np.array([zlib.crc32(ids.tobytes()) for ids in label_ids], dtype=np.uint32)
-
-
-def reference_agreement(label_ids: np.ndarray, fingerprint: str) -> tuple[int, int] | None:
-    """Compare restored labels with the reference labels of the Kaggle set.
-
-    Args:
-        label_ids: restored label ids of all frames of a split, `uint8 [N, 256, 256]`.
-        fingerprint: that of the split's files, `CityscapesPairs.fingerprint`.
-
-    Returns:
-        The number of frames whose labels are those of the reference, and the number of all frames;
-        None for any other set of pairs.
-    """
-    with np.load(REFERENCE) as reference:
-        if fingerprint not in reference:
-            return None
-        expected = reference[fingerprint]
-    return int((label_checksums(label_ids) == expected).sum()), len(expected)
-
-
 def shrink(pixels: np.ndarray) -> np.ndarray:
     """Resize `uint8 [H, W, 3]` to `uint8 [256, 256, 3]` with bicubic interpolation, as the pairs
     were."""
@@ -227,6 +190,20 @@ class MaskRestorer(nn.Module):
         return pixel_shuffle(self.head(self.exit(x).relu_()), 2)
 
 
+def restorer_version() -> str:
+    """Return a hash of the restorer's weights and way of computing. Prepared labels carry it in
+    their name, so that other labels get another file."""
+    return hashlib.sha256(_weights() + COMPUTATION).hexdigest()[:12]
+
+
+def _weights() -> bytes:
+    if not WEIGHTS.exists():
+        raise FileNotFoundError(
+            f"{WEIGHTS} is missing: fetch the whole package, or run scripts/train_restorer.py"
+        )
+    return WEIGHTS.read_bytes()
+
+
 @lru_cache(maxsize=4)
 def load_restorer(device: torch.device, dtype: torch.dtype = torch.float32) -> MaskRestorer:
     """Return the trained restorer, in evaluation mode, with channels last.
@@ -353,3 +330,26 @@ def restore_labels(
     """
     scheme = get_scheme(scheme)
     return scheme.encode(restore_label_ids(masks, method, device, scheme))
+
+
+def label_checksums(label_ids: np.ndarray) -> np.ndarray:
+    """Return the CRC-32 of each frame, `uint8 [N, H, W]` -> `uint32 [N]`."""
+    return np.array([zlib.crc32(ids.tobytes()) for ids in label_ids], dtype=np.uint32)
+
+
+def reference_agreement(label_ids: np.ndarray, fingerprint: str) -> tuple[int, int] | None:
+    """Compare restored labels with the reference labels of the Kaggle set.
+
+    Args:
+        label_ids: restored label ids of all frames of a split, `uint8 [N, 256, 256]`.
+        fingerprint: that of the split's files, `CityscapesPairs.fingerprint`.
+
+    Returns:
+        The number of frames whose labels are those of the reference, and the number of all frames;
+        None for any other set of pairs.
+    """
+    with np.load(REFERENCE) as reference:
+        if fingerprint not in reference:
+            return None
+        expected = reference[fingerprint]
+    return int((label_checksums(label_ids) == expected).sum()), len(expected)
