@@ -13,7 +13,7 @@ import pytest
 from helpers import TINY, answer, leftovers, make_zip, use_colab
 from kaggle_server import CLIENT_PATH, KEY, PUBLIC_PATH, STORAGE_PATH, TOKEN, USERNAME
 
-from unet_utils import check_pairs, get_pairs
+from unet_utils.sources import check_pairs, get_pairs
 from unet_utils.platform import download
 from unet_utils.platform.download import ARCHIVE, DownloadError
 
