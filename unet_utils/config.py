@@ -143,15 +143,8 @@ class TrainConfig:
         return self._possible(side / aspect**0.5), self._possible(side * aspect**0.5)
 
     def scene_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the size at which the trained network sees a whole frame of this size, pixels.
-
-        Square frames are squeezed scenes. They are shown wider than in training, by the square root
-        of the largest zoom of the augmentation: objects are then about as large as they were there
-        (https://arxiv.org/abs/1906.06423), and less squeezed.
-        """
-        if height != width:
-            return self.input_size(1.0, width / height)
-        return self.image_size, self._possible(self.image_size * 2 ** (self.augmentation / 2))
+        """Return the size at which the trained network sees a whole frame of this size, pixels."""
+        return self.input_size(1.0, width / height)
 
     def network(self, num_classes: int) -> dict:
         """Return the arguments of the `UNet`."""
