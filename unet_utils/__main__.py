@@ -5,6 +5,7 @@ import io
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -289,8 +290,8 @@ def _parser() -> argparse.ArgumentParser:
         if setting.type is bool:
             sub.add_argument(option, action=argparse.BooleanOptionalAction, help=text)
         else:
-            kind = setting.type.__name__.upper()
-            sub.add_argument(option, type=setting.type, metavar=kind, help=text)
+            kind: Any = setting.type
+            sub.add_argument(option, type=kind, metavar=kind.__name__.upper(), help=text)
 
     sub = command("evaluate", _evaluate, "score a model on the validation pairs")
     data(sub)

@@ -3,6 +3,7 @@
 import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -108,7 +109,7 @@ class TrainConfig:
                 f"image_size to {2 * step} and growth to 0"
             )
 
-    def _check(self, name: str, kind: type) -> None:
+    def _check(self, name: str, kind: Any) -> None:
         value = getattr(self, name)
         if name == "encoder":
             if value not in ("none", *ENCODERS):
