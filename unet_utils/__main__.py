@@ -76,7 +76,8 @@ def _train(options: argparse.Namespace, env: Environment) -> None:
     name = options.run or run_name(options.data, scheme, options.labels, **changed)
     run_folder(env.results, name)  # refuses impossible names
     folder, backup = env.run_folders(name)
-    config = run_settings(folder, backup, machine, options.resume, **changed)
+    start_from = SMALL_MODEL if options.start_from == "small" else options.start_from
+    config = run_settings(folder, backup, machine, options.resume, start_from, **changed)
     print(settings_table(config, machine))
     fit(
         frames,
@@ -85,7 +86,7 @@ def _train(options: argparse.Namespace, env: Environment) -> None:
         env.device,
         resume=options.resume,
         backup=backup,
-        start_from=options.start_from,
+        start_from=start_from,
         processes=options.processes,
     )
 
@@ -280,8 +281,8 @@ def _parser() -> argparse.ArgumentParser:
         default=True,
         help="resume an earlier run of this name; --no-resume renames its files and begins again",
     )
-    text = "start a new run from the weights of another one"
-    sub.add_argument("--start-from", metavar="CHECKPOINT", help=text)
+    text = "start a new run from the weights of another one, or from the small model"
+    sub.add_argument("--start-from", metavar="CHECKPOINT|small", help=text)
     text = "leave the first N training pairs out"
     sub.add_argument("--skip-first", type=int, default=0, metavar="N", help=text)
     for setting in SETTINGS:
