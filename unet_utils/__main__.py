@@ -23,9 +23,9 @@ from unet_utils.sources import get_pairs, is_full_set
 from unet_utils.training import fit
 from unet_utils.use.audit import audit, official_frames
 from unet_utils.use.compare import compare_runs, latest_run, scores_folder
-from unet_utils.use.export import export_model, frames_per_second
+from unet_utils.use.export import export_model, frames_per_second, width_x_height
 from unet_utils.use.full_size import is_official, prepare_official
-from unet_utils.use.photos import predict_photos, printable
+from unet_utils.use.photos import expand_patterns, predict_photos, printable
 from unet_utils.use.reports import class_table, save_scores, score_report, score_table
 from unet_utils.use.several_gpus import open_processes
 from unet_utils.use.video import is_video, segment_video
@@ -114,13 +114,14 @@ def _evaluate(options: argparse.Namespace, env: Environment) -> None:
 def _predict(options: argparse.Namespace, env: Environment) -> None:
     trained = _trained(options, env)
     problems = []
-    videos = [path for path in options.photos if is_video(path)]
+    paths = expand_patterns(options.photos)
+    videos = [path for path in paths if is_video(path)]
     for path in videos:
         try:
             print(printable(f"{path} -> {segment_video(trained, path, options.out, options.flip)}"))
         except (OSError, ValueError, RuntimeError) as error:
             problems.append(str(error))
-    photos = [path for path in options.photos if path not in videos]
+    photos = [path for path in paths if path not in videos]
     problems += predict_photos(trained, photos, options.out, options.flip, options.label_ids)
     if problems:
         raise ValueError("\n".join(problems))
@@ -130,7 +131,7 @@ def _export(options: argparse.Namespace, env: Environment) -> None:
     checkpoint = _checkpoint(options, env)
     trained = load_trained(checkpoint, env.device)
     default = env.results / ("small-model" if checkpoint == SMALL_MODEL else checkpoint.parent.name)
-    path = export_model(trained, options.out or default / "unet.torchscript")
+    path = export_model(trained, options.out or default / "unet.torchscript", options.size)
     print(f"{path}: {path.stat().st_size / 2**20:.1f} MB")
     if path.suffix == ".torchscript":
         # Newer torch deprecates what older torch can read.
@@ -302,6 +303,8 @@ def _parser() -> argparse.ArgumentParser:
     model(sub)
     text = "file ending in .torchscript or in .onnx (default: unet.torchscript in the run's folder)"
     sub.add_argument("--out", help=text)
+    text = "an .onnx file for photos of this size only, which OpenCV can read"
+    sub.add_argument("--size", type=width_x_height, metavar="WIDTHxHEIGHT", help=text)
 
     sub = command("compare", _compare, "compare runs: settings that differ, time, scores")
     sub.add_argument("runs", nargs="*", metavar="RUN", help="names of runs (default: all)")
