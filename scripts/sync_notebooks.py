@@ -21,21 +21,29 @@ import contextlib, glob, os, re, sys, urllib.parse, urllib.request  # noqa: E401
 
 REPO_URL = "REPOSITORY"
 USE_DRIVE = True  # @param {type:"boolean"}
-with contextlib.suppress(Exception):  # everything works without Drive; nobody is asked twice, because mkdir fails then
+# Everything works without Drive. Nobody is asked twice, because mkdir fails then.
+with contextlib.suppress(Exception):
     if USE_DRIVE and "google.colab" in sys.modules and not os.mkdir("/content/drive"):
         sys.modules["google.colab"].drive.mount("/content/drive")
-places = [".", "..", "repo", *(f"/content/drive/MyDrive{end}" for end in ("", "/*", "/unet*/*", "/Colab Notebooks/*"))]
-with contextlib.suppress(Exception):  # a notebook that Colab opened from GitHub takes the code from there
+drive = [f"/content/drive/MyDrive{end}" for end in ("", "/*", "/unet*/*", "/Colab Notebooks/*")]
+places = [".", "..", "repo", *drive]
+# A notebook that Colab opened from GitHub takes the code from there.
+with contextlib.suppress(Exception):
     api = "http://{COLAB_JUPYTER_IP}:{KMP_TARGET_PORT}/api/sessions".format(**os.environ)
     opened = urllib.parse.unquote(urllib.request.urlopen(api, timeout=3).read().decode())
     REPO_URL, places = re.search("https://github.com/[^/]+/[^/]+", opened)[0], places[:3]
-root = next((path for place in places for path in glob.iglob(place) if os.path.isdir(f"{path}/unet_utils")), "")
-if not root and os.system(f"git -c core.askPass=true clone -q --depth 1 {REPO_URL} repo && cd repo/unet_utils"):
-    sys.exit(f"Cannot fetch {REPO_URL}: correct REPO_URL if it says OWNER; on Kaggle, switch on Settings > Internet.")
+folders = (path for place in places for path in glob.iglob(place))
+root = next((path for path in folders if os.path.isdir(f"{path}/unet_utils")), "")
+clone = f"git -c core.askPass=true clone -q --depth 1 {REPO_URL} repo"
+if not root and os.system(f"{clone} && cd repo/unet_utils"):
+    sys.exit(
+        f"Cannot fetch {REPO_URL}: correct REPO_URL if it says OWNER; "
+        "on Kaggle, switch on Settings > Internet."
+    )
 sys.path.insert(0, os.path.abspath(root or "repo"))
 from unet_utils.platform import environment
 
-env = environment.setup(use_drive=USE_DRIVE)"""  # noqa: E501
+env = environment.setup(use_drive=USE_DRIVE)"""
 # In Colab; in JupyterLab, VS Code and Kaggle.
 FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}}
 BADGES = re.compile(

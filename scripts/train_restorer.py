@@ -6,14 +6,15 @@ official labels.
 Round 0 learns from maps of random shapes, in which every pair of the 29 colours meets. Each further
 round restores the training masks with the restorer so far, enlarges the label maps to source
 resolution (1024x2048) with smooth outlines, stretches, shrinks and recolours them, adds thin poles
-and signs, and degrades them with the known forward model. So the network sees real geometry and
+and signs, and damages them as the masks were. So the network sees real geometry and
 real neighbours, and the truth is exact: the label at the centre of each 4x8 source cell. The frames
 of weimar and zurich (train 2712 to 2975) are never drawn from; maps made of them in the same way
 measure progress. Official labels, if given (--official), are only used to measure.
 
 Seed 2026, 48 minutes on two CPU cores: mIoU 0.887 and agreement 0.986 on maps of held-out frames,
 0.873 and 0.992 on eight official frames of aachen (nearest colour: 0.580 and 0.944). docs/labels.md
-lists the rounds."""
+lists the rounds. After it, run scripts/reference_labels.py.
+"""
 
 import argparse
 import json
@@ -37,21 +38,19 @@ from unet_utils.optimizer import Muon
 from unet_utils.restoring import SIDE, WEIGHTS, MaskRestorer, damage, nearest_color
 from unet_utils.use.audit import label_at_centers, read_official
 
-TILE, EDGE = (
-    128,
-    3,
-)  # size of the tiles in which maps are enlarged, source pixels; cells around each tile
+TILE = 128  # side of the tiles in which maps are enlarged, source pixels
+EDGE = 3  # cells around each tile
 SOURCE = (1024, 2048)  # rows and columns of an official label map: 256x256 cells of 4x8
 CLASSES = len(PALETTE)
 INDEX = {label.name: index for index, label in enumerate(PALETTE)}
 SCHEME = get_scheme("cityscapes19")
 CLASS_OF_INDEX = SCHEME.encode(PALETTE_IDS)
-FIRST_FRAME, LAST_FRAME, LAST_HELD_OUT = (
-    9,
-    2711,
-    2975,
-)  # 1 to 8 have official labels, which check the result
-CROP, BATCH, RATE = 128, 8, 4e-3
+FIRST_FRAME = 9  # 1 to 8 have official labels, which check the result
+LAST_FRAME = 2711
+LAST_HELD_OUT = 2975
+CROP = 128  # side of the windows that are learned from, pixels
+BATCH = 8
+RATE = 4e-3
 
 Examples = tuple[torch.Tensor, torch.Tensor]
 """Masks `uint8 [N, 3, 256, 256]` and their true palette indices `uint8 [N, 256, 256]`."""
@@ -62,17 +61,13 @@ def paint(draw: ImageDraw.ImageDraw, rng: np.random.Generator, index: int, kind:
     sides."""
     rows, columns = SOURCE
     x, y = rng.uniform(0, columns), rng.uniform(0, rows)
-    if (
-        kind == "bar"
-    ):  # poles, posts, cables: 3 to 30 source pixels wide, where a mask pixel is 4 high and 8 wide
+    if kind == "bar":
+        # Poles, posts, cables: 3 to 30 source pixels wide. A mask pixel is 4 high and 8 wide.
         length = np.exp(rng.uniform(np.log(20), np.log(900)))
         angle = rng.normal(0, 0.04) if rng.random() < 0.75 else rng.uniform(0, math.pi)
         dx, dy = length * math.sin(angle), length * math.cos(angle)
-        draw.line(
-            [x, y, x + dx, y + dy],
-            fill=index,
-            width=int(np.exp(rng.uniform(np.log(3), np.log(31)))),
-        )
+        thickness = int(np.exp(rng.uniform(np.log(3), np.log(31))))
+        draw.line([x, y, x + dx, y + dy], fill=index, width=thickness)
         return
     size = np.exp(rng.uniform(np.log(8), np.log(90 if kind == "sign" else 700)))
     w, h = size * rng.uniform(0.4, 1.6), size * rng.uniform(0.4, 1.6)
@@ -92,10 +87,8 @@ def draw_border(draw: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:
     """Draw the unlabeled border of rectified frames, about one mask pixel wide, on three of four
     maps."""
     if rng.random() < 0.75:
-        (right, bottom), (a, b, c, d) = (
-            (SOURCE[1] - 1, SOURCE[0] - 1),
-            rng.integers(2, 12, 4).tolist(),
-        )
+        bottom, right = (length - 1 for length in SOURCE)
+        a, b, c, d = rng.integers(2, 12, 4).tolist()
         for box in (
             (0, 0, right, a),
             (0, bottom - b, right, bottom),
@@ -111,12 +104,8 @@ def random_shapes(rng: np.random.Generator) -> np.ndarray:
     image = Image.new("L", SOURCE[::-1], int(palette[0]))
     draw = ImageDraw.Draw(image)
     for _ in range(rng.integers(40, 160)):
-        paint(
-            draw,
-            rng,
-            int(rng.choice(palette)),
-            str(rng.choice(["blob", "bar", "sign"], p=[0.5, 0.35, 0.15])),
-        )
+        index = int(rng.choice(palette))
+        paint(draw, rng, index, str(rng.choice(["blob", "bar", "sign"], p=[0.5, 0.35, 0.15])))
     draw_border(draw, rng)
     return np.asarray(image)
 
@@ -211,30 +200,26 @@ def make_pool(
 ) -> Examples:
     """Return `count` examples; a share `shapes` of them are random shapes."""
     rng = np.random.default_rng(seed)
-    has = (
-        None
-        if restored is None
-        else np.stack([(restored == k).sum((1, 2)) >= 150 for k in range(CLASSES)], axis=1)
-    )
+    if restored is not None:
+        has = np.stack([(restored == k).sum((1, 2)) >= 150 for k in range(CLASSES)], axis=1)
 
     def frame() -> np.ndarray:
-        if (
-            rng.random() < 0.5
-        ):  # half of the time, a frame with a class drawn uniformly: rare classes are seen
+        # Half of the time, a frame with a class drawn uniformly: rare classes are seen.
+        if rng.random() < 0.5:
             holders = np.flatnonzero(has[:, rng.choice(np.flatnonzero(has.any(0)))])
             return restored[rng.choice(holders)]
         return restored[rng.integers(len(restored))]
 
     def jobs() -> Iterator[tuple[list[np.ndarray], int]]:
         for number in range(count):
-            some = (
-                0
-                if restored is None or rng.random() < shapes
-                else int(rng.choice([1, 4, 9], p=[0.55, 0.3, 0.15]))
-            )
+            if restored is None or rng.random() < shapes:
+                some = 0
+            else:
+                some = int(rng.choice([1, 4, 9], p=[0.55, 0.3, 0.15]))
             yield [frame() for _ in range(some)], seed * 1_000_003 + number
 
-    masks, truth = np.empty((count, 256, 256, 3), np.uint8), np.empty((count, 256, 256), np.uint8)
+    masks = np.empty((count, SIDE, SIDE, 3), np.uint8)
+    truth = np.empty((count, SIDE, SIDE), np.uint8)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         for number, made in enumerate(pool.map(example, jobs(), chunksize=8)):
             masks[number], truth[number] = made
@@ -275,13 +260,14 @@ def scores(predicted: np.ndarray, truth: np.ndarray) -> dict:
     """Return mIoU (19 classes) over pixels whose truth is not void, and pixel agreement with void
     as one more class."""
     void = 19
-    found, reference = np.minimum(CLASS_OF_INDEX[predicted], void), CLASS_OF_INDEX[truth]
-    known, whole = ConfusionMatrix(void + 1), ConfusionMatrix(void + 1)
+    found = np.minimum(CLASS_OF_INDEX[predicted], void)
+    reference = CLASS_OF_INDEX[truth]
+    known = ConfusionMatrix(void + 1)
+    whole = ConfusionMatrix(void + 1)
     known.update(found, reference)
     whole.update(found, np.minimum(reference, void))
-    iou = {
-        name: round(value, 3) for name, value in zip(SCHEME.names, known.iou.tolist(), strict=False)
-    }
+    values = known.iou.tolist()[:void]
+    iou = {name: round(value, 3) for name, value in zip(SCHEME.names, values, strict=True)}
     return {
         "miou": round(known.mean_iou, 4),
         "agreement": round(whole.pixel_accuracy, 4),
@@ -337,9 +323,8 @@ def train(
     outlines = (truth != truth.roll(1, 1)) | (truth != truth.roll(1, 2))
 
     def some_window() -> tuple[int, slice, slice]:
-        top, left = (
-            16 * int(step) for step in rng.integers(0, (SIDE - CROP) // 16 + 1, 2)
-        )  # at borders of JPEG blocks
+        # At borders of JPEG blocks.
+        top, left = (16 * int(step) for step in rng.integers(0, (SIDE - CROP) // 16 + 1, 2))
         return int(rng.integers(len(masks))), slice(top, top + CROP), slice(left, left + CROP)
 
     def progress() -> str:
@@ -361,9 +346,8 @@ def train(
             number, *window = max(
                 (some_window() for _ in range(3)), key=lambda place: outlines[place].sum()
             )
-            flips = [
-                axis for axis in (-1, -2) if rng.random() < 0.5
-            ]  # the degradation is symmetric in both axes
+            # What was done to the masks is symmetric in both axes.
+            flips = [axis for axis in (-1, -2) if rng.random() < 0.5]
             x.append(masks[number][(slice(None), *window)].flip(flips))
             y.append(truth[number][tuple(window)].flip(flips))
         with torch.autocast("cpu", torch.bfloat16):

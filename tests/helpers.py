@@ -38,8 +38,4 @@ def make_zip(path, files):
 
 def leftovers(folder):
     """Names of everything temporary in a data folder."""
-    return [
-        path.name
-        for path in folder.iterdir()
-        if path.name.startswith(".") or path.name == "download"
-    ]
+    return [path.name for path in folder.iterdir() if path.name.startswith(".") or path.is_file()]

@@ -66,10 +66,12 @@ def test_the_commands_in_a_row(demo, machine, capsys):
     assert model(torch.zeros(1, 3, 90, 200, dtype=torch.uint8)).shape == (1, 90, 200)
 
 
-def test_errors_are_one_line_that_says_what_to_do(machine, monkeypatch):
-    monkeypatch.setattr("unet_utils.evaluation.SMALL_MODEL", machine / "none.pt")
-    with pytest.raises(SystemExit, match=r"Error: no checkpoint at .*notebook 03"):
-        main(["evaluate", "--data", "demo"])
+def test_errors_are_one_line_that_says_what_to_do(machine):
+    (machine / "runs" / "mine").mkdir(parents=True)
+    (machine / "runs" / "mine" / "best.pt").touch()
+    for command in (["predict", "photo.jpg"], ["export"]):
+        with pytest.raises(SystemExit, match=r"Error: there is no run 'typo' .*there are: mine"):
+            main([*command, "--run-name", "typo"])
     with pytest.raises(SystemExit, match=r"Error: There is no .*nowhere\.zip"):
         main(["prepare", "--data", str(machine / "nowhere.zip")])
 

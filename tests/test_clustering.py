@@ -24,8 +24,7 @@ def test_the_histogram_is_exact(demo, histogram):
 @pytest.mark.parametrize("num_clusters", [None, 12])
 def test_it_agrees_with_scikit_learn(histogram, num_clusters):
     colors, counts = histogram
-    # One round of ours from the same start gives scikit-learn its start: k-means++ draws are our
-    # own.
+    # One round of ours gives scikit-learn its start: the draws of k-means++ are our own.
     start = find_clusters(colors, counts, num_clusters, max_iterations=1)
     ours = find_clusters(colors, counts, num_clusters)
     theirs = KMeans(len(start.centers), init=start.centers, n_init=1, tol=0, max_iter=300)
@@ -67,7 +66,7 @@ def test_doubtful_names_are_said_aloud():
     )
     assert remarks[128] == remarks[70] == ""
     assert remarks[0] == "may be caravan as well"  # nearly halfway between truck and caravan
-    assert "mixture" in remarks[64]
+    assert "mixed colours" in remarks[64]
 
 
 def test_void_clusters_are_ignored_by_the_scheme(demo, histogram):

@@ -11,7 +11,7 @@ import torch
 from unet_utils import UNet, evaluation, get_scheme
 from unet_utils.evaluation import Trained, predict_classes
 from unet_utils.images import photo_size
-from unet_utils.use.export import export_model, frames_per_second, width_x_height
+from unet_utils.use.export import export_model, frames_per_second
 
 SIZES = ((256, 256), (90, 200), (300, 170))  # of photos
 
@@ -161,15 +161,6 @@ def test_the_file_says_what_it_needs(small, tmp_path):
     assert "licence" not in {entry.key for entry in model.metadata_props}
 
 
-def test_sizes_are_width_x_height(small, tmp_path):
-    assert width_x_height("1280x720") == (720, 1280)
-    for wrong in ("1280", "0x9", "axb", "1x2x3"):
-        with pytest.raises(ValueError, match=r".+"):
-            width_x_height(wrong)
-    with pytest.raises(ValueError, match=r"unet\.torchscript takes photos of any size"):
-        export_model(small, tmp_path / "unet.torchscript", (64, 64))
-
-
 def test_an_older_export_is_replaced_and_nothing_else(small, tmp_path):
     path = tmp_path / "deeper" / "unet.torchscript"
     export_model(small, path)
@@ -180,6 +171,8 @@ def test_an_older_export_is_replaced_and_nothing_else(small, tmp_path):
     assert list(path.parent.iterdir()) == [path]
     with pytest.raises(ValueError, match=r"best\.pt: the name of an exported model ends in"):
         export_model(small, tmp_path / "best.pt")
+    with pytest.raises(ValueError, match=r"unet\.torchscript takes photos of any size"):
+        export_model(small, path, (64, 64))
 
 
 def test_without_the_onnx_package_it_says_what_to_install(small, tmp_path, monkeypatch):

@@ -5,28 +5,32 @@ import io
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from unet_utils.checkpoints import run_folder
 from unet_utils.classes import ClassScheme
-from unet_utils.clustering import choose_scheme
 from unet_utils.config import RECIPES, SETTINGS, recipe_for, run_name, run_settings, settings_table
-from unet_utils.dataset import prepare
 from unet_utils.evaluation import SMALL_MODEL, Trained, evaluate, load_trained
 from unet_utils.frames import Frames
 from unet_utils.metrics import ConfusionMatrix
 from unet_utils.platform.environment import Environment, setup
 from unet_utils.platform.files import user_path
 from unet_utils.restoring import METHODS
-from unet_utils.sources import get_pairs, is_full_set
+from unet_utils.run_files import run_folder
+from unet_utils.sources import Source, get_pairs, open_source
 from unet_utils.training import fit
 from unet_utils.use.audit import audit, official_frames
-from unet_utils.use.compare import compare_runs, latest_run, scores_folder
-from unet_utils.use.export import export_model, frames_per_second, width_x_height
-from unet_utils.use.full_size import is_official, prepare_official
+from unet_utils.use.compare import compare_runs, latest_run
+from unet_utils.use.export import export_model, frames_per_second
 from unet_utils.use.photos import expand_patterns, predict_photos, printable
-from unet_utils.use.reports import class_table, save_scores, score_report, score_table
+from unet_utils.use.reports import (
+    class_table,
+    save_scores,
+    score_report,
+    score_table,
+    scores_folder,
+)
 from unet_utils.use.several_gpus import open_processes
 from unet_utils.use.video import is_video, segment_video
 
@@ -45,9 +49,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _prepare(options: argparse.Namespace, env: Environment) -> None:
-    root = _root(options, env)
+    source = _source(options, env)
     for split in ("train", "val"):
-        frames = _frames(options, env, root, split, options.scheme)
+        frames = _frames(options, env, source, split, options.scheme)
         shares = frames.class_counts().double() / frames.label_ids.numel()
         void = 100 * (1 - shares.sum())
         print(f"{split}: {len(frames)} frames; void {void:.2f} % of the pixels")
@@ -61,7 +65,7 @@ def _audit(options: argparse.Namespace, env: Environment) -> None:
 
 def _train(options: argparse.Namespace, env: Environment) -> None:
     def load() -> Frames:
-        return _frames(options, env, _root(options, env), "train", options.scheme)
+        return _frames(options, env, _source(options, env), "train", options.scheme)
 
     frames = options.processes.first(load)
     if options.skip_first:
@@ -87,13 +91,13 @@ def _train(options: argparse.Namespace, env: Environment) -> None:
 
 
 def _evaluate(options: argparse.Namespace, env: Environment) -> None:
-    root = _root(options, env)
-    checkpoint = _checkpoint(options, env)
+    source = _source(options, env)
+    checkpoint = _checkpoint(options, env, source)
     trained = load_trained(checkpoint, env.device)
     if options.official:
-        frames = official_frames(options.official, root, trained.scheme)
+        frames = official_frames(options.official, source.root, trained.scheme)
     else:
-        frames = _frames(options, env, root, "val", trained.scheme)
+        frames = _frames(options, env, source, "val", trained.scheme)
     matrices = evaluate(
         trained.model, frames, trained.scene_size, options.flip, progress="evaluating"
     )
@@ -102,11 +106,10 @@ def _evaluate(options: argparse.Namespace, env: Environment) -> None:
     if options.official:
         print(score_table({f"this model on {len(frames)} frames": matrix.summary()}))
         return
-    published = not is_official(root) and is_full_set(root)
-    print(score_report(matrix, trained.scheme, published))
+    print(score_report(matrix, trained.scheme, source.is_published))
     folder = scores_folder(env.results, checkpoint, trained.made_by["weights"])
     report = save_scores(
-        matrices, trained.scheme, folder, frames.numbers, published, trained.made_by
+        matrices, trained.scheme, folder, frames.numbers, source.is_published, trained.made_by
     )
     print(f"\nsaved as {report}, and in the same folder as .json and .csv")
 
@@ -147,39 +150,48 @@ def _compare(options: argparse.Namespace, env: Environment) -> None:
     print(compare_runs(env.results, options.runs).table)
 
 
-def _root(options: argparse.Namespace, env: Environment) -> Path:
-    if is_official(options.data):
-        return user_path(options.data)
-    return get_pairs(options.data, env.data, env.drive)
+def _source(options: argparse.Namespace, env: Environment) -> Source:
+    return open_source(options.data, env.data, env.drive, options.size)
 
 
 def _frames(
     options: argparse.Namespace,
     env: Environment,
-    root: Path,
+    source: Source,
     split: str,
     scheme: str | ClassScheme,
 ) -> Frames:
-    cache = env.data / "prepared"
-    if is_official(root):
-        return prepare_official(root, split, cache, scheme, options.height)
-    if isinstance(scheme, str):
-        scheme = choose_scheme(scheme, root, getattr(options, "num_clusters", 20))
-    return prepare(root, split, cache, scheme, options.labels)
+    return source.frames(
+        split,
+        env.data / "prepared",
+        scheme,
+        options.labels,
+        env.drive and env.drive / "prepared",
+        getattr(options, "num_clusters", 20),
+    )
 
 
-def _checkpoint(options: argparse.Namespace, env: Environment) -> Path:
-    """Return the checkpoint that the person means.
+def _size(text: str) -> tuple[int, int]:
+    """Read WIDTHxHEIGHT, or one number for a square, as height and width."""
+    width, _, height = text.lower().partition("x")
+    return int(height or width), int(width)
+
+
+def _checkpoint(
+    options: argparse.Namespace, env: Environment, source: Source | None = None
+) -> Path:
+    """Return the checkpoint that the person means: a file, a run, the latest run that fits.
 
     Raises:
         FileNotFoundError: there is no run of the name that was given; the message lists the runs.
     """
     if options.checkpoint:
         return user_path(options.checkpoint)
-    name = options.run or latest_run(env.results)
+    name = options.run or latest_run(env.results, data=source.fingerprint if source else "")
     if not name:
-        print(f"No run in {env.results}: using the small model of the package")
+        print(f"No run in {env.results}: using the small model of the package, {SMALL_MODEL}")
         return SMALL_MODEL
+    print(f"Run: {name}")
     best = env.run_folders(name)[0] / "best.pt"
     if not best.exists():
         runs = sorted(path.parent.name for path in env.results.glob("*/best.pt"))
@@ -207,17 +219,18 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--data",
             default="kaggle",
-            help="kaggle (download), demo (drawn scenes), an archive or folder of pairs, or a "
-            "folder with the official leftImg8bit/ and gtFine/ (default: kaggle)",
+            help="kaggle (download), demo (drawn scenes), an archive or folder of pairs, or photos "
+            "and masks of your own (default: kaggle)",
+        )
+        sub.add_argument(
+            "--size",
+            type=_size,
+            default=(256, 256),
+            metavar="WIDTHxHEIGHT",
+            help="to which photos of your own are brought (default: 256, a square)",
         )
 
     def labels(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument(
-            "--height",
-            type=int,
-            default=1024,
-            help="of official frames, pixels, a multiple of 32 (default: 1024)",
-        )
         sub.add_argument(
             "--labels", choices=METHODS, default="restored", help="how masks become labels"
         )
@@ -278,8 +291,8 @@ def _parser() -> argparse.ArgumentParser:
         if setting.type is bool:
             sub.add_argument(option, action=argparse.BooleanOptionalAction, help=text)
         else:
-            kind = setting.type.__name__.upper()
-            sub.add_argument(option, type=setting.type, metavar=kind, help=text)
+            kind: Any = setting.type
+            sub.add_argument(option, type=kind, metavar=kind.__name__.upper(), help=text)
 
     sub = command("evaluate", _evaluate, "score a model on the validation pairs")
     data(sub)
@@ -304,7 +317,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "file ending in .torchscript or in .onnx (default: unet.torchscript in the run's folder)"
     sub.add_argument("--out", help=text)
     text = "an .onnx file for photos of this size only, which OpenCV can read"
-    sub.add_argument("--size", type=width_x_height, metavar="WIDTHxHEIGHT", help=text)
+    sub.add_argument("--size", type=_size, metavar="WIDTHxHEIGHT", help=text)
 
     sub = command("compare", _compare, "compare runs: settings that differ, time, scores")
     sub.add_argument("runs", nargs="*", metavar="RUN", help="names of runs (default: all)")

@@ -16,8 +16,6 @@ from unet_utils.classes import PALETTE, PALETTE_COLORS, ClassScheme, cluster_sch
 from unet_utils.dataset import CityscapesPairs
 from unet_utils.restoring import pack_colors
 
-_VOID = {label.name for label in PALETTE if label.category == "void"}
-
 
 def color_histogram(pairs: CityscapesPairs) -> tuple[np.ndarray, np.ndarray]:
     """Count every distinct colour of all masks. Nothing is sampled.
@@ -33,11 +31,9 @@ def color_histogram(pairs: CityscapesPairs) -> tuple[np.ndarray, np.ndarray]:
     for _, _, masks in pairs.blocks():
         packed = torch.from_numpy(pack_colors(masks).ravel())
         counts.index_add_(0, packed, one.expand(len(packed)))
-    packed = torch.nonzero(counts)[:, 0].int()
-    red, green, blue = (packed >> shift & 255 for shift in (0, 8, 16))
-    order = (red << 16 | green << 8 | blue).argsort()
-    colors = torch.stack([red, green, blue], dim=1)[order].byte().numpy()
-    return colors, counts[packed[order]].long().numpy()
+    cube = counts.view(256, 256, 256).permute(2, 1, 0)  # [red, green, blue]
+    colors = cube.nonzero()
+    return colors.byte().numpy(), cube[tuple(colors.T)].long().numpy()
 
 
 @dataclass(frozen=True)
@@ -49,9 +45,9 @@ class Clusters:
         centers: mean colour of each cluster, `float64 [K, 3]`, 0 to 255.
         shares: share of all pixels in each cluster, `float64 [K]`.
         moved: distance of each centre from its start, `float64 [K]`, grey levels.
-        remarks: for each cluster, why its name is doubtful, or an empty string.
+        remarks: for each cluster, what makes its name doubtful, or an empty string. A name without
+            a remark can be wrong, too.
         inertia: sum over all pixels of the squared distance to their centre.
-        iterations: number of rounds.
     """
 
     names: tuple[str, ...]
@@ -60,7 +56,6 @@ class Clusters:
     moved: np.ndarray
     remarks: tuple[str, ...]
     inertia: float
-    iterations: int
 
     def scheme(self) -> ClassScheme:
         """Return the class scheme `clusters`: one class per cluster; those named after a void
@@ -72,13 +67,11 @@ class Clusters:
         """Return a text table, one line per cluster: name, centre, share, distance moved,
         remark."""
         lines = [f"{'cluster':>14} {'centre (R, G, B)':>18} {'share %':>8} {'moved':>6}"]
-        for name, center, share, moved, remark in zip(
-            self.names, self.centers, self.shares, self.moved, self.remarks, strict=True
-        ):
-            rgb = ", ".join(f"{value:3.0f}" for value in center)
-            lines.append(
-                f"{name:>14} {'(' + rgb + ')':>18} {100 * share:8.3f} {moved:6.1f}  {remark}".rstrip()
-            )
+        for k, name in enumerate(self.names):
+            red, green, blue = self.centers[k]
+            center = f"({red:3.0f}, {green:3.0f}, {blue:3.0f})"
+            numbers = f"{100 * self.shares[k]:8.3f} {self.moved[k]:6.1f}"
+            lines.append(f"{name:>14} {center:>18} {numbers}  {self.remarks[k]}".rstrip())
         return "\n".join(lines)
 
 
@@ -120,114 +113,93 @@ def find_clusters(
             f"num_clusters is {num_clusters}: choose 2 to {most} "
             f"({len(PALETTE)} official colours, {len(colors)} distinct colours in these masks)"
         )
-    x, weights = torch.from_numpy(colors).float(), torch.from_numpy(counts).double()
+    x = torch.from_numpy(colors).float()
+    weights = torch.from_numpy(counts).double()
     if num_clusters is None:
         start = torch.from_numpy(PALETTE_COLORS).double()
     else:
         start = _kmeans_plus_plus(x, weights, num_clusters, seed)
-    centers, sizes, inertia, iterations = _lloyd(x, weights, start, max_iterations)
-    match = np.arange(len(PALETTE)) if num_clusters is None else _match_palette(centers)
-    remarks = [
-        _remark(row, named) for row, named in zip(_palette_distances(centers), match, strict=True)
-    ]
-    order = sorted(range(len(match)), key=lambda k: (PALETTE[match[k]].name in _VOID, match[k]))
+    centers, sizes, inertia = _lloyd(x, weights, start, max_iterations)
+    distances = np.linalg.norm(centers[:, None] - PALETTE_COLORS.astype(float), axis=2)
+    named = np.arange(len(PALETTE)) if num_clusters is None else _match_palette(distances)
+    is_void = np.array([PALETTE[index].category == "void" for index in named])
+    order = np.lexsort((named, is_void))  # by void first, then in the order of the palette
     return Clusters(
-        names=tuple(PALETTE[match[k]].name for k in order),
+        names=tuple(PALETTE[named[k]].name for k in order),
         centers=centers[order],
         shares=(sizes / sizes.sum())[order],
         moved=np.linalg.norm(centers - start.numpy(), axis=1)[order],
-        remarks=tuple(remarks[k] for k in order),
+        remarks=tuple(_remark(distances[k], named[k]) for k in order),
         inertia=inertia,
-        iterations=iterations,
     )
 
 
 def _lloyd(
     x: Tensor, weights: Tensor, centers: Tensor, max_iterations: int
-) -> tuple[np.ndarray, np.ndarray, float, int]:
+) -> tuple[np.ndarray, np.ndarray, float]:
     """Assign each colour to its nearest centre, move each centre to the mean of its colours,
     repeat.
 
     Returns:
-        centers `float64 [K, 3]`, pixels of each cluster `float64 [K]`, inertia, number of rounds.
+        centers `float64 [K, 3]`, pixels of each cluster `float64 [K]`, inertia.
     """
-    weighted = (
-        torch.cat([x.double(), torch.ones(len(x), 1, dtype=torch.float64)], dim=1)
-        * weights[:, None]
-    )
-    columns = x.T.contiguous()
+    weighted = torch.cat([x.double(), torch.ones_like(weights)[:, None]], dim=1) * weights[:, None]
     nearest = torch.empty(len(x), dtype=torch.int64)
-    iterations, step = 0, torch.inf
-    while step >= 1e-3 and iterations < max_iterations:
-        iterations += 1
+    for _ in range(max_iterations):
         c = centers.float()
         # |x - c|^2 = |x|^2 - 2 x.c + |c|^2, and |x|^2 does not change which centre is nearest.
         # Pieces of 64 k colours fit in the processor's cache.
-        for start in range(0, len(x), 1 << 16):
-            piece = slice(start, start + (1 << 16))
-            nearest[piece] = (
-                torch.addmm(c.square().sum(1, keepdim=True), c, columns[:, piece], alpha=-2)
-                .min(0)
-                .indices
-            )
+        squares = c.square().sum(1, keepdim=True)
+        for piece, found in zip(x.split(1 << 16), nearest.split(1 << 16), strict=True):
+            found[:] = torch.addmm(squares, c, piece.T, alpha=-2).min(0).indices
         sums = torch.zeros(len(c), 4, dtype=torch.float64).index_add_(0, nearest, weighted)
         sizes = sums[:, 3:]
         # A cluster without pixels keeps its centre: a palette colour that no mask shows is not an
         # error.
         moved = torch.where(sizes > 0, sums[:, :3] / sizes.clamp(min=1), centers)
-        step, centers = (moved - centers).norm(dim=1).max().item(), moved
+        step = (moved - centers).norm(dim=1).max().item()
+        centers = moved
+        if step < 1e-3:
+            break
     inertia = ((x - centers[nearest]).square().sum(1) * weights).sum().item()
-    return centers.numpy(), sizes[:, 0].numpy(), inertia, iterations
+    return centers.numpy(), sizes[:, 0].numpy(), inertia
 
 
 def _kmeans_plus_plus(x: Tensor, weights: Tensor, k: int, seed: int) -> Tensor:
     """Draw each next centre with probability proportional to weight times squared distance to the
     nearest centre."""
     rng = np.random.default_rng(seed)
-    columns = x.T.contiguous()
-    nearest = torch.full(
-        (len(x),), torch.inf
-    )  # squared distances between colours are integers: exact in float32
+    nearest = torch.ones(len(x))  # for the first centre the weights alone count
     chosen: list[int] = []
     for _ in range(k):
-        total = (weights * nearest if chosen else weights).cumsum(0)
-        chosen.append(
-            int(
-                torch.searchsorted(total, rng.random() * total[-1].item(), right=True).clamp(
-                    max=len(x) - 1
-                )
-            )
-        )
-        nearest = torch.minimum(nearest, (columns - columns[:, chosen[-1:]]).square_().sum(0))
+        total = (weights * nearest).cumsum(0)
+        drawn = torch.searchsorted(total, rng.random() * total[-1].item(), right=True)
+        chosen.append(min(int(drawn), len(x) - 1))
+        squares = (x - x[chosen[-1]]).square().sum(1)  # integers: exact in float32
+        nearest = squares if len(chosen) == 1 else torch.minimum(nearest, squares)
     return x[chosen].double()
 
 
-def _match_palette(centers: np.ndarray) -> np.ndarray:
+def _match_palette(distances: np.ndarray) -> np.ndarray:
     """Return the index of the palette colour that names each cluster: one to one, closest pair
     first."""
-    free = _palette_distances(centers)
-    match = np.empty(len(centers), dtype=int)
-    for _ in centers:
+    free = distances.copy()
+    match = np.empty(len(free), dtype=int)
+    for _ in free:
         cluster, color = np.unravel_index(np.argmin(free), free.shape)
         match[cluster] = color
-        free[cluster], free[:, color] = np.inf, np.inf
+        free[cluster] = np.inf
+        free[:, color] = np.inf
     return match
 
 
 def _remark(distances: np.ndarray, named: int) -> str:
-    """Explain why the name of a cluster is doubtful, given its distances to all palette colours;
-    empty if it is not."""
+    """Say what makes the name of a cluster doubtful, given its distances to all palette colours."""
     first, second = np.argsort(distances)[:2]
-    if (
-        distances[named] > 30
-    ):  # larger than JPEG noise: pixels between two colours, at the edges of objects
-        return f"{distances[named]:.0f} from that colour: a mixture found along edges"
+    if distances[named] > 30:  # JPEG alone does not move a mean that far
+        return f"far from the colour of its name ({distances[named]:.0f}): mostly mixed colours"
     if first != named:
         return f"nearer to {PALETTE[first].name}, a name that another cluster has"
-    return (
-        f"may be {PALETTE[second].name} as well" if distances[second] < 2 * distances[first] else ""
-    )
-
-
-def _palette_distances(centers: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(centers[:, None] - PALETTE_COLORS[None].astype(float), axis=2)
+    if distances[second] < 2 * distances[first]:
+        return f"may be {PALETTE[second].name} as well"
+    return ""

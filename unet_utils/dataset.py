@@ -204,7 +204,8 @@ def prepare(
     labels_file = folder / f"labels-{key}.npy"
     shape = (len(pairs), SIDE, SIDE)
     kept = user_path(keep) / f"{folder.name}-{key}.npz" if keep else None
-    if kept and not _is_complete(labels_file, shape):
+    is_new = not _is_complete(labels_file, shape)
+    if kept and is_new:
         _fetch_labels(kept, labels_file, shape)
 
     def blocks(missing: set[Path]) -> Iterator[tuple[slice, dict[Path, np.ndarray]]]:
@@ -215,6 +216,11 @@ def prepare(
             yield where, values
 
     build_arrays({photos_file: (*shape, 3), labels_file: shape}, blocks)
+    if is_new and key.startswith("restored"):
+        label_ids = np.load(labels_file, mmap_mode="r")
+        agreement = restoring.reference_agreement(label_ids, fingerprint)
+        if agreement:
+            print(f"{split}: {agreement[0]} of {agreement[1]} frames have the reference labels")
     if kept:
         _keep_labels(labels_file, kept)
     return Frames(

@@ -1,15 +1,22 @@
 """Damaged colour masks -> label ids.
 
 The masks of the Kaggle pairs are official Cityscapes label colours (2048x1024) that were resized to
-256x256 with bicubic interpolation and then compressed as JPEG twice. `damage` is that forward
-model; `restore_labels` undoes it, with a small convolutional network (`MaskRestorer`) that was
-trained on known label maps damaged by `damage` itself. `scripts/train_restorer.py` trains it,
-without any official label."""
+256x256 with bicubic interpolation and then compressed as JPEG twice. `damage` repeats these steps;
+`restore_labels` undoes them, with a small convolutional network (`MaskRestorer`) that was trained
+on known label maps damaged by `damage`. `scripts/train_restorer.py` trains it, without any official
+label.
+
+Labels are the same on every processor: all computing is in float32, and where two classes are too
+close for float32 to decide, in float64."""
 
 import hashlib
 import io
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,22 +25,23 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle
 
 from unet_utils.classes import PALETTE_COLORS, PALETTE_IDS, ClassScheme, get_scheme
-from unet_utils.device import autocast, find_device
+from unet_utils.device import find_device
 
 SIDE = 256
 """Height and width of a photo and of a mask, in pixels."""
 METHODS = ("restored", "nearest")
 """Ways from mask colours to label ids."""
 WEIGHTS = Path(__file__).parent / "weights" / "restorer.pt"
-
-
-@lru_cache(maxsize=1)
-def restorer_version() -> str:
-    """Return a hash of the restorer's weights. Cached labels carry it, so that new weights get a
-    new cache."""
-    return (
-        hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()[:12] if WEIGHTS.exists() else "untrained"
-    )
+REFERENCE = WEIGHTS.with_name("reference_labels.npz")
+"""Checksums of the restored labels of the Kaggle set, from `scripts/reference_labels.py`: for the
+fingerprint of each split, `uint32 [N]`."""
+COMPUTATION = b"float32, ties in float64"
+"""How the labels are computed. Change it with everything that changes labels, the weights aside."""
+BLOCK = 16
+"""Side of the blocks of pixels in which JPEG stores colours at half resolution."""
+DOUBT = 3e-4
+"""Distance of the two largest logits below which float32 does not decide. The sums of a convolution
+are rounded differently on every processor; measured, that moves a distance by up to 2e-5."""
 
 
 def shrink(pixels: np.ndarray) -> np.ndarray:
@@ -64,25 +72,19 @@ def damage(colors: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=4)
-def _nearest_cube(colors: tuple[tuple[int, int, int], ...], values: tuple[int, ...]) -> np.ndarray:
-    """Return a look-up table: the value of the nearest of `colors` for each `pack_colors`, `uint8
-    [256**3]`, exact."""
-    axis = np.arange(256, dtype=np.int32)
-    # Squared distance and index packed in one integer, so that one minimum finds both; ties go to
-    # the first colour.
-    red, green, blue = (
-        ((axis - channel[:, None]) ** 2) << 8 for channel in np.array(colors, dtype=np.int32).T
-    )
-    red |= np.arange(len(colors), dtype=np.int32)[:, None]
-    chosen, cube = np.array(values, dtype=np.uint8), np.empty((256, 256, 256), dtype=np.uint8)
-    for slab, level in zip(
-        cube, axis, strict=True
-    ):  # one slab of equal blue at a time fits in the processor's cache
-        best = np.full((256, 256), np.iinfo(np.int32).max, dtype=np.int32)
-        for r, plane in zip(red, green + blue[:, level, None], strict=True):
-            np.minimum(best, plane[:, None] + r, out=best)
-        chosen.take(best & 255, out=slab, mode="clip")
-    return cube.reshape(-1)
+def _nearest_cube(colors: bytes, values: bytes) -> np.ndarray:
+    """Return the value of the nearest of `colors` for each number of `pack_colors`, `uint8
+    [256**3]`."""
+    palette = np.frombuffer(colors, dtype=np.uint8).reshape(-1, 3).astype(np.int32)
+    squares = (np.arange(256, dtype=np.int32) - palette.T[..., None]) ** 2  # [3, K, 256]
+    # Squared distance and index in one integer: one minimum finds both, and ties go to the first.
+    red, green, blue = squares << 8
+    red |= np.arange(len(palette), dtype=np.int32)[:, None]
+    plane = green[:, :, None] + red[:, None, :]
+    cube = np.empty((256, 256, 256), dtype=np.uint8)
+    for level in range(256):
+        cube[level] = (plane + blue[:, level, None, None]).min(axis=0) & 255
+    return np.frombuffer(values, dtype=np.uint8).take(cube.reshape(-1))
 
 
 def pack_colors(pixels: np.ndarray) -> np.ndarray:
@@ -92,8 +94,10 @@ def pack_colors(pixels: np.ndarray) -> np.ndarray:
     # The last colour has no fourth byte, so it is read separately.
     flat = np.ascontiguousarray(pixels).reshape(-1)
     packed = np.empty(flat.size // 3, dtype=np.int32)
-    np.bitwise_and(np.ndarray(len(packed) - 1, "<i4", flat, strides=3), 0xFFFFFF, out=packed[:-1])
-    packed[-1] = int.from_bytes(flat[-3:].tobytes(), "little")
+    if packed.size:
+        four = np.ndarray(len(packed) - 1, "<i4", flat, strides=3)
+        np.bitwise_and(four, 0xFFFFFF, out=packed[:-1])
+        packed[-1] = int.from_bytes(flat[-3:].tobytes(), "little")
     return packed.reshape(pixels.shape[:-1])
 
 
@@ -111,15 +115,9 @@ def nearest_color(
         `uint8 [...]`.
     """
     values = np.arange(len(colors)) if values is None else values
-    cube = torch.from_numpy(
-        _nearest_cube(tuple(map(tuple, colors.tolist())), tuple(values.tolist()))
-    )
-    flat = pixels.reshape(-1, 3)
-    found = torch.empty(len(flat), dtype=torch.uint8)
-    for start in range(0, len(flat), SIDE * SIDE):  # pieces that fit in the processor's cache
-        piece = slice(start, start + SIDE * SIDE)
-        torch.index_select(cube, 0, torch.from_numpy(pack_colors(flat[piece])), out=found[piece])
-    return found.numpy().reshape(pixels.shape[:-1])
+    cube = _nearest_cube(colors.astype(np.uint8).tobytes(), values.astype(np.uint8).tobytes())
+    packed = torch.from_numpy(pack_colors(pixels).reshape(-1))
+    return torch.from_numpy(cube).index_select(0, packed).numpy().reshape(pixels.shape[:-1])
 
 
 class Residual(nn.Module):
@@ -167,9 +165,8 @@ class MaskRestorer(nn.Module):
     def features(self, masks: Tensor) -> Tensor:
         """Colour and closeness to each palette colour, `uint8 [N, 3, H, W]` -> `float [N, 32, H,
         W]`."""
-        pixels = masks.permute(
-            0, 2, 3, 1
-        ).float()  # the convolutions are fastest with channels last
+        # The convolutions are fastest with channels last.
+        pixels = masks.permute(0, 2, 3, 1).to(self.palette.dtype)
         # |p - c|^2 = |p|^2 - 2 p.c + |c|^2 is one small matrix product. It is exact in float32
         # (integers below 2**24); in half precision, which autocast would choose, the error is in
         # the hundreds. In place: memory is the limit.
@@ -193,20 +190,73 @@ class MaskRestorer(nn.Module):
         return pixel_shuffle(self.head(self.exit(x).relu_()), 2)
 
 
-@lru_cache(maxsize=2)
-def load_restorer(device: torch.device) -> MaskRestorer:
-    """Return the trained restorer on `device`, in evaluation mode.
+def restorer_version() -> str:
+    """Return a hash of the restorer's weights and way of computing. Prepared labels carry it in
+    their name, so that other labels get another file."""
+    return hashlib.sha256(_weights() + COMPUTATION).hexdigest()[:12]
 
-    Raises:
-        FileNotFoundError: the package came without its weights.
-    """
+
+def _weights() -> bytes:
     if not WEIGHTS.exists():
         raise FileNotFoundError(
             f"{WEIGHTS} is missing: fetch the whole package, or run scripts/train_restorer.py"
         )
+    return WEIGHTS.read_bytes()
+
+
+@lru_cache(maxsize=4)
+def load_restorer(device: torch.device, dtype: torch.dtype = torch.float32) -> MaskRestorer:
+    """Return the trained restorer, in evaluation mode, with channels last.
+
+    Raises:
+        FileNotFoundError: the package came without its weights.
+    """
     model = MaskRestorer()
-    model.load_state_dict(torch.load(WEIGHTS, map_location="cpu", weights_only=True))
-    return model.eval().to(device, memory_format=torch.channels_last)
+    model.load_state_dict(torch.load(io.BytesIO(_weights()), weights_only=True))
+    return model.eval().to(device, dtype, memory_format=torch.channels_last)
+
+
+@contextmanager
+def _plain_float32(device: torch.device) -> Iterator[None]:
+    """Let no setting of the caller replace float32 by something faster and coarser inside."""
+    cudnn: Any = torch.backends.cudnn
+    onednn: Any = torch.backends.mkldnn
+    switches: list[tuple[Any, str, Any]] = [(cudnn, "allow_tf32", False)]
+    if hasattr(onednn, "conv"):  # torch 2.9 and later
+        switches = [(owner, "fp32_precision", "ieee") for owner in (cudnn.conv, onednn.conv)]
+    before = [getattr(owner, name) for owner, name, _ in switches]
+    try:
+        for owner, name, value in switches:
+            setattr(owner, name, value)
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for (owner, name, _), value in zip(switches, before, strict=True):
+            setattr(owner, name, value)
+
+
+def _restore(masks: Tensor) -> Tensor:
+    """Return the palette index of each pixel, `uint8 [N, 3, H, W]` -> `int64 [N, H, W]`."""
+    logits = load_restorer(masks.device)(masks)
+    best, found = logits.max(1)  # faster than argmax on CPUs
+    close = logits > (best - DOUBT)[:, None]
+    if close.count_nonzero() == found.numel():
+        return found
+    # Some pixels have a second class that is as good as the first. Their blocks are computed again
+    # in float64, each in a window that holds all that the network sees from there: 27 pixels to
+    # each side.
+    exact = load_restorer(masks.device, torch.float64)
+    blocks = (close.sum(1) > 1).unflatten(2, (-1, BLOCK)).unflatten(1, (-1, BLOCK))
+    height, width = (min(side, 5 * BLOCK) for side in masks.shape[2:])
+    for number, row, column in blocks.any(4).any(2).nonzero().tolist():
+        y = row * BLOCK
+        x = column * BLOCK
+        top = min(max(y - 2 * BLOCK, 0), masks.shape[2] - height)
+        left = min(max(x - 2 * BLOCK, 0), masks.shape[3] - width)
+        window = exact(masks[number : number + 1, :, top : top + height, left : left + width])
+        inner = window[0].argmax(0)[y - top : y - top + BLOCK, x - left : x - left + BLOCK]
+        found[number, y : y + BLOCK, x : x + BLOCK] = inner
+    return found
 
 
 @torch.inference_mode()
@@ -217,6 +267,9 @@ def restore_label_ids(
     scheme: ClassScheme | None = None,
 ) -> np.ndarray:
     """Recover official label ids from damaged colour masks.
+
+    The network's labels are the same on every processor, with any number of threads or masks, and
+    whatever precision the caller has set.
 
     Args:
         masks: `uint8 [N, H, W, 3]`; for `restored`, H and W divisible by 16, with JPEG's blocks
@@ -238,34 +291,21 @@ def restore_label_ids(
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
     if scheme and scheme.cluster_colors:
-        centers, ids = (
-            np.array(values, dtype=np.uint8)
-            for values in (scheme.cluster_colors, scheme.cluster_ids)
-        )
-        return nearest_color(masks, centers, ids)
+        centers = np.array(scheme.cluster_colors, dtype=np.uint8)
+        return nearest_color(masks, centers, np.array(scheme.cluster_ids, dtype=np.uint8))
     if method == "nearest":
         return nearest_color(masks, PALETTE_COLORS, PALETTE_IDS)
-    if masks.shape[1] % 16 or masks.shape[2] % 16 or 0 in masks.shape[1:3]:
-        raise ValueError(
-            f"masks must have sides divisible by 16, got {masks.shape[1]} x {masks.shape[2]}"
-        )
+    height, width = masks.shape[1:3]
+    if height % BLOCK or width % BLOCK or not height or not width:
+        raise ValueError(f"masks must have sides divisible by {BLOCK}, got {height} x {width}")
     device = torch.device(device or ("cuda" if find_device().type == "cuda" else "cpu"))
-    model = load_restorer(device)
     label_ids = np.empty(masks.shape[:3], dtype=np.uint8)
-    # One mask at a time fits in a CPU's cache. A batch is always full, so that the labels of a mask
-    # do not depend on the number of masks: a convolution may sum in another order at another batch
-    # size.
-    step = 32 if device.type == "cuda" else 1
-    batch = np.zeros((step, *masks.shape[1:]), dtype=np.uint8)
-    for start in range(0, len(masks), step):
-        part = masks[start : start + step]
-        batch[: len(part)] = part
-        with autocast(device):
-            logits = model(torch.from_numpy(batch).to(device).permute(0, 3, 1, 2))
-        found = torch.from_numpy(PALETTE_IDS).to(device)[
-            logits.max(1).indices
-        ]  # faster than argmax on CPUs
-        label_ids[start : start + step] = found[: len(part)].cpu().numpy()
+    step = 16 if device.type == "cuda" else 1  # one mask at a time fits in a CPU's cache
+    with _plain_float32(device):
+        for start in range(0, len(masks), step):
+            batch = torch.tensor(masks[start : start + step], device=device)
+            found = _restore(batch.permute(0, 3, 1, 2))
+            label_ids[start : start + step] = PALETTE_IDS.take(found.cpu().numpy())
     return label_ids
 
 
@@ -290,3 +330,26 @@ def restore_labels(
     """
     scheme = get_scheme(scheme)
     return scheme.encode(restore_label_ids(masks, method, device, scheme))
+
+
+def label_checksums(label_ids: np.ndarray) -> np.ndarray:
+    """Return the CRC-32 of each frame, `uint8 [N, H, W]` -> `uint32 [N]`."""
+    return np.array([zlib.crc32(ids.tobytes()) for ids in label_ids], dtype=np.uint32)
+
+
+def reference_agreement(label_ids: np.ndarray, fingerprint: str) -> tuple[int, int] | None:
+    """Compare restored labels with the reference labels of the Kaggle set.
+
+    Args:
+        label_ids: restored label ids of all frames of a split, `uint8 [N, 256, 256]`.
+        fingerprint: that of the split's files, `CityscapesPairs.fingerprint`.
+
+    Returns:
+        The number of frames whose labels are those of the reference, and the number of all frames;
+        None for any other set of pairs.
+    """
+    with np.load(REFERENCE) as reference:
+        if fingerprint not in reference:
+            return None
+        expected = reference[fingerprint]
+    return int((label_checksums(label_ids) == expected).sum()), len(expected)

@@ -1,16 +1,109 @@
-"""The one door for data: from a name or a path to the folder of the pairs."""
+"""The one door for data: from a name or a path to the prepared frames of a split.
+
+Whoever uses data asks here, and need not know what kind it is.
+"""
 
 import os
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
-from unet_utils.dataset import find_pairs, pair_files
+from unet_utils.classes import ClassScheme
+from unet_utils.clustering import choose_scheme
+from unet_utils.dataset import CityscapesPairs, find_pairs, pair_files, prepare
 from unet_utils.demo.pairs import STAMP, make_demo
+from unet_utils.frames import Frames
+from unet_utils.images import Size, height_and_width
+from unet_utils.own_data.folders import OwnData, prepare_own_data
+from unet_utils.own_data.tools import find_own_data
 from unet_utils.platform.download import get_kaggle
 from unet_utils.platform.files import list_folder, user_path, writable_folder
 from unet_utils.platform.unpacking import unpack
 
 FULL_SET = {"train": 2975, "val": 500}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Data that was found: pairs, or photos and masks of one's own.
+
+    Attributes:
+        root: the folder that holds it.
+        own: what is in it if it is one's own (full-size Cityscapes included), None for pairs.
+        size: height and width to which own photos are brought, pixels.
+    """
+
+    root: Path
+    own: OwnData | None = None
+    size: Size = 256
+
+    def frames(
+        self,
+        split: str,
+        cache: str | Path,
+        scheme: str | ClassScheme = "cityscapes19",
+        labels: str = "restored",
+        keep: str | Path | None = None,
+        num_clusters: int = 20,
+        progress: bool = True,
+    ) -> Frames:
+        """Return the prepared frames of a split.
+
+        Args:
+            split: `train` or `val`.
+            cache: folder for the arrays, on a fast local disk.
+            scheme: the classes, by name or as a model has learned them. Own data has its own.
+            labels: how the masks of pairs become labels, see `restoring`.
+            keep: as in `dataset.prepare`.
+            num_clusters: for the scheme `clusters`.
+            progress: show a bar.
+
+        Raises:
+            ValueError: the data does not have these classes; or as `prepare`, `prepare_own_data`.
+        """
+        if self.own is None:
+            if isinstance(scheme, str):
+                scheme = choose_scheme(scheme, self.root, num_clusters)
+            return prepare(self.root, split, cache, scheme, labels, keep, progress)
+        own = self.own.with_scheme(scheme)
+        height, width = height_and_width(self.size)
+        return prepare_own_data(own, split, cache, (width, height), progress)
+
+    @property
+    def fingerprint(self) -> str:
+        """What identifies the training split in checkpoints, see `Frames.data`."""
+        if self.own is None:
+            return CityscapesPairs(self.root, "train").fingerprint
+        height, width = height_and_width(self.size)
+        return self.own.fingerprint("train", (width, height))
+
+    @property
+    def is_published(self) -> bool:
+        """Whether this is the whole Kaggle set: only then do scores compare with published ones."""
+        return self.own is None and is_full_set(self.root)
+
+
+def open_source(
+    source: str | Path, data_dir: str | Path, drive: str | Path | None = None, size: Size = 256
+) -> Source:
+    """Find data, after fetching and unpacking it if necessary.
+
+    Args:
+        source: as in `get_pairs`, or a folder or archive with photos and masks of one's own, see
+            `own_data`.
+        data_dir, drive: as in `get_pairs`.
+        size: height and width to which own photos are brought, pixels.
+
+    Raises:
+        As `get_pairs`, and for own data as `own_data.tools.find_own_data`.
+    """
+    if source not in ("kaggle", "demo"):
+        folder = _get_own(user_path(source), writable_folder(data_dir, "UNET_UTILS_DATA"))
+        if own := find_own_data(folder):
+            counts = {split: len(pairs) for split, pairs in own.pairs.items()}
+            print(f"{counts['train']} training and {counts['val']} validation photos in {folder}")
+            return Source(own.folder, own, size)
+    return Source(get_pairs(source, data_dir, drive))
 
 
 def get_pairs(source: str | Path, data_dir: str | Path, drive: str | Path | None = None) -> Path:
@@ -102,5 +195,12 @@ def _get_own(path: Path, data_dir: Path) -> Path:
     facts = path.stat()
     key = zlib.crc32(f"{facts.st_size} {facts.st_mtime_ns}".encode())
     folder = data_dir / f"{path.stem[:40]}-{key:08x}"
-    unpack(path, folder, check_pairs)
+    unpack(path, folder, _check_own)
     return folder
+
+
+def _check_own(folder: Path) -> dict[str, int]:
+    own = find_own_data(folder)
+    if own is None:
+        return check_pairs(folder)
+    return {split: len(pairs) for split, pairs in own.pairs.items()}

@@ -10,13 +10,13 @@ import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from unet_utils.classes import ClassScheme
+from unet_utils.classes import ClassScheme, get_scheme
 from unet_utils.dataset import build_arrays, map_array
 from unet_utils.frames import Frames
 from unet_utils.own_data.masks import (
@@ -54,6 +54,32 @@ class OwnData:
     scheme: ClassScheme
     pairs: dict[str, Pairs]
     read_labels: ReadLabels
+
+    def with_scheme(self, scheme: str | ClassScheme) -> "OwnData":
+        """Return the same data with the classes that a model has learned, or of that name.
+
+        Raises:
+            ValueError: the masks have other classes.
+        """
+        if self.scheme.name != "own":  # full-size Cityscapes: all schemes fit but `clusters`
+            if "clusters" in (scheme, getattr(scheme, "name", "")):
+                raise ValueError("official labels have no colour clusters: choose another scheme")
+            return replace(self, scheme=get_scheme(scheme))
+        if isinstance(scheme, ClassScheme) and scheme != self.scheme:
+            raise ValueError(
+                f"the photos in {self.folder} have the classes {', '.join(self.scheme.names)}, the "
+                f"model has {', '.join(scheme.names)}: use a model that was trained on them"
+            )
+        return self
+
+    def fingerprint(self, split: str, size: tuple[int, int]) -> str:
+        """Return a hash of the files' names, sizes and times, of the classes and of the size."""
+        facts = repr((size, self.scheme.names, self.scheme.lookup))
+        digest = hashlib.blake2b(facts.encode(), digest_size=8)
+        for path in (path for pair in self.pairs[split] for path in pair):
+            status = path.stat()
+            digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
 
 
 def images_and_masks(folder: Path) -> OwnData | None:
@@ -112,7 +138,7 @@ def prepare_own_data(
     """
     width, height = size
     pairs = data.pairs[split]
-    fingerprint = _fingerprint(data, split, size)
+    fingerprint = data.fingerprint(split, size)
     folder = user_path(cache) / f"own-{split}-{fingerprint}"
     folder.mkdir(parents=True, exist_ok=True)
     photos_file = folder / "photos.npy"
@@ -228,13 +254,3 @@ def pictures(folder: Path) -> list[Path]:
         return []
     files = (path for path in folder.iterdir() if not path.name.startswith("."))
     return [path for path in files if path.suffix.lower() in PICTURES]
-
-
-def _fingerprint(data: OwnData, split: str, size: tuple[int, int]) -> str:
-    """Return a hash of the files' names, sizes and times, of the classes and of the size."""
-    facts = repr((size, data.scheme.names, data.scheme.lookup))
-    digest = hashlib.blake2b(facts.encode(), digest_size=8)
-    for path in (path for pair in data.pairs[split] for path in pair):
-        status = path.stat()
-        digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()

@@ -16,6 +16,8 @@ from unet_utils.own_data.folders import (
     PICTURES,
     SPLITS,
     OwnData,
+    Pairs,
+    images_and_masks,
     own_data,
     pair_up,
     pictures,
@@ -31,6 +33,19 @@ from unet_utils.own_data.masks import (
     read_classes,
 )
 from unet_utils.platform.files import natural_order
+
+
+def find_own_data(folder: Path) -> OwnData | None:
+    """Return the photos, labels and classes in a folder of any kind that is known here.
+
+    Raises:
+        FileNotFoundError: a photo without labels, labels without a photo, or no list of classes.
+        ValueError: a list of classes that cannot be used.
+    """
+    for reader in (cityscapes, roboflow, cvat, label_studio, images_and_masks, labelme):
+        if found := reader(folder):
+            return found
+    return None
 
 
 def labelme(folder: Path) -> OwnData | None:
@@ -124,7 +139,7 @@ def roboflow(folder: Path) -> OwnData | None:
         rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
     entries = [{"name": name, "value": value} for value, name, *_ in rows[1:]]
     classes = read_classes(folder) or make_classes(entries, {}, [])
-    pairs = {}
+    pairs: dict[str, Pairs] = {}
     for split, part in parts.items():
         files = {path.stem: path for path in pictures(part)} if part else {}
         photos = [path for name, path in files.items() if not name.endswith("_mask")]
@@ -194,7 +209,7 @@ def cityscapes(folder: Path) -> OwnData | None:
     labels_root = _find(folder, "gtFine")
     if not photos_root or not labels_root:
         return None
-    pairs = {}
+    pairs: dict[str, Pairs] = {}
     for split in SPLITS:
         pairs[split] = []
         for photo in sorted((photos_root / split).glob("*/*_leftImg8bit.png")):

@@ -82,6 +82,11 @@ def _extract(archive: Path, folder: Path) -> None:
     elif tarfile.is_tarfile(archive):
         with tarfile.open(archive) as file:
             file.extractall(folder, progress_bar(iterable=file, **bar), filter="data")
+            # A damaged header looks like the end. After the true end there are only zeros, and
+            # reading them compares the checksum of what is compressed.
+            while file.fileobj and (rest := file.fileobj.read(2**20)):
+                if rest.strip(b"\0"):
+                    raise ValueError("it does not end where it should")
     else:
         size = archive.stat().st_size / 2**20
         raise ValueError(f"no zip or tar archive, or cut short, of {size:.1f} MB")

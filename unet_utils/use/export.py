@@ -137,14 +137,6 @@ def _resized(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return ((x @ columns).transpose(2, 3) @ rows).transpose(2, 3)
 
 
-def width_x_height(text: str) -> tuple[int, int]:
-    """Return height and width of a text such as 1280x720."""
-    width, height = map(int, text.lower().split("x"))
-    if min(width, height) < 1:
-        raise ValueError(f"a size is WIDTHxHEIGHT, such as 1280x720, not {text}")
-    return height, width
-
-
 def export_model(trained: Trained, path: str | Path, size: tuple[int, int] | None = None) -> Path:
     """Write the model as TorchScript or ONNX; a file of that name is replaced.
 

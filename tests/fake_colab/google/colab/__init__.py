@@ -14,6 +14,6 @@ from the environment:
 * FAKE_COLAB_NO_PAGE: if set, the browser answers nothing but an error, as in VS Code.
 """
 
-from google.colab import drive, errors, files, output, userdata
+from google.colab import drive, errors, files, userdata
 
-__all__ = ["drive", "errors", "files", "output", "userdata"]
+__all__ = ["drive", "errors", "files", "userdata"]

@@ -1,6 +1,2 @@
 class Error(Exception):
-    pass
-
-
-class RuntimeManagementError(Error):
-    pass
+    """The parent of what Colab's own functions raise."""
