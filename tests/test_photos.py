@@ -14,8 +14,9 @@ import torch
 from PIL import Image, ImageCms
 
 from unet_utils import UNet, get_scheme, setup
+from unet_utils.__main__ import main
 from unet_utils.classes import LABELS
-from unet_utils.evaluation import Trained
+from unet_utils.evaluation import SMALL_MODEL, Trained
 from unet_utils.use import photos
 from unet_utils.use.photos import (
     choose_photo,
@@ -473,6 +474,17 @@ def test_label_ids_need_a_scheme_that_has_them(trained, picture, tmp_path):
                 tmp_path / "out",
                 label_ids=True,
             )
+
+
+def test_predicting_needs_no_right_to_write_beside_the_model(picture, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()  # below a file nobody can write, not even root
+    for variable in ("UNET_UTILS_DATA", "UNET_UTILS_RESULTS"):
+        monkeypatch.setenv(variable, str(tmp_path / "file" / "folder"))
+    for name in ("a1.png", "a2.png"):
+        picture.save(tmp_path / name)
+    pattern = str(tmp_path / "a*.png")
+    main(["predict", pattern, "--checkpoint", str(SMALL_MODEL), "--out", str(tmp_path / "mine")])
+    assert len(list((tmp_path / "mine").iterdir())) == 4
 
 
 @pytest.fixture

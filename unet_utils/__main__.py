@@ -43,7 +43,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     try:
         with open_processes() as options.processes:
-            options.command(options, setup())
+            only_reads = options.command in (_predict, _export, _compare)
+            options.command(options, setup(writes=not only_reads))
     except (OSError, ValueError, RuntimeError, FloatingPointError) as error:
         sys.exit(f"Error: {printable(str(error))}")
 
