@@ -23,7 +23,7 @@ from unet_utils.training import fit
 from unet_utils.use.audit import audit, official_frames
 from unet_utils.use.compare import compare_runs, latest_run
 from unet_utils.use.export import export_model, frames_per_second
-from unet_utils.use.photos import predict_photos, printable
+from unet_utils.use.photos import expand_patterns, predict_photos, printable
 from unet_utils.use.reports import (
     class_table,
     save_scores,
@@ -43,7 +43,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     try:
         with open_processes() as options.processes:
-            options.command(options, setup())
+            only_reads = options.command in (_predict, _export, _compare)
+            options.command(options, setup(writes=not only_reads))
     except (OSError, ValueError, RuntimeError, FloatingPointError) as error:
         sys.exit(f"Error: {printable(str(error))}")
 
@@ -118,13 +119,14 @@ def _evaluate(options: argparse.Namespace, env: Environment) -> None:
 def _predict(options: argparse.Namespace, env: Environment) -> None:
     trained = _trained(options, env)
     problems = []
-    videos = [path for path in options.photos if is_video(path)]
+    paths = expand_patterns(options.photos)
+    videos = [path for path in paths if is_video(path)]
     for path in videos:
         try:
             print(printable(f"{path} -> {segment_video(trained, path, options.out, options.flip)}"))
         except (OSError, ValueError, RuntimeError) as error:
             problems.append(str(error))
-    photos = [path for path in options.photos if path not in videos]
+    photos = [path for path in paths if path not in videos]
     problems += predict_photos(trained, photos, options.out, options.flip, options.label_ids)
     if problems:
         raise ValueError("\n".join(problems))
@@ -134,7 +136,7 @@ def _export(options: argparse.Namespace, env: Environment) -> None:
     checkpoint = _checkpoint(options, env)
     trained = load_trained(checkpoint, env.device)
     default = env.results / ("small-model" if checkpoint == SMALL_MODEL else checkpoint.parent.name)
-    path = export_model(trained, options.out or default / "unet.torchscript")
+    path = export_model(trained, options.out or default / "unet.torchscript", options.size)
     print(f"{path}: {path.stat().st_size / 2**20:.1f} MB")
     if path.suffix == ".torchscript":
         # Newer torch deprecates what older torch can read.
@@ -316,6 +318,8 @@ def _parser() -> argparse.ArgumentParser:
     model(sub)
     text = "file ending in .torchscript or in .onnx (default: unet.torchscript in the run's folder)"
     sub.add_argument("--out", help=text)
+    text = "an .onnx file for photos of this size only, which OpenCV can read"
+    sub.add_argument("--size", type=_size, metavar="WIDTHxHEIGHT", help=text)
 
     sub = command("compare", _compare, "compare runs: settings that differ, time, scores")
     sub.add_argument("runs", nargs="*", metavar="RUN", help="names of runs (default: all)")
