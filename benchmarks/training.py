@@ -173,7 +173,7 @@ def accuracy(setting: Setting) -> Result:
 
 def _our_curve(setting: Setting) -> list[tuple[float, float]]:
     frames, config = setting.frames, setting.config
-    learn = frames.split_cities()[0]
+    learn = frames.split(hold_out=True)[0]
     probe = learn.part(slice(4 * config.batch_size))
     rate = len(probe) / min(our_epoch(probe, config, setting.device) for _ in range(2))  # images/s
     count = max(1, int(60 * setting.minutes * rate / len(learn)))
@@ -184,7 +184,7 @@ def _our_curve(setting: Setting) -> list[tuple[float, float]]:
 
 
 def _copied_curve(setting: Setting) -> list[tuple[float, float]]:
-    learn, held_out = setting.frames.split_cities()
+    learn, held_out = setting.frames.split(hold_out=True)
     paths: dict[int, Path] = {int(path.stem): path for path in setting.paths}
     dataset = CopiedDataset([paths[number] for number in learn.numbers], setting.config.image_size)
     trainer = copied_trainer(setting.config, setting.device)

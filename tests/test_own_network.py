@@ -70,7 +70,9 @@ def test_without_its_code_the_command_says_what_it_needs(frames, tmp_path):
     run = {"frames": frames, "device": "cpu", "progress": False}
     config = dataclasses.replace(CONFIG, epochs=1)
     fit(folder=tmp_path, network=tiny, config=config, **run)
-    with pytest.raises(ValueError, match=r"network that is not in this package, .*Tiny: load it in"):
+    with pytest.raises(
+        ValueError, match=r"network that is not in this package, .*Tiny: load it in"
+    ):
         load_trained(tmp_path / "best.pt", "cpu")
     longer = dataclasses.replace(CONFIG, epochs=2)
     with pytest.raises(ValueError, match="was begun with another network"):
