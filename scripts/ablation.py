@@ -38,7 +38,7 @@ def with_dice(logits: Tensor, truth: Tensor, weights: Tensor, **options) -> Tens
     known = truth != options["ignore_index"]
     found, real = logits[known].softmax(1), one_hot(truth[known], logits.shape[1])
     dice = (1 - 2 * (found * real).sum(0) / (found + real).sum(0).clamp(min=1))[real.any(0)].mean()
-    return cross_entropy(logits, truth, weights, **options) + known.sum() * dice
+    return cross_entropy(logits, truth, weights, **options) + known * dice
 
 
 def with_lovasz(logits: Tensor, truth: Tensor, weights: Tensor, **options) -> Tensor:
@@ -57,7 +57,7 @@ def with_lovasz(logits: Tensor, truth: Tensor, weights: Tensor, **options) -> Te
     jaccard = 1 - missed / (missed + real.cumsum(1) + (1 - real).cumsum(1))
     steps = jaccard.diff(dim=1, prepend=jaccard.new_zeros(len(real), 1))
     lovasz = (errors * steps).sum(1).mean()
-    return cross_entropy(logits, truth, weights, **options) + known.sum() * lovasz
+    return cross_entropy(logits, truth, weights, **options) + known * lovasz
 
 
 class RandomEncoder(EfficientNetLite):
