@@ -94,10 +94,11 @@ def segmentation_loss(
         # One row per pixel, as the logits lie in memory: several times faster than along the second
         # of four dimensions.
         rows = logits.permute(0, 2, 3, 1).flatten(0, 2).float()
+        # Not reduction="sum", which GPUs compute with few threads.
+        loss = cross_entropy(rows, y.flatten(), weights, ignore_index=IGNORE, reduction="none")
         # Sum, then divide by the labelled pixels of the whole batch: a batch without any gives 0,
         # not NaN.
-        loss = cross_entropy(rows, y.flatten(), weights, ignore_index=IGNORE, reduction="sum")
-        losses.append(loss / sum_processes((y != IGNORE).sum()).clamp(min=1))
+        losses.append(loss.sum() / sum_processes((y != IGNORE).sum()).clamp(min=1))
     if len(losses) == 1:
         return losses[0], losses[0]
     return losses[0], losses[0] + auxiliary * torch.stack(losses[1:]).mean()
