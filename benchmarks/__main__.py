@@ -21,8 +21,8 @@ import benchmarks
 from benchmarks.setting import Setting
 from benchmarks.timing import Result, table
 from unet_utils import CityscapesPairs, recipe, setup
-from unet_utils.sources import get_pairs
 from unet_utils.device import compute_dtype
+from unet_utils.sources import get_pairs
 
 ROWS = {
     "1": "labels.preparing",

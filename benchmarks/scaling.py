@@ -17,11 +17,11 @@ import tempfile
 from pathlib import Path
 
 import torch
+from unet_utils.use.distributed import open_processes
 
 from unet_utils import fit, prepare, recipe
-from unet_utils.sources import get_pairs
 from unet_utils.device import find_device
-from unet_utils.use.distributed import open_processes
+from unet_utils.sources import get_pairs
 
 
 def train(options: argparse.Namespace) -> None:

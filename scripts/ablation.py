@@ -31,8 +31,8 @@ import numpy as np
 import torch
 
 from unet_utils import ConfusionMatrix, Frames, evaluate, fit, load_trained, prepare, recipe, setup
-from unet_utils.sources import get_pairs
 from unet_utils.platform.files import replacing, user_path
+from unet_utils.sources import get_pairs
 
 CITIES = {
     "aachen": 1,

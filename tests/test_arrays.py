@@ -81,7 +81,8 @@ LIMIT, SIDE = 160 * 2**20, 512
 folder = Path(sys.argv[1])
 n = 10 * LIMIT // (SIDE * SIDE * 4) + 1
 for name, shape in {"photos": (n, SIDE, SIDE, 3), "label_ids": (n, SIDE, SIDE)}.items():
-    np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.uint8, shape)[::7, 0] = 7  # the rest stays a hole
+    array = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.uint8, shape)
+    array[::7, 0] = 7  # the rest stays a hole
 
 def memory(name):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -89,14 +90,18 @@ def memory(name):
 
 config = recipe("demo", base_channels=2, fold=1, image_size=32, batch_size=4, epochs=1)
 scheme = get_scheme("categories7")
-small = Frames(torch.zeros(8, 64, 64, 3).byte(), torch.full((8, 64, 64), 7).byte(), scheme, tuple(range(8)))
-fit(small, config, folder / "small", "cpu", progress=False)  # what every training needs, whatever the set
+photos, label_ids = torch.zeros(8, 64, 64, 3).byte(), torch.full((8, 64, 64), 7).byte()
+small = Frames(photos, label_ids, scheme, tuple(range(8)))
+# What every training needs, whatever the set.
+fit(small, config, folder / "small", "cpu", progress=False)
 resource.setrlimit(resource.RLIMIT_DATA, (memory("VmData:") + LIMIT,) * 2)
-frames = Frames(map_array(folder / "photos.npy"), map_array(folder / "label_ids.npy"), scheme, tuple(range(n)))
+arrays = map_array(folder / "photos.npy"), map_array(folder / "label_ids.npy")
+frames = Frames(*arrays, scheme, tuple(range(n)))
 assert frames.photos.nbytes + frames.label_ids.nbytes > 10 * LIMIT
 before = memory("RssAnon:")
 history = fit(frames, config, folder / "run", "cpu", progress=False)
-print(len(history), (memory("RssAnon:") - before) / LIMIT, frames.class_counts()[0].item() / frames.label_ids.numel())
+share = frames.class_counts()[0].item() / frames.label_ids.numel()
+print(len(history), (memory("RssAnon:") - before) / LIMIT, share)
 try:
     torch.ones(LIMIT + 1, dtype=torch.uint8)
 except RuntimeError:

@@ -13,9 +13,9 @@ import pytest
 from helpers import TINY, answer, leftovers, make_zip, use_colab
 from kaggle_server import CLIENT_PATH, KEY, PUBLIC_PATH, STORAGE_PATH, TOKEN, USERNAME
 
-from unet_utils.sources import check_pairs, get_pairs
 from unet_utils.platform import download
 from unet_utils.platform.download import ARCHIVE, DownloadError
+from unet_utils.sources import check_pairs, get_pairs
 
 pytest_plugins = ["machines"]
 

@@ -6,11 +6,19 @@ import os
 import numpy as np
 import pytest
 
-from unet_utils import CityscapesPairs, ConfusionMatrix, color_histogram, evaluate, find_clusters, load_trained, prepare
-from unet_utils.sources import check_pairs, get_pairs
+from unet_utils import (
+    CityscapesPairs,
+    ConfusionMatrix,
+    color_histogram,
+    evaluate,
+    find_clusters,
+    load_trained,
+    prepare,
+)
 from unet_utils.classes import PALETTE, PALETTE_COLORS
 from unet_utils.evaluation import SMALL_MODEL
 from unet_utils.restoring import restore_label_ids
+from unet_utils.sources import check_pairs, get_pairs
 
 ARCHIVE = os.environ.get("UNET_UTILS_ARCHIVE")
 pytestmark = pytest.mark.skipif(

@@ -70,7 +70,7 @@ def test_a_second_session_with_nothing_set_uses_one_truth_everywhere(frames, run
     fit(frames, longer, folder, "cpu", progress=False, on_epoch=live.epoch)
     assert seen["learn"] == len(frames)
     assert seen["config"] == longer == replace(begun, epochs=2)
-    assert seen["live"] == longer.scene_size(256, 256) == (64, 80)
+    assert seen["live"] == longer.scene_size(256, 256) == (64, 64)
 
 
 def test_a_resumed_run_keeps_its_settings_on_another_machine(run, capsys):
@@ -165,11 +165,10 @@ def test_settings_that_do_not_fit_each_other_are_refused():
         TrainConfig(image_size=32, fold=2, batch_size=1)
 
 
-def test_square_scenes_are_shown_wider_than_in_training():
-    for augmentation, width in ((0.0, 256), (0.5, 320), (1.0, 352)):
-        config = recipe("cpu", augmentation=augmentation)
-        assert config.scene_size(256, 256) == (256, width)
-        assert config.scene_size(256, 512) == (192, 352)
+def test_whole_frames_are_seen_at_the_size_of_the_training():
+    config = recipe("cpu", image_size=192)
+    assert config.scene_size(256, 256) == (192, 192) == config.input_size(1.0)
+    assert config.scene_size(256, 512) == (128, 256)
 
 
 def test_the_input_grows_and_the_time_left_follows():

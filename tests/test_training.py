@@ -1,4 +1,4 @@
-"""The loop: it learns, it repeats, and an interrupted run ends like one that was not interrupted."""
+"""The loop: it learns, it repeats, and an interrupted run ends like one that was not."""
 
 import csv
 import dataclasses

@@ -5,6 +5,7 @@ import io
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -135,7 +136,7 @@ def _predict(options: argparse.Namespace, env: Environment) -> None:
 def _export(options: argparse.Namespace, env: Environment) -> None:
     checkpoint = _checkpoint(options, env)
     trained = load_trained(checkpoint, env.device)
-    default = env.results / ("small-model" if checkpoint == SMALL_MODEL else checkpoint.parent.name)
+    default = scores_folder(env.results, checkpoint, trained.made_by["weights"])
     path = export_model(trained, options.out or default / "unet.torchscript")
     print(f"{path}: {path.stat().st_size / 2**20:.1f} MB")
     if path.suffix == ".torchscript":
@@ -293,8 +294,8 @@ def _parser() -> argparse.ArgumentParser:
         if setting.type is bool:
             sub.add_argument(option, action=argparse.BooleanOptionalAction, help=text)
         else:
-            kind = setting.type.__name__.upper()
-            sub.add_argument(option, type=setting.type, metavar=kind, help=text)
+            kind: Any = setting.type
+            sub.add_argument(option, type=kind, metavar=kind.__name__.upper(), help=text)
 
     sub = command("evaluate", _evaluate, "score a model on the validation pairs")
     data(sub)

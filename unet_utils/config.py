@@ -3,6 +3,7 @@
 import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -108,7 +109,7 @@ class TrainConfig:
                 f"image_size to {2 * step} and growth to 0"
             )
 
-    def _check(self, name: str, kind: type) -> None:
+    def _check(self, name: str, kind: Any) -> None:
         value = getattr(self, name)
         if name == "encoder":
             if value not in ("none", *ENCODERS):
@@ -143,15 +144,8 @@ class TrainConfig:
         return self._possible(side / aspect**0.5), self._possible(side * aspect**0.5)
 
     def scene_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the size at which the trained network sees a whole frame of this size, pixels.
-
-        Square frames are squeezed scenes. They are shown wider than in training, by the square root
-        of the largest zoom of the augmentation: objects are then about as large as they were there
-        (https://arxiv.org/abs/1906.06423), and less squeezed.
-        """
-        if height != width:
-            return self.input_size(1.0, width / height)
-        return self.image_size, self._possible(self.image_size * 2 ** (self.augmentation / 2))
+        """Return the size at which the trained network sees a whole frame of this size, pixels."""
+        return self.input_size(1.0, width / height)
 
     def network(self, num_classes: int) -> dict:
         """Return the arguments of the `UNet`."""

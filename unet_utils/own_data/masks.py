@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageColor, ImageOps
@@ -40,6 +41,7 @@ class Classes:
             ValueError: a name is unknown, or fewer than two classes are left.
         """
         known = [name for name in self.names if name is not None]
+        colors: list[tuple[int, ...]]
         group_of = {name: group for group, names in self.merge.items() for name in names}
         for name in (*group_of, *self.ignore):
             if name not in known:
@@ -50,13 +52,14 @@ class Classes:
             raise ValueError(f"two classes or more are needed, there is only {', '.join(names)}")
         lookup = [IGNORE] * 256
         colors = [_spread_color(index) for index in range(len(names))]
-        for value, name in enumerate(self.names):
-            if name is None or name in self.ignore:
+        for value, label in enumerate(self.names):
+            if label is None or label in self.ignore:
                 continue
-            index = names.index(group_of.get(name, name))
+            index = names.index(group_of.get(label, label))
+            color = self.colors[value]
+            if index not in lookup and color:  # a group has the colour of its first class
+                colors[index] = color
             lookup[value] = index
-            if self.colors[value] and (name in names or self.merge[names[index]][0] == name):
-                colors[index] = self.colors[value]
         return ClassScheme("own", tuple(names), tuple(colors), tuple(lookup))
 
 
@@ -158,7 +161,7 @@ def mask_reader(classes: Classes) -> ReadLabels:
     return read
 
 
-def _packed(color: tuple[int, ...]) -> int:
+def _packed(color: Any) -> int:
     """Return a colour as one number."""
     return color[0] << 16 | color[1] << 8 | color[2]
 

@@ -16,6 +16,7 @@ from unet_utils.own_data.folders import (
     PICTURES,
     SPLITS,
     OwnData,
+    Pairs,
     images_and_masks,
     own_data,
     pair_up,
@@ -138,7 +139,7 @@ def roboflow(folder: Path) -> OwnData | None:
         rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
     entries = [{"name": name, "value": value} for value, name, *_ in rows[1:]]
     classes = read_classes(folder) or make_classes(entries, {}, [])
-    pairs = {}
+    pairs: dict[str, Pairs] = {}
     for split, part in parts.items():
         files = {path.stem: path for path in pictures(part)} if part else {}
         photos = [path for name, path in files.items() if not name.endswith("_mask")]
@@ -208,7 +209,7 @@ def cityscapes(folder: Path) -> OwnData | None:
     labels_root = _find(folder, "gtFine")
     if not photos_root or not labels_root:
         return None
-    pairs = {}
+    pairs: dict[str, Pairs] = {}
     for split in SPLITS:
         pairs[split] = []
         for photo in sorted((photos_root / split).glob("*/*_leftImg8bit.png")):

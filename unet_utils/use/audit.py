@@ -53,7 +53,7 @@ class Audit(NamedTuple):
 
 
 def audit(official_folder: str | Path, pairs_root: str | Path) -> Audit:
-    """Compare labels recovered from masks with official labels, in the 19 evaluated classes.
+    """Compare labels restored from masks with official labels, in the 19 evaluated classes.
 
     Args:
         official_folder: holds official `*_labelIds.png` files and `pairs.csv` (see

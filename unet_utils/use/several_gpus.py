@@ -78,10 +78,10 @@ def open_processes() -> Iterator[OneProcess]:
         device = _own_gpu()
         dist.init_process_group("nccl" if device else "gloo", timeout=PATIENCE, device_id=device)
         process = TorchrunProcess()
-        silence = contextlib.nullcontext()
-        if process.rank > 0:
-            silence = contextlib.redirect_stdout(open(os.devnull, "w"))  # noqa: SIM115
-        with silence:
+        with contextlib.ExitStack() as stack:
+            if process.rank > 0:
+                silence = stack.enter_context(open(os.devnull, "w"))
+                stack.enter_context(contextlib.redirect_stdout(silence))
             yield process
         dist.destroy_process_group()
     except Exception as error:
