@@ -107,22 +107,6 @@ def test_an_unwritable_folder_is_named(laptop, monkeypatch, variable):
         environment.setup()
 
 
-def test_who_only_reads_needs_no_right_to_write(laptop, monkeypatch, capsys):
-    monkeypatch.setenv("UNET_UTILS_DATA", str(laptop / "none" / "data"))
-    monkeypatch.setenv("UNET_UTILS_RESULTS", str(laptop / "theirs"))
-
-    def refuse(*_, **__):
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-
-    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
-    monkeypatch.setattr(os, "mkdir", refuse)
-    env = environment.setup(writes=False)
-    assert (env.data, env.results) == (laptop / "none" / "data", laptop / "theirs")
-    assert "GB disk free" in capsys.readouterr().out
-    with pytest.raises(OSError, match="Cannot write to .*UNET_UTILS_DATA"):
-        environment.setup()
-
-
 def test_systems_that_do_not_tell(laptop, monkeypatch):
     monkeypatch.delattr(os, "sysconf", raising=False)  # Windows
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)

@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     try:
         with open_processes() as options.processes:
-            options.command(options, setup(writes=options.writes))
+            options.command(options, setup())
     except (OSError, ValueError, RuntimeError, FloatingPointError) as error:
         sys.exit(f"Error: {printable(str(error))}")
 
@@ -213,9 +213,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m unet_utils", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    def command(name: str, run, text: str, writes: bool = True) -> argparse.ArgumentParser:
+    def command(name: str, run, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(command=run, writes=writes)
+        sub.set_defaults(command=run)
         return sub
 
     def data(sub: argparse.ArgumentParser) -> None:
@@ -305,7 +305,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "score on the frames of this folder of official labels (see audit) instead"
     sub.add_argument("--official", help=text)
 
-    sub = command("predict", _predict, "segment photos or videos", writes=False)
+    sub = command("predict", _predict, "segment photos or videos")
     text = "photos, folders of photos, and videos"
     sub.add_argument("photos", nargs="+", metavar="PHOTO", help=text)
     model(sub)
@@ -315,14 +315,12 @@ def _parser() -> argparse.ArgumentParser:
     text = "also write official label ids as PNG, for other tools to score"
     sub.add_argument("--label-ids", action="store_true", help=text)
 
-    text = "write a model as one file that runs without this package"
-    sub = command("export", _export, text, writes=False)
+    sub = command("export", _export, "write a model as one file that runs without this package")
     model(sub)
     text = "file ending in .torchscript or in .onnx (default: unet.torchscript in the run's folder)"
     sub.add_argument("--out", help=text)
 
-    text = "compare runs: settings that differ, time, scores"
-    sub = command("compare", _compare, text, writes=False)
+    sub = command("compare", _compare, "compare runs: settings that differ, time, scores")
     sub.add_argument("runs", nargs="*", metavar="RUN", help="names of runs (default: all)")
     return parser
 

@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from unet_utils.device import find_device, reuse_memory
-from unet_utils.platform.files import copy_verified, make_backup_folder, user_path, writable_folder
+from unet_utils.platform.files import copy_verified, make_backup_folder, writable_folder
 
 # Colab's machine is wiped at the end of a session; Google Drive, if the person agrees to mount it,
 # is not.
@@ -63,7 +63,7 @@ class Environment:
         return self.results / name, None
 
 
-def setup(use_drive: bool = False, writes: bool = True) -> Environment:
+def setup(use_drive: bool = False) -> Environment:
     """Find out where this runs, make the folders, and print one line about it all.
 
     The environment variables `UNET_UTILS_DATA` and `UNET_UTILS_RESULTS` override the folders.
@@ -71,8 +71,6 @@ def setup(use_drive: bool = False, writes: bool = True) -> Environment:
     Args:
         use_drive: keep results (and a copy of the archive) on Google Drive. Asks for permission
             unless Drive is mounted, or was refused on this machine. Ignored outside Colab.
-        writes: make the folders, and check that files can be written there. False for who only
-            reads there: results may lie on a disk that cannot be written to.
 
     Raises:
         OSError: a folder cannot be written to; the message names it and the variable that moves it.
@@ -83,8 +81,8 @@ def setup(use_drive: bool = False, writes: bool = True) -> Environment:
     env = Environment(
         platform=platform,
         device=find_device(),
-        data=_chosen_folder("UNET_UTILS_DATA", data, writes),
-        results=_chosen_folder("UNET_UTILS_RESULTS", results, writes),
+        data=_chosen_folder("UNET_UTILS_DATA", data),
+        results=_chosen_folder("UNET_UTILS_RESULTS", results),
         drive=drive,
     )
     print(describe(env))
@@ -129,10 +127,9 @@ def describe(env: Environment) -> str:
     with contextlib.suppress(AttributeError, ValueError, OSError):
         size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         memory = f"{size / 2**30:.1f} GB RAM | "
-    disk = next(folder for folder in (env.data, *env.data.parents) if folder.exists())
     return (
         f"Python {python_platform.python_version()} | torch {torch.__version__} | {device} | "
-        f"{cpus} CPUs | {memory}{shutil.disk_usage(disk).free / 2**30:.1f} GB disk free | "
+        f"{cpus} CPUs | {memory}{shutil.disk_usage(env.data).free / 2**30:.1f} GB disk free | "
         f"data in {env.data} | results in {env.results}"
     )
 
@@ -152,13 +149,11 @@ def _default_folders(platform: str, drive: Path | None) -> tuple[Path, Path]:
     return root / "data", root / "runs"
 
 
-def _chosen_folder(variable: str, default: Path, writes: bool) -> Path:
+def _chosen_folder(variable: str, default: Path) -> Path:
     """Return the folder that an environment variable names, or the default, and make it if it is
-    missing and something will be written there."""
+    missing."""
     chosen = os.environ.get(variable)
-    folder = user_path(chosen or default)
-    if writes:
-        writable_folder(folder, variable)
+    folder = writable_folder(chosen or default, variable)
     if chosen:  # from now on absolute: later calls and child processes may run in other folders
         os.environ[variable] = str(folder)
     return folder
