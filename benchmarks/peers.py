@@ -14,15 +14,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from unet_utils import IGNORE, Frames
-from unet_utils.classes import PALETTE_COLORS
 from unet_utils.device import compute_dtype
 from unet_utils.encoders import MEAN, STD
-
-
-def brute_force_nearest(mask: np.ndarray) -> np.ndarray:
-    """Return the nearest official colour of each pixel, computed from all distances. `[H, W, 3] ->
-    [H, W]`."""
-    return ((mask[..., None, :].astype(np.int32) - PALETTE_COLORS) ** 2).sum(-1).argmin(-1)
 
 
 def copied_colors(clusters: int = 10, colors: int = 1000) -> KMeans:
