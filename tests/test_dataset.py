@@ -220,3 +220,16 @@ def test_labels_kept_by_an_earlier_version_are_used(demo, tmp_path, monkeypatch)
     prepare(
         demo, "val", tmp_path / "new", method="nearest", keep=tmp_path / "drive", progress=False
     )
+
+
+def test_masks_in_other_colours_are_refused_before_training(tmp_path):
+    """Pairs of another data set, such as CamVid, would be prepared and trained without a word."""
+    rng = np.random.default_rng(0)
+    others = np.array([[0, 255, 0], [255, 255, 255], [0, 255, 255], [255, 0, 255]], dtype=np.uint8)
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        mask = others[rng.integers(0, 4, (8, 8))].repeat(32, 0).repeat(32, 1)
+        pair = np.concatenate([rng.integers(0, 256, mask.shape, dtype=np.uint8), mask], axis=1)
+        Image.fromarray(pair).save(tmp_path / split / "1.jpg", quality=95)
+    with pytest.raises(ValueError, match=r"near no Cityscapes colour.*classes\.txt"):
+        prepare(tmp_path, "train", tmp_path / "cache", method="nearest", progress=False)
