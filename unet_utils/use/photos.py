@@ -19,7 +19,6 @@ from PIL import Image, ImageCms, ImageFile, ImageOps
 from unet_utils.classes import IGNORE, ClassScheme
 from unet_utils.demo.street import draw_scene
 from unet_utils.evaluation import Trained, predict_classes
-from unet_utils.images import photo_size
 from unet_utils.platform.environment import Environment
 from unet_utils.platform.files import list_folder, natural_order, replacing, user_path
 
@@ -267,7 +266,7 @@ def segment(trained: Trained, photo: np.ndarray, flip: bool = False) -> np.ndarr
         flip: as in `evaluation.predict`.
     """
     height, width = photo.shape[:2]
-    size = photo_size(height, width, trained.scene_size, trained.model.divisor)
+    size = trained.photo_size(height, width)
     batch = torch.from_numpy(photo).permute(2, 0, 1)[None]
     return predict_classes(trained.model, batch, size, flip)[0].cpu().numpy()
 

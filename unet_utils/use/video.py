@@ -20,7 +20,6 @@ import torch
 from PIL import Image
 
 from unet_utils.evaluation import Trained, predict_classes
-from unet_utils.images import photo_size
 from unet_utils.platform.environment import progress_bar
 from unet_utils.platform.files import list_folder, publishing, replacing, user_path
 from unet_utils.use.photos import free_name, read_photo
@@ -151,7 +150,7 @@ def _side_by_side(
     while batch := list(itertools.islice(frames, count)):
         photos = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)
         height, width = photos.shape[2:]
-        size = photo_size(height, width, trained.scene_size, trained.model.divisor)
+        size = trained.photo_size(height, width)
         classes = predict_classes(trained.model, photos, size, flip).cpu().numpy()
         for frame, found in zip(batch, classes, strict=True):
             yield np.concatenate([frame, trained.scheme.overlay(frame, found)], axis=1)
