@@ -34,6 +34,8 @@ class Trained:
         config: the settings of its training, plain values.
         history: one dict per epoch, plain values.
         made_by: what made it, see `checkpoints.made_by`.
+        temperature: divides the logits wherever probabilities are shown, see `use.calibration`;
+            None if none was fitted, as for the small model.
     """
 
     model: UNet
@@ -42,6 +44,7 @@ class Trained:
     config: dict
     history: list[dict]
     made_by: dict
+    temperature: float | None = None
 
 
 def load_trained(
@@ -75,6 +78,7 @@ def load_trained(
         checkpoint["config"],
         checkpoint["history"],
         checkpoint["made_by"],
+        checkpoint.get("temperature"),
     )
 
 
@@ -88,7 +92,13 @@ def find_checkpoint(run: str | Path) -> Path:
 
 
 @torch.inference_mode()
-def predict(model: UNet, photos: Tensor, image_size: Size, flip: bool = False) -> Tensor:
+def predict(
+    model: UNet,
+    photos: Tensor,
+    image_size: Size,
+    flip: bool = False,
+    temperature: float | None = None,
+) -> Tensor:
     """Return class probabilities at the photos' own resolution.
 
     Args:
@@ -97,11 +107,12 @@ def predict(model: UNet, photos: Tensor, image_size: Size, flip: bool = False) -
         image_size: height and width of the network's input, pixels: `Trained.scene_size` for frames
             of the kind that it was trained on, `images.photo_size` for other photos.
         flip: average with the prediction for the mirrored photo; takes twice the time.
+        temperature: `Trained.temperature`, which makes the probabilities honest; None is 1.
 
     Returns:
         `float32 [N, num_classes, H, W]`, summing to 1 over the classes.
     """
-    logits = _logits(model, photos, image_size, flip)
+    logits = _logits(model, photos, image_size, flip) / (temperature or 1)
     if logits.shape[2:] != photos.shape[2:]:
         logits = F.interpolate(logits, photos.shape[2:], mode="bilinear", align_corners=False)
     return logits.softmax(1)
