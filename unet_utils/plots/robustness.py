@@ -14,7 +14,6 @@ from unet_utils.plots.style import (
     GREY,
     INK,
     ORANGE,
-    SHADES,
     SMALL_TEXT,
     class_legend,
     class_map,
@@ -68,7 +67,7 @@ def _bars(ax: Any, scores: Sequence[tuple[int, float]], unchanged: float) -> Non
     """Draw a bar per severity; the dashed line is the score of the unchanged photos."""
     names = [str(severity) for severity, _ in scores]
     values = [score for _, score in scores]
-    most = max(unchanged, *values, 1e-3)
+    most = np.nan_to_num([unchanged, *values]).max() or 1
     ax.barh(names, values, color=BLUE, height=0.6)
     for y, value in enumerate(values):
         ax.text(1.05 * most, y, f"{value:.3f}", va="center", size=SMALL_TEXT)

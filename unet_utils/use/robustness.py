@@ -6,8 +6,8 @@ https://arxiv.org/abs/1903.12261), with the constants of its program
 of 224 x 224 pixels. What is a length, the radius of the blur, grows with the height of the photo;
 what is a brightness or a quality stays. Photos of pairs are changed as they are, squeezed.
 
-The fifth is a darker exposure: less light everywhere, and the dark parts lose most. A real night has
-lamps and coloured light as well, so it is harder than this.
+The fifth, night, is a darker exposure: less light everywhere, and the dark parts lose most. A real
+night has lamps and coloured light as well, so it is harder than this.
 """
 
 import math
@@ -84,7 +84,7 @@ def robustness_table(rows: list[RobustnessRow]) -> str:
 
 
 def predict_changed(
-    trained: Trained, frame: Frames, severity: int = STRONG
+    trained: Trained, frames: Frames, severity: int = STRONG
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return, for the first of the frames, what each change makes of photo and prediction.
 
@@ -94,7 +94,7 @@ def predict_changed(
     """
     result = {}
     for change in (UNCHANGED, *CHANGES):
-        changed = change_frames(frame.part(slice(0, 1)), change, severity)
+        changed = change_frames(frames.part(slice(0, 1)), change, severity)
         _, predicted, _ = next(predict_frames(trained.model, changed, trained.scene_size))
         result[change] = (changed.photos[0].cpu().numpy(), predicted[0].cpu().numpy())
     return result
@@ -166,17 +166,16 @@ def _clouds(side: int, decay: float, rng: np.random.Generator) -> np.ndarray:
     step = side
     while step > 1:
         half = step // 2
-
-        def point(neighbours: np.ndarray, spread: float = spread) -> np.ndarray:
-            return neighbours / 4 + rng.uniform(-spread, spread, neighbours.shape)
-
+        noise = rng.uniform(-spread, spread, (3, side // step, side // step))
         corners = heights[::step, ::step]
         along_rows = corners + np.roll(corners, -1, 1)
         along_columns = corners + np.roll(corners, -1, 0)
-        centres = point(along_rows + np.roll(along_rows, -1, 0))
+        centres = (along_rows + np.roll(along_rows, -1, 0)) / 4 + noise[0]
+        above_and_below = centres + np.roll(centres, 1, 0)
+        left_and_right = centres + np.roll(centres, 1, 1)
         heights[half::step, half::step] = centres
-        heights[::step, half::step] = point(along_rows + centres + np.roll(centres, 1, 0))
-        heights[half::step, ::step] = point(along_columns + centres + np.roll(centres, 1, 1))
+        heights[::step, half::step] = (along_rows + above_and_below) / 4 + noise[1]
+        heights[half::step, ::step] = (along_columns + left_and_right) / 4 + noise[2]
         step = half
         # Squared, as in ImageNet-C, whose program multiplies by the spread twice.
         spread /= decay**2
