@@ -210,7 +210,7 @@ def test_there_is_one_curve_without_a_temperature_and_two_with_it(others, capsys
     curves = calibration_curves(Trained(model, scheme, (64, 64), {}, [], {}), others)
     assert list(curves) == ["as trained"]
     assert "has no temperature" in capsys.readouterr().out
-    curves = calibration_curves(Trained(model, scheme, (64, 64), {}, [], {}, 3.0), others)
+    curves = calibration_curves(Trained(model, scheme, (64, 64), {}, [], {}, "", 3.0), others)
     assert list(curves) == ["as trained", "temperature 3.00"]
     sure = [(curve.share * curve.confidence).nansum() for curve in curves.values()]
     assert sure[1] < 0.8 * sure[0]

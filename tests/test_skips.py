@@ -6,6 +6,7 @@ from scipy import ndimage
 
 from unet_utils import ConfusionMatrix, UNet, load_trained, prepare
 from unet_utils.evaluation import SMALL_MODEL, collect_predictions
+from unet_utils.model import OtherNetwork
 from unet_utils.use.skips import without_skips
 
 
@@ -86,4 +87,10 @@ def test_only_the_finest_skips_are_averaged(untrained):
 @pytest.mark.parametrize("levels", [-1, 5])
 def test_a_network_has_only_so_many_skips(untrained, levels):
     with pytest.raises(ValueError, match="has 4 skips"), without_skips(untrained, levels):
+        pass
+
+
+def test_the_skips_of_other_networks_are_not_known():
+    other = OtherNetwork(torch.nn.Identity(), 3)
+    with pytest.raises(ValueError, match="OtherNetwork"), without_skips(other, 1):
         pass

@@ -6,11 +6,12 @@ class (Guo et al., 2017, https://arxiv.org/abs/1706.04599).
 """
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from unet_utils.checkpoints import read_checkpoint
@@ -142,6 +143,7 @@ def fit_temperature(
     frames: Frames,
     device: torch.device | str,
     backup: str | Path | None = None,
+    network: Callable[[int], nn.Module] | None = None,
 ) -> float | None:
     """Fit the temperature of a run's model on its held-out frames, and keep it in its `best.pt`.
 
@@ -152,6 +154,7 @@ def fit_temperature(
         frames: the training split, as `training.fit` got it: it contains the held-out frames.
         device: where to predict.
         backup: of the run, as in `training.fit`; its `best.pt` becomes the same.
+        network: builds the network if it is not our UNet, as in `training.fit`.
 
     Returns:
         The temperature; None, with a message, if the run held nothing out: on frames that it has
@@ -171,7 +174,8 @@ def fit_temperature(
     with RunFiles(path.parent):  # nobody else may replace the file meanwhile
         checkpoint = read_checkpoint(path)
         _check_same_frames(checkpoint, frames, path)
-        temperature = best_temperature(sample_pixels(load_trained(path, device), held_out))
+        trained = load_trained(path, device, network=network)
+        temperature = best_temperature(sample_pixels(trained, held_out))
         # In memory first: on a full disk, torch's own writing ends in an error of another kind.
         content = io.BytesIO()
         torch.save(checkpoint | {"temperature": temperature}, content)

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from unet_utils.model import UNet
+from unet_utils.model import OtherNetwork, UNet
 
 
 @contextlib.contextmanager
-def without_skips(model: UNet, levels: int) -> Iterator[UNet]:
+def without_skips(model: UNet | OtherNetwork, levels: int) -> Iterator[UNet]:
     """Take the finest skip connections away from a trained model, inside of a `with` block.
 
         with without_skips(trained.model, 1):
@@ -20,15 +20,17 @@ def without_skips(model: UNet, levels: int) -> Iterator[UNet]:
     Zeros would also damage it by their size.
 
     Args:
-        model: any trained UNet; afterwards it is as before.
+        model: a trained UNet; afterwards it is as before.
         levels: number of skips to take away, from 0 to `len(model.up)`.
 
     Yields:
         The model.
 
     Raises:
-        ValueError: it has not so many skips.
+        ValueError: it has not so many skips, or is no UNet of this package.
     """
+    if not isinstance(model, UNet):
+        raise ValueError(f"only a UNet of this package has known skips, not {type(model).__name__}")
     if not 0 <= levels <= len(model.up):
         raise ValueError(f"levels is {levels}: this network has {len(model.up)} skips")
     # The expanding path goes from coarse to fine.
