@@ -22,6 +22,7 @@ from unet_utils.run_files import run_folder
 from unet_utils.sources import Source, get_pairs, open_source
 from unet_utils.training import fit
 from unet_utils.use.audit import audit, official_frames
+from unet_utils.use.calibration import fit_temperature
 from unet_utils.use.compare import compare_runs, latest_run
 from unet_utils.use.export import export_model, frames_per_second
 from unet_utils.use.photos import expand_patterns, predict_photos, printable
@@ -92,6 +93,10 @@ def _train(options: argparse.Namespace, env: Environment) -> None:
         start_from=start_from,
         processes=options.processes,
     )
+    if options.processes.rank == 0:
+        temperature = fit_temperature(folder / "best.pt", frames, env.device, backup)
+        if temperature:
+            print(f"Temperature of its probabilities: {temperature:.2f}, kept with the model.")
 
 
 def _evaluate(options: argparse.Namespace, env: Environment) -> None:

@@ -37,6 +37,8 @@ class Trained:
         licence: what it may be used for; empty for anything.
         squeezes_all: whether it learned from photos of any shape, all squeezed to one size, as own
             data is; otherwise from street scenes, which are twice as wide as high.
+        temperature: divides the logits wherever probabilities are shown, see `use.calibration`;
+            None if none was fitted, as for the small model.
     """
 
     model: UNet | OtherNetwork
@@ -46,6 +48,7 @@ class Trained:
     history: list[dict]
     made_by: dict
     licence: str = ""
+    temperature: float | None = None
     squeezes_all: bool = False
 
     def photo_size(self, height: int, width: int) -> tuple[int, int]:
@@ -103,6 +106,7 @@ def load_trained(
         checkpoint["history"],
         checkpoint["made_by"],
         checkpoint.get("licence", ""),
+        temperature=checkpoint.get("temperature"),
         squeezes_all=learned.name == "own",
     )
 
@@ -118,7 +122,11 @@ def find_checkpoint(run: str | Path) -> Path:
 
 @torch.inference_mode()
 def predict(
-    model: UNet | OtherNetwork, photos: Tensor, image_size: Size, flip: bool = False
+    model: UNet | OtherNetwork,
+    photos: Tensor,
+    image_size: Size,
+    flip: bool = False,
+    temperature: float | None = None,
 ) -> Tensor:
     """Return class probabilities at the photos' own resolution.
 
@@ -128,11 +136,12 @@ def predict(
         image_size: height and width of the network's input, pixels: `Trained.scene_size` for frames
             of the kind that it was trained on, `images.photo_size` for other photos.
         flip: average with the prediction for the mirrored photo; takes twice the time.
+        temperature: `Trained.temperature`, which makes the probabilities honest; None is 1.
 
     Returns:
         `float32 [N, num_classes, H, W]`, summing to 1 over the classes.
     """
-    logits = _logits(model, photos, image_size, flip)
+    logits = _logits(model, photos, image_size, flip) / (temperature or 1)
     if logits.shape[2:] != photos.shape[2:]:
         logits = F.interpolate(logits, photos.shape[2:], mode="bilinear", align_corners=False)
     return logits.softmax(1)
