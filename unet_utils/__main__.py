@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from unet_utils.checkpoints import made_by
 from unet_utils.classes import ClassScheme
 from unet_utils.config import RECIPES, SETTINGS, recipe_for, run_name, run_settings, settings_table
 from unet_utils.evaluation import SMALL_MODEL, Trained, evaluate, load_trained
@@ -61,7 +62,8 @@ def _prepare(options: argparse.Namespace, env: Environment) -> None:
 
 
 def _audit(options: argparse.Namespace, env: Environment) -> None:
-    print(audit(options.official, get_pairs(options.data, env.data)))
+    result = audit(options.official, get_pairs(options.data, env.data))
+    print(f"Against the official labels of {result.frames} frames:\n\n{result.table}")
 
 
 def _train(options: argparse.Namespace, env: Environment) -> None:
@@ -77,7 +79,8 @@ def _train(options: argparse.Namespace, env: Environment) -> None:
     name = options.run or run_name(options.data, scheme, options.labels, **changed)
     run_folder(env.results, name)  # refuses impossible names
     folder, backup = env.run_folders(name)
-    config = run_settings(folder, backup, machine, options.resume, **changed)
+    start_from = SMALL_MODEL if options.start_from == "small" else options.start_from
+    config = run_settings(folder, backup, machine, options.resume, start_from, **changed)
     print(settings_table(config, machine))
     fit(
         frames,
@@ -86,7 +89,7 @@ def _train(options: argparse.Namespace, env: Environment) -> None:
         env.device,
         resume=options.resume,
         backup=backup,
-        start_from=options.start_from,
+        start_from=start_from,
         processes=options.processes,
     )
 
@@ -109,8 +112,10 @@ def _evaluate(options: argparse.Namespace, env: Environment) -> None:
         return
     print(score_report(matrix, trained.scheme, source.is_published))
     folder = scores_folder(env.results, checkpoint, trained.made_by["weights"])
+    origin = made_by(env.device, frames.label_hash())
+    origin |= {"weights": trained.made_by["weights"], "flip": options.flip}
     report = save_scores(
-        matrices, trained.scheme, folder, frames.numbers, source.is_published, trained.made_by
+        matrices, trained.scheme, folder, frames.numbers, source.is_published, origin
     )
     print(f"\nsaved as {report}, and in the same folder as .json and .csv")
 
@@ -134,7 +139,7 @@ def _predict(options: argparse.Namespace, env: Environment) -> None:
 def _export(options: argparse.Namespace, env: Environment) -> None:
     checkpoint = _checkpoint(options, env)
     trained = load_trained(checkpoint, env.device)
-    default = env.results / ("small-model" if checkpoint == SMALL_MODEL else checkpoint.parent.name)
+    default = scores_folder(env.results, checkpoint, trained.made_by["weights"])
     path = export_model(trained, options.out or default / "unet.torchscript", options.size)
     print(f"{path}: {path.stat().st_size / 2**20:.1f} MB")
     if path.suffix == ".torchscript":
@@ -282,8 +287,8 @@ def _parser() -> argparse.ArgumentParser:
         default=True,
         help="resume an earlier run of this name; --no-resume renames its files and begins again",
     )
-    text = "start a new run from the weights of another one"
-    sub.add_argument("--start-from", metavar="CHECKPOINT", help=text)
+    text = "start a new run from the weights of another one, or from the small model"
+    sub.add_argument("--start-from", metavar="CHECKPOINT|small", help=text)
     text = "leave the first N training pairs out"
     sub.add_argument("--skip-first", type=int, default=0, metavar="N", help=text)
     for setting in SETTINGS:

@@ -1,22 +1,22 @@
 """Use a trained model: load it, predict, score it on a split."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from unet_utils.checkpoints import read_checkpoint
+from unet_utils.checkpoints import check_same_network, read_checkpoint
 from unet_utils.classes import ClassScheme
 from unet_utils.device import autocast, memory_format
 from unet_utils.frames import Frames
 from unet_utils.images import Size, enlarge_classes, height_and_width, to_input
 from unet_utils.metrics import ConfusionMatrix
-from unet_utils.model import UNet
+from unet_utils.model import OtherNetwork, UNet
 from unet_utils.platform.environment import progress_bar
 
 SMALL_MODEL = Path(__file__).parent / "weights" / "small.pt"
@@ -34,18 +34,23 @@ class Trained:
         config: the settings of its training, plain values.
         history: one dict per epoch, plain values.
         made_by: what made it, see `checkpoints.made_by`.
+        licence: what it may be used for; empty for anything.
     """
 
-    model: UNet
+    model: UNet | OtherNetwork
     scheme: ClassScheme
     scene_size: tuple[int, int]
     config: dict
     history: list[dict]
     made_by: dict
+    licence: str = ""
 
 
 def load_trained(
-    path: str | Path, device: torch.device | str, scheme: str | None = None
+    path: str | Path,
+    device: torch.device | str,
+    scheme: str | None = None,
+    network: Callable[[int], nn.Module] | None = None,
 ) -> Trained:
     """Load a model.
 
@@ -53,9 +58,11 @@ def load_trained(
         path: `best.pt` or `last.pt` of a run.
         device: where the model goes.
         scheme: name of the class scheme that the caller expects; None accepts any.
+        network: builds the network if it is not our UNet, as in `training.fit`.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_checkpoint`; or the model has learned other classes.
+        FileNotFoundError, ValueError: as `read_checkpoint`; or the model has learned other classes,
+            or is a network whose code is not here.
     """
     checkpoint = read_checkpoint(path)
     learned = ClassScheme.from_dict(checkpoint["scheme"])
@@ -64,7 +71,18 @@ def load_trained(
             f"{path} has learned the class scheme {learned.name!r}, not {scheme!r}: "
             f"set the scheme to {learned.name!r}, or train a model for {scheme!r}"
         )
-    model = UNet(**checkpoint["network"])
+    other = checkpoint["network"].get("other")
+    model: UNet | OtherNetwork
+    if not other:
+        model = UNet(**checkpoint["network"])
+    elif network:
+        model = OtherNetwork(network(learned.num_classes), learned.num_classes)
+        check_same_network(checkpoint, model, Path(path))
+    else:
+        raise ValueError(
+            f"{path} holds the weights of a network that is not in this package, {other}: load it "
+            "in Python with load_trained(path, device, network=...), where network builds it"
+        )
     model.load_state_dict(checkpoint.get("averaged", checkpoint["model"]))
     model.shift_logits(checkpoint["logit_shift"])  # the prior correction
     model.to(device, memory_format=memory_format(device)).eval()
@@ -75,6 +93,7 @@ def load_trained(
         checkpoint["config"],
         checkpoint["history"],
         checkpoint["made_by"],
+        checkpoint.get("licence", ""),
     )
 
 
@@ -88,7 +107,9 @@ def find_checkpoint(run: str | Path) -> Path:
 
 
 @torch.inference_mode()
-def predict(model: UNet, photos: Tensor, image_size: Size, flip: bool = False) -> Tensor:
+def predict(
+    model: UNet | OtherNetwork, photos: Tensor, image_size: Size, flip: bool = False
+) -> Tensor:
     """Return class probabilities at the photos' own resolution.
 
     Args:
@@ -108,7 +129,9 @@ def predict(model: UNet, photos: Tensor, image_size: Size, flip: bool = False) -
 
 
 @torch.inference_mode()
-def predict_classes(model: UNet, photos: Tensor, image_size: Size, flip: bool = False) -> Tensor:
+def predict_classes(
+    model: UNet | OtherNetwork, photos: Tensor, image_size: Size, flip: bool = False
+) -> Tensor:
     """Return the most probable class of each pixel, `uint8 [N, H, W]`; arguments as in `predict`.
 
     Needs much less memory than `predict`: the probabilities of a 12-megapixel photo take 0.9 GB.
@@ -117,7 +140,7 @@ def predict_classes(model: UNet, photos: Tensor, image_size: Size, flip: bool = 
     return enlarge_classes(logits, photos.shape[2], photos.shape[3])
 
 
-def _logits(model: UNet, photos: Tensor, image_size: Size, flip: bool) -> Tensor:
+def _logits(model: UNet | OtherNetwork, photos: Tensor, image_size: Size, flip: bool) -> Tensor:
     device = next(model.parameters()).device
     x = to_input(photos.to(device), image_size).contiguous(memory_format=memory_format(device))
     with autocast(device):
@@ -128,7 +151,11 @@ def _logits(model: UNet, photos: Tensor, image_size: Size, flip: bool) -> Tensor
 
 
 def predict_frames(
-    model: UNet, frames: Frames, image_size: Size, flip: bool = False, progress: str = ""
+    model: UNet | OtherNetwork,
+    frames: Frames,
+    image_size: Size,
+    flip: bool = False,
+    progress: str = "",
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Predict all frames, batch after batch, at the resolution of their labels.
 
@@ -163,7 +190,11 @@ def predict_frames(
 
 
 def evaluate(
-    model: UNet, frames: Frames, image_size: Size, flip: bool = False, progress: str = ""
+    model: UNet | OtherNetwork,
+    frames: Frames,
+    image_size: Size,
+    flip: bool = False,
+    progress: str = "",
 ) -> list[ConfusionMatrix]:
     """Return one confusion matrix per frame, at the resolution of the labels (256x256 for pairs).
 
@@ -176,7 +207,7 @@ def evaluate(
     return matrices
 
 
-def score(model: UNet, frames: Frames, image_size: Size) -> ConfusionMatrix:
+def score(model: UNet | OtherNetwork, frames: Frames, image_size: Size) -> ConfusionMatrix:
     """Return the confusion matrix of all frames together."""
     result = ConfusionMatrix(frames.scheme.num_classes)
     for _, predicted, truth in predict_frames(model, frames, image_size):
@@ -196,7 +227,11 @@ def frame_matrices(
 
 
 def collect_predictions(
-    model: UNet, frames: Frames, image_size: Size, flip: bool = False, progress: str = ""
+    model: UNet | OtherNetwork,
+    frames: Frames,
+    image_size: Size,
+    flip: bool = False,
+    progress: str = "",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return predicted and true classes of all frames, `uint8 [N, H, W]` each."""
     predicted = np.empty(tuple(frames.label_ids.shape), dtype=np.uint8)

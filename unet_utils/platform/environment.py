@@ -123,8 +123,8 @@ def describe(env: Environment) -> str:
         device = f"{gpu.name} ({gpu.total_memory / 2**30:.1f} GB)"
     elif env.device.type == "mps":
         device = "Apple GPU (memory shared with the CPU)"
-    # In a container, a process may use fewer CPUs than the machine has. Not every system tells that,
-    # or the size of its memory.
+    # In a container, a process may use fewer CPUs than the machine has. Not every system tells
+    # that, or the size of its memory.
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = ""
     with contextlib.suppress(AttributeError, ValueError, OSError):

@@ -199,8 +199,8 @@ def _metadata(trained: Trained, size: tuple[int, int] | None, resize: str) -> di
         "size": f"{width}x{height}",
         "resize": resize,
     }
-    if licence := trained.made_by.get("licence"):
-        metadata["licence"] = licence
+    if trained.licence:
+        metadata["licence"] = trained.licence
     return metadata
 
 
