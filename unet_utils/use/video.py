@@ -51,9 +51,10 @@ def segment_video(
     """Segment a video frame by frame, and write the frames and their classes side by side as a
     video.
 
-    With an ffmpeg that has one of `ffmpeg.ENCODERS` the result is `NAME-segmented.mp4`, which browsers
-    play, otherwise the folder `NAME-segmented` of frames and `NAME-segmented.webp`. The frame rate
-    is kept; sound is not. Existing files are not overwritten: a number is added to the name.
+    With an ffmpeg that has one of `ffmpeg.ENCODERS` the result is `NAME-segmented.mp4`, which
+    browsers play, otherwise the folder `NAME-segmented` of frames and `NAME-segmented.webp`. The
+    frame rate is kept; sound is not. Existing files are not overwritten: a number is added to the
+    name.
 
     Args:
         trained: the model.
