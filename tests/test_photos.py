@@ -554,6 +554,7 @@ print(classes.shape, peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured in the units of Linux")
 def test_a_large_photo_needs_little_memory(tmp_path):
     env = os.environ | {"PYTHONPATH": str(ROOT)}
