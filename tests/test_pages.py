@@ -22,15 +22,6 @@ PIXEL = base64.b64decode(
 )
 
 
-@pytest.fixture(scope="module")
-def browser():
-    if not (found := pages.find_browser()):
-        pytest.skip(
-            f"no browser: none of {', '.join(pages.NAMES)} is on the path, and Playwright has none"
-        )
-    return found
-
-
 def write(path: Path, *cells) -> Path:
     metadata = {
         "kernelspec": {"name": "python3", "display_name": "Python 3"},

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers import require
 from unet_utils import UNet, get_scheme
 from unet_utils.demo.street import draw_scene
 from unet_utils.evaluation import Trained
@@ -17,11 +18,15 @@ from unet_utils.use import ffmpeg, video
 from unet_utils.use.photos import read_photo
 from unet_utils.use.video import is_video, segment_video, show_video
 
-# Where CI is set, they have to be there: without them, the tests fail.
-needs_ffmpeg = pytest.mark.skipif(
-    not (os.environ.get("CI") or (shutil.which("ffmpeg") and shutil.which("ffprobe"))),
-    reason="the programs ffmpeg and ffprobe are not installed",
-)
+needs_ffmpeg = pytest.mark.usefixtures("ffmpeg")
+
+
+@pytest.fixture(scope="module")
+def ffmpeg():
+    require(
+        shutil.which("ffmpeg") and shutil.which("ffprobe"),
+        "the programs ffmpeg and ffprobe are not installed",
+    )
 
 
 @pytest.fixture(scope="module")
