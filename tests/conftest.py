@@ -73,8 +73,9 @@ def browser() -> str:
 @pytest.fixture(scope="session")
 def driver(browser, tmp_path_factory):
     """Selenium's driver of a headless browser."""
-    from scripts.check_pages import FLAGS
     from selenium import webdriver
+
+    from scripts.check_pages import FLAGS
 
     found = shutil.which("chromedriver")
     require(found, "chromedriver is not on the path: a browser can be started, but not driven")
@@ -85,3 +86,17 @@ def driver(browser, tmp_path_factory):
     driver = webdriver.Chrome(options, webdriver.ChromeService(found))
     yield driver
     driver.quit()
+
+
+@pytest.fixture
+def show(driver, tmp_path):
+    """Show pages in the browser. After it, the page is as wide as a laptop again."""
+
+    def open_page(text, width=1280):
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        (tmp_path / "page.html").write_text(text, encoding="utf-8")
+        driver.get((tmp_path / "page.html").as_uri())
+        return driver
+
+    return open_page

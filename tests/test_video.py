@@ -1,5 +1,4 @@
 import json
-import os
 import shutil
 import subprocess
 import time
@@ -8,9 +7,9 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
+from helpers import require
 from PIL import Image
 
-from helpers import require
 from unet_utils import UNet, get_scheme
 from unet_utils.demo.street import draw_scene
 from unet_utils.evaluation import Trained
@@ -18,11 +17,11 @@ from unet_utils.use import ffmpeg, video
 from unet_utils.use.photos import read_photo
 from unet_utils.use.video import is_video, segment_video, show_video
 
-needs_ffmpeg = pytest.mark.usefixtures("ffmpeg")
+needs_ffmpeg = pytest.mark.usefixtures("programs")
 
 
 @pytest.fixture(scope="module")
-def ffmpeg():
+def programs():
     require(
         shutil.which("ffmpeg") and shutil.which("ffprobe"),
         "the programs ffmpeg and ffprobe are not installed",

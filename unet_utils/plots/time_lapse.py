@@ -77,14 +77,13 @@ def record(
 
 def _epochs_to_keep(epochs: Sequence[int]) -> list[int]:
     """Return at most `MOST_EPOCHS` of these, evenly spaced, with the first and the last one."""
-    # A doubled step keeps a part of what the step before has kept.
+    first, last = epochs[0], epochs[-1]
     step = 1
     while True:
-        kept = [epoch for epoch in epochs if (epoch - 1) % step == 0]
-        kept = sorted({epochs[0], *kept, epochs[-1]})
-        if len(kept) <= MOST_EPOCHS:
-            return kept
-        step *= 2
+        wanted = {first, *range(1, last + 1, step), last}
+        if len(wanted) <= MOST_EPOCHS:
+            return [epoch for epoch in epochs if epoch in wanted]
+        step *= 2  # what a doubled step wants has been kept until now
 
 
 def _read(folder: Path) -> dict:
@@ -127,20 +126,19 @@ def time_lapse(folder: str | Path) -> HtmlFigure:
     lapse = _read(user_path(folder))
     scheme, history = lapse["scheme"], lapse["history"]
     maps = {int(epoch): kept for epoch, kept in lapse["maps"].items()}
-    scored = np.isfinite(column(history, "mean_iou")).any()
-    name = "mIoU" if scored else "loss"
-    column_name = "mean_iou" if scored else "loss"
-    values = {row["epoch"]: row[column_name] for row in history if row[column_name] is not None}
+    key = "mean_iou" if np.isfinite(column(history, "mean_iou")).any() else "loss"
+    name = {"mean_iou": "mIoU", "loss": "loss"}[key]
+    values = {row["epoch"]: row[key] for row in history if row[key] is not None}
     places, highest = _curve(values, history[-1]["epoch"])
     texts = {}
     for epoch in maps:
         value = f", {name} {values[epoch]:.2f}" if epoch in places else ""
         texts[epoch] = f"epoch {epoch} of {history[-1]['epoch']}{value}"
-    moments = [
-        # A line without a length: with round ends it is a dot.
-        {"text": texts[epoch], "dot": f"M{places.get(epoch, '0 100')}h0", "maps": kept}
-        for epoch, kept in maps.items()
-    ]
+    moments = []
+    for epoch, kept in maps.items():
+        dot = f"M{places.get(epoch, '0 100')}h0"  # a line without a length: with round ends, a dot
+        images = [_image("prediction", classes, scheme) for classes in kept]
+        moments.append({"text": texts[epoch], "dot": dot, "images": images})
     first, last = min(maps), max(maps)
     truth = [read_picture(classes) for classes in lapse["truth"]]
     found = {epoch: [read_picture(classes) for classes in kept] for epoch, kept in maps.items()}
@@ -175,17 +173,23 @@ def _curve(values: dict[int, float], last: int) -> tuple[dict[int, str], float]:
     return places, highest
 
 
+def _image(name: str, classes: str, scheme: ClassScheme) -> dict[str, str]:
+    """Return the attributes of the image of a class map, a PNG in base64."""
+    text = f"{name}: {largest_classes(read_picture(classes), scheme)}"
+    return {"alt": text, "src": f"data:image/png;base64,{classes}"}
+
+
 def _frame(lapse: dict, number: int, epoch: int) -> str:
     """Return the HTML of one frame: its truth, and its prediction in an epoch."""
     photo = f'<img alt="" src="data:image/jpeg;base64,{lapse["photos"][number]}">'
     maps = {"truth": lapse["truth"][number], "prediction": lapse["maps"][str(epoch)][number]}
     cells = []
     for name, classes in maps.items():
-        text = f"{name}: {largest_classes(read_picture(classes), lapse['scheme'])}"
+        image = _image(name, classes, lapse["scheme"])
         cells.append(
             f'<figure><figcaption>{name}</figcaption><div class="stack">{photo}'
-            f'<img class="map {name}" alt="{html.escape(text)}" '
-            f'src="data:image/png;base64,{classes}"></div></figure>'
+            f'<img class="map {name}" alt="{html.escape(image["alt"])}" src="{image["src"]}">'
+            "</div></figure>"
         )
     return "".join(cells)
 
