@@ -70,11 +70,15 @@ def inspector(
     shown = ["photo", *(titles[side] for side in given)]
     seen = [f"{titles[side]}: {largest_classes(part, scheme)}" for side, part in given.items()]
     small = {side: shrink(classes, LONGEST_SIDE) for side, classes in given.items()}
+    # Width by height of what is shown. The photos of the pairs were squeezed from 2:1 to squares.
+    aspect = 2.0 if left is not None else photo.shape[1] / photo.shape[0]
+    height = round(240 / aspect)  # of the images where no style is left
     images = []
     for (side, classes), text in zip(small.items(), seen, strict=True):
         images.append(
             f'<img class="map {side}" data-name="{html.escape(titles[side])}" '
-            f'alt="{html.escape(text)}" src="data:image/png;base64,{map_png(classes, scheme)}">'
+            f'width="240" height="{height}" alt="{html.escape(text)}" '
+            f'src="data:image/png;base64,{map_png(classes, scheme)}">'
         )
     every_name = class_names(scheme)
     classes_by_color = {
@@ -85,7 +89,8 @@ def inspector(
         TEMPLATE,
         {
             "classes": html.escape(json.dumps(classes_by_color)),
-            "aspect": "2" if left is not None else f"{photo.shape[1]} / {photo.shape[0]}",
+            "aspect": f"{aspect:.4f}",
+            "height": str(height),
             "names": " ".join(f"<span>{html.escape(title)}</span>" for title in shown),
             "wipe": html.escape(f"wipe: {shown[-2]} on the left, {shown[-1]} on the right"),
             "seen": html.escape(f"{'; '.join(seen)}."),

@@ -134,7 +134,7 @@ def time_lapse(folder: str | Path) -> HtmlFigure:
     for epoch in maps:
         value = f", {name} {values[epoch]:.2f}" if epoch in places else ""
         texts[epoch] = f"epoch {epoch} of {history[-1]['epoch']}{value}"
-    moments = []
+    moments: list[dict] = []
     for epoch, kept in maps.items():
         dot = f"M{places.get(epoch, '0 100')}h0"  # a line without a length: with round ends, a dot
         images = [_image("prediction", classes, scheme) for classes in kept]
@@ -181,14 +181,15 @@ def _image(name: str, classes: str, scheme: ClassScheme) -> dict[str, str]:
 
 def _frame(lapse: dict, number: int, epoch: int) -> str:
     """Return the HTML of one frame: its truth, and its prediction in an epoch."""
-    photo = f'<img alt="" src="data:image/jpeg;base64,{lapse["photos"][number]}">'
+    size = 'width="240" height="120"'  # where no style is left
+    photo = f'<img alt="" {size} src="data:image/jpeg;base64,{lapse["photos"][number]}">'
     maps = {"truth": lapse["truth"][number], "prediction": lapse["maps"][str(epoch)][number]}
     cells = []
     for name, classes in maps.items():
         image = _image(name, classes, lapse["scheme"])
         cells.append(
             f'<figure><figcaption>{name}</figcaption><div class="stack">{photo}'
-            f'<img class="map {name}" alt="{html.escape(image["alt"])}" src="{image["src"]}">'
+            f'<img class="map {name}" {size} alt="{html.escape(image["alt"])}" src="{image["src"]}">'
             "</div></figure>"
         )
     return "".join(cells)
