@@ -108,7 +108,7 @@ def _folders(results: Path) -> list[str]:
     if not results.is_dir():
         return []
     names = (path.name for path in results.iterdir() if path.is_dir())
-    return sorted(name for name in names if not name.startswith("."))
+    return sorted(name for name in names if not name.startswith(".") and name != "tries")
 
 
 def _read_run(folder: Path) -> tuple[dict, tuple[np.ndarray, np.ndarray]]:
