@@ -12,6 +12,7 @@ from unet_utils.plots.results import wrong_share
 from unet_utils.plots.style import (
     INK,
     PALE,
+    SMALL_TEXT,
     WIDTH,
     class_legend,
     class_map,
@@ -41,12 +42,12 @@ def plot_strip(
     shown = {name: np.where(truth == IGNORE, IGNORE, found) for name, found in predictions.items()}
     first, *others = shown
     shares = [f"{name}: {wrong_share(truth, found)}" for name, found in shown.items()]
-    title = "The same frames" + (f"; outlined: what {first} sees differently" if others else "")
+    title = "The same frames" + (f"; outlined: what differs from {first}" if others else "")
     frames = len(photos)
     bands = -(-(2 + len(shown)) // COLUMNS)
     rows = bands * frames
     high = WIDTH / COLUMNS / 2 + 0.25
-    figure, axes = new_figure(rows + 1, COLUMNS, rows * high + 3, title, f"{'; '.join(shares)}.")
+    figure, axes = new_figure(rows + 1, COLUMNS, rows * high + 3.4, title, f"{'; '.join(shares)}.")
     grid = axes[0, 0].get_gridspec()
     grid.set_height_ratios([high] * rows + [2.2])
     for ax in axes[:rows].flat:
@@ -58,9 +59,11 @@ def plot_strip(
             ax = axes[place // COLUMNS * frames + number, place % COLUMNS]
             text = wrong_share(truth[number], found[number])
             if number == 0:
-                text = "\n".join([*textwrap.wrap(name, 24), text])
-            class_map(ax, found[number], scheme, text)
-            if name != first:
+                text = "\n".join([*textwrap.wrap(name, 22), text])
+            if name == first:
+                class_map(ax, found[number], scheme, text)
+            else:  # without names, which the lines would cross
+                picture(ax, scheme.colorize(found[number]), text)
                 _outline(ax, found[number] != shown[first][number])
     for ax in axes[rows]:
         ax.remove()
@@ -80,9 +83,9 @@ def _outline(ax: Axes, changed: np.ndarray) -> None:
             padded,
             [0.5],
             colors="white",
-            linewidths=0.8,
+            linewidths=0.6,  # thin things stay visible below it
         )
-        lines.set_path_effects([withStroke(linewidth=1.6, foreground=INK)])
+        lines.set_path_effects([withStroke(linewidth=1, foreground=INK)])
         ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
 
 
@@ -91,11 +94,12 @@ def _losses(ax: Axes, curves: dict[str, tuple[list[float], list[float]]], unit: 
         marker = "osD^vP"[number % 6]
         style = {"marker": marker, "markersize": 4, "color": f"C{number}", "linewidth": 1.2}
         ax.plot(places, losses, label=f"{name}: {losses[-1]:.2f}", **style)
-    finite = [loss for _, losses in curves.values() for loss in losses if np.isfinite(loss)]
-    if finite:
-        ax.set_ylim(0, max(finite) * 1.05)
+    # A training that diverged must not press the others together.
+    _, first = next(iter(curves.values()))
+    ax.set_ylim(0, 1.5 * np.nanmax(first))
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="y", color=PALE)
     ax.set_xlabel(unit)
     panel_title(ax, "loss")
-    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    below = {"loc": "upper left", "bbox_to_anchor": (0, -0.25), "ncols": 2}
+    ax.legend(**below, frameon=False, fontsize=SMALL_TEXT)
