@@ -99,7 +99,10 @@ def test_a_guess_is_answered_and_same_is_the_spread_of_three_seeds(tries, capsys
     assert "more times" not in out
     change = one.mean_iou - seeds[0]
     found = "same" if abs(change) <= spread else "better" if change > 0 else "worse"
-    assert f"so this is {found}. You guessed same: {'right' if found == 'same' else 'no'}." in out
+    assert (
+        f"so this is {found}. You guessed same: {'right' if found == 'same' else 'not this time'}."
+        in out
+    )
     with pytest.raises(ValueError, match="choose better, worse or same"):
         tries.add("faster")
     with pytest.raises(ValueError, match="no setting 'learning_rat'"):

@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,6 +122,7 @@ class Tries:
         self._shown = torch.linspace(0, len(held_out) - 1, min(SHOWN, len(held_out))).long()
         self._photos, self._truth = held_out.batch(self._shown)
         self._device = torch.device(device)
+        self._device_name = made_by(device)["device"]
         self._progress = progress
         self._usual = BASELINE | {"photos": PHOTOS} | baseline
         classes = json.dumps(frames.scheme.to_dict(), sort_keys=True)
@@ -161,7 +162,8 @@ class Tries:
                 found = "better" if change > 0 else "worse"
             print(
                 f"The baseline scored {baseline.mean_iou:.3f}. Its seeds lie {spread:.3f} apart, "
-                f"so this is {found}. You guessed {guess}: {'right' if guess == found else 'no'}."
+                f"so this is {found}. You guessed {guess}: "
+                f"{'right' if guess == found else 'not this time'}."
             )
         return tried
 
@@ -242,20 +244,20 @@ class Tries:
         """Return the try with these settings; make it if there is none. `again` makes it the
         latest."""
         key = _key(json.dumps(settings, sort_keys=True))
-        tried = self._tries.pop(key, None)
+        tried = self._tries.get(key)
+        if tried and not again:
+            return tried
         if tried is None:
             self._announce(settings)
             tried = self._train(settings)
-        elif again:
-            tried = Try(**vars(tried) | {"date": time.time()})
-        self._tries[key] = tried
+        self._tries[key] = replace(tried, date=time.time())
         self._folder.mkdir(parents=True, exist_ok=True)
-        _write(tried, self._folder / f"{key}.npz")
-        return tried
+        _write(self._tries[key], self._folder / f"{key}.npz")
+        return self._tries[key]
 
     def _announce(self, settings: dict) -> None:
         baseline = self._tries.get(_key(json.dumps(self._settings(), sort_keys=True)))
-        if baseline and baseline.device == made_by(self._device)["device"]:
+        if baseline and baseline.device == self._device_name:
             seconds = baseline.seconds * _work(settings) / _work(baseline.settings)
             if seconds > LONG:
                 print(f"This takes about {seconds:.0f} seconds.")
@@ -265,9 +267,10 @@ class Tries:
         wanted = [self._settings(seed=seed) for seed in SEEDS]
         keys = [_key(json.dumps(settings, sort_keys=True)) for settings in wanted]
         if missing := [key for key in keys if key not in self._tries]:
+            seconds = len(missing) * self._get(self._settings()).seconds
             print(
                 f"To answer a guess, the baseline is trained {len(missing)} more times, with other "
-                "random numbers. This happens once."
+                f"random numbers: about {seconds:.0f} seconds, once."
             )
         scores = [self._get(settings).mean_iou for settings in wanted]
         return max(scores) - min(scores)
@@ -302,7 +305,7 @@ class Tries:
             history,
             score(model, self._scored, size).mean_iou,
             seconds,
-            made_by(self._device)["device"],
+            self._device_name,
             time.time(),
             predict_classes(model, self._photos, size).cpu().numpy(),
         )
@@ -378,11 +381,13 @@ def run_strip(
 def _best_other(results: Path, name: str) -> list[str]:
     """Return the best run that learned the same classes from the same data, if there is one."""
     rows = compare_runs(results).rows
-    (own,) = [row for row in rows if row["run"] == name]
-    same = ("classes", "labels", "data")
+    own = next((row for row in rows if row["run"] == name), None)
     for row in rows:  # best first
-        fits = all(row["settings"].get(key) == own["settings"].get(key) for key in same)
-        if row is not own and row["held_out"] is not None and fits:
+        same = own and all(
+            row["settings"].get(key) == own["settings"].get(key)
+            for key in ("classes", "labels", "data")
+        )
+        if same and row is not own and row["held_out"] is not None:
             return [row["run"]]
     return []
 
