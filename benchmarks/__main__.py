@@ -21,6 +21,7 @@ import benchmarks
 from benchmarks.setting import Setting
 from benchmarks.timing import Result, table
 from unet_utils import CityscapesPairs, recipe, setup
+from unet_utils.config import recipe_for
 from unet_utils.device import compute_dtype
 from unet_utils.sources import get_pairs
 
@@ -48,7 +49,7 @@ FIGURE = "benchmarks-accuracy.png"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the chosen rows. A row that fails is reported, and the others go on.
+    """Run the chosen rows. A row that fails is reported, and the others are still run.
 
     Returns:
         1 if a row failed, else 0.
@@ -72,10 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
         except Exception as error:
             traceback.print_exc()
             failures[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-        print(
-            f"... {time.perf_counter() - start:.0f} s, {(time.perf_counter() - begun) / 60:.1f} min in all",
-            flush=True,
-        )
+        now = time.perf_counter()
+        print(f"... {now - start:.0f} s, {(now - begun) / 60:.1f} min in all", flush=True)
     _write(Path(options.out), options, data, _machine(setting.device), results, failures)
     return 1 if failures else 0
 
@@ -122,9 +121,8 @@ def _setting(options: argparse.Namespace) -> tuple[Setting, str]:
         root, real = get_pairs("demo", env.data), False
     # Full size from the start, as for the other contenders. The full width of the CPU recipe would
     # take an hour.
-    config = recipe(
-        env.device.type, growth=0.0, base_channels=16 if env.device.type == "cpu" else None
-    )
+    name = recipe_for(env.device, "kaggle")
+    config = recipe(name, growth=0.0, base_channels=16 if name == "cpu" else None)
     if options.tiny:
         config = replace(config, base_channels=4, image_size=64, batch_size=4)
         options.pairs, options.images, options.rounds, options.minutes = 40, 8, 1, 0.05
@@ -198,7 +196,7 @@ def _write(
     ]
     if "7" in results:
         _plot(results["7"].data["minutes and mIoU"], folder / FIGURE)
-        parts.append(f"![mIoU on the held-out cities against minutes of training]({FIGURE})")
+        parts.append(f"![mIoU on the held-out frames against minutes of training]({FIGURE})")
     if failures:
         parts.append(
             "Failed: " + "; ".join(f"row {name} ({error})" for name, error in failures.items())
@@ -220,9 +218,8 @@ def _write(
     missed = [
         f"{c.row} {c.work} vs {c.other}: {c.ratio:.2f}" for c in comparisons if c.met is False
     ]
-    print(
-        f"\n{parts[2]}\n\nreport in {folder}; missed: {'; '.join(missed) or 'none'}; failed: {failures or 'none'}"
-    )
+    print(f"\n{parts[2]}\n\nreport in {folder}")
+    print(f"missed: {'; '.join(missed) or 'none'}; failed: {failures or 'none'}")
 
 
 def _plot(curves: dict[str, list[tuple[float, float]]], file: Path) -> None:
@@ -230,7 +227,7 @@ def _plot(curves: dict[str, list[tuple[float, float]]], file: Path) -> None:
     for name, curve in curves.items():
         axes.plot(*zip((0, 0), *curve, strict=True), marker=".", label=name)
     axes.set(
-        xlabel="minutes of training", ylabel="mIoU, held-out cities", ylim=(0, None), xlim=(0, None)
+        xlabel="minutes of training", ylabel="mIoU, held-out frames", ylim=(0, None), xlim=(0, None)
     )
     axes.legend()
     figure.savefig(file, dpi=110)

@@ -70,8 +70,9 @@ def growth(setting: Setting) -> Result:
         "images/s by image size": _per_second(by_size, 1),
     }
     text = (
-        f"Row 6: {counts[0]} to {counts[-1]} pairs. Memory-mapped files count as memory here, although the system "
-        "frees their pages when memory is short. " + _explain(by_batch, by_size, setting)
+        f"Row 6: {counts[0]} to {counts[-1]} pairs. Memory-mapped files count as memory here, "
+        "although the system frees their pages when memory is short. "
+        + _explain(by_batch, by_size, setting)
     )
     return Result(comparisons, text, data)
 
@@ -123,16 +124,17 @@ def _explain(by_batch: dict, by_size: dict, setting: Setting) -> str:
         for (batch, size), p, s in zip(shapes, pixels, seconds, strict=True)
         if abs(s / (fixed + slope * p) - 1) > 0.1
     ]
-    enough = 9 * max(fixed, 0) / (slope * setting.config.image_size**2)
+    side = setting.config.image_size
+    enough = 9 * max(fixed, 0) / (slope * side**2)
     rows = ["| batch | images/s | | image size | images/s |", "|---|---|---|---|---|"]
     pairs = itertools.zip_longest(
         _per_second(by_batch, 0).items(), _per_second(by_size, 1).items(), fillvalue=("", "")
     )
     rows += [f"| {a[0]} | {a[1]} | | {b[0]} | {b[1]} |" for a, b in pairs]
     return (
-        f"A training step takes {1000 * fixed:.1f} ms for any size (launching operations, updating weights) and "
-        f"{1e9 * slope:.1f} ns per pixel. Time is proportional to the batch size within 10 % for "
-        f"{enough:.0f} or more images of {setting.config.image_size}x{setting.config.image_size}. "
+        f"A training step takes {1000 * fixed:.1f} ms for any size (launching operations, updating "
+        f"weights) and {1e9 * slope:.1f} ns per pixel. Time is proportional to the batch size "
+        f"within 10 % for {enough:.0f} or more images of {side}x{side}. "
         + (
             f"More than 10 % off that line: {', '.join(off)}."
             if off

@@ -1,31 +1,14 @@
 """Rows 1 and 5: preparing the set, and clustering its colours."""
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from statistics import median
-
 import numpy as np
-from PIL import Image
 from sklearn.cluster import KMeans
 
-from benchmarks.peers import brute_force_nearest, copied_colors, copied_pair
+from benchmarks.peers import copied_colors, copied_pair
 from benchmarks.setting import Setting
 from benchmarks.timing import Comparison, Result, interleave
 from unet_utils import CityscapesPairs, Clusters, color_histogram, find_clusters
 from unet_utils.classes import PALETTE_COLORS
 from unet_utils.restoring import restore_label_ids
-
-
-def bare_restoring(pairs: CityscapesPairs) -> None:
-    """The limit: decode every JPEG with Pillow, in all threads, and do nothing else."""
-
-    def decode(path: Path) -> None:
-        with Image.open(path) as image:
-            image.load()
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(decode, pairs.paths))
 
 
 def labels(pairs: CityscapesPairs, method: str) -> None:
@@ -45,66 +28,32 @@ def copied_labels(pairs: CityscapesPairs, label_model: KMeans) -> None:
         copied_pair(path, label_model)
 
 
-def brute_force_labels(pairs: CityscapesPairs) -> None:
-    """From files to photos and nearest colours by brute force, in all threads."""
-    for _, _, masks in pairs.blocks(os.cpu_count()):
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(brute_force_nearest, masks))
-
-
 def preparing(setting: Setting) -> Result:
     """Row 1."""
-    pairs, part = setting.train_pairs(), setting.train_pairs(max(16, setting.pairs // 20))
+    pairs = setting.train_pairs()
+    part = setting.train_pairs(max(16, setting.pairs // 20))
     label_model = copied_colors()
     contenders = {
-        "bare": lambda: bare_restoring(pairs),
         "nearest": lambda: labels(pairs, "nearest"),
-        "clusters": lambda: cluster(pairs),
         "restored": lambda: labels(part, "restored"),
         "copied": lambda: copied_labels(part, label_model),
-        "brute force": lambda: brute_force_labels(part),
     }
-    slow = ("restored", "copied", "brute force")
-    times = interleave(
-        contenders, setting.rounds, {k: len(part if k in slow else pairs) for k in contenders}
-    )
-    unit = "s per pair"
+    items = {"nearest": len(pairs), "restored": len(part), "copied": len(part)}
+    times = interleave(contenders, setting.rounds, items)
 
-    def row(
-        number: str, work: str, ours: str, other: str, theirs: str, at_most: float | None
-    ) -> Comparison:
-        return Comparison(number, work, other, times[ours], times[theirs], at_most, unit=unit)
+    def row(number: str, ours: str, other: str, theirs: str, at_most: float | None) -> Comparison:
+        work = {"nearest": "labels by nearest colour", "restored": "restored labels"}[ours]
+        return Comparison(
+            number, work, other, times[ours], times[theirs], at_most, unit="s per pair"
+        )
 
-    room = median(
-        copied / bare for copied, bare in zip(times["copied"], times["bare"], strict=True)
-    )
     return Result(
         [
-            row(
-                "1a", "labels by nearest colour", "nearest", "only decoding the JPEGs", "bare", 1.5
-            ),
-            row("1a", "clustering every mask", "clusters", "only decoding the JPEGs", "bare", 3),
-            row("1a", "restored labels", "restored", "only decoding the JPEGs", "bare", None),
-            row(
-                "1b",
-                "labels by nearest colour",
-                "nearest",
-                "copied recipe: Pillow and k-means",
-                "copied",
-                0.2,
-            ),
-            row(
-                "1c",
-                "labels by nearest colour",
-                "nearest",
-                "brute force in NumPy",
-                "brute force",
-                0.2,
-            ),
+            row("1a", "nearest", "copied recipe: Pillow and k-means", "copied", 0.2),
+            row("1b", "restored", "labels by nearest colour", "nearest", None),
         ],
-        f"Row 1: {len(pairs)} pairs ({len(part)} for the slow ways); all read the files. All use all cores, except the "
-        f"copied recipe, which loads its data without workers. Only decoding the JPEGs is {room:.1f} times as fast as "
-        "the copied recipe, which is the limit for 1b.",
+        f"Row 1: {len(pairs)} pairs ({len(part)} for the slow ways); all read the files. All use "
+        "all cores, except the copied recipe, which loads its data without workers.",
     )
 
 
@@ -151,7 +100,8 @@ def clustering(setting: Setting) -> Result:
                 times["sample"],
             ),
         ],
-        f"Row 5: {len(pairs)} pairs, {len(pairs) * 2**16:,} pixels, 29 clusters started at the official colours, until "
-        f"no centre moves; all read the files. Mean squared distance to the nearest centre: {spread}.",
+        f"Row 5: {len(pairs)} pairs, {len(pairs) * 2**16:,} pixels, 29 clusters started at the "
+        "official colours, until no centre moves; all read the files. Mean squared distance to the "
+        f"nearest centre: {spread}.",
         {"inertia per pixel": inertia},
     )

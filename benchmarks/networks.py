@@ -1,6 +1,8 @@
 """Row 3: the network alone, forward and backward: time and memory; and the step of the
 optimizer."""
 
+import copy
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -11,43 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from benchmarks.peers import PlainUNet, step_by_step
+from benchmarks.peers import OneByOne, PlainUNet
 from benchmarks.setting import Setting
-from benchmarks.timing import Comparison, Result, in_fresh_process, interleave
+from benchmarks.timing import Comparison, Result, in_fresh_process, interleave, synchronize
 from unet_utils import UNet, count_parameters
 from unet_utils.device import autocast, find_device
 from unet_utils.encoders import ENCODERS
-from unet_utils.optimizer import _orthogonal
+from unet_utils.optimizer import Muon
 
 CLASSES = 19
-
-
-class Floor(nn.Module):
-    """Only the convolutions of a network, each on noise of the shape of its input in the
-    network."""
-
-    def __init__(self, model: nn.Module, example: Tensor):
-        super().__init__()
-        kinds = (nn.Conv2d, nn.ConvTranspose2d)
-        self.layers = nn.ModuleList(
-            module for module in model.modules() if isinstance(module, kinds)
-        )
-        self.inputs: dict[nn.Module, Tensor] = {}
-        hooks = [layer.register_forward_hook(self._note) for layer in self.layers]
-        with torch.no_grad(), autocast(example.device):
-            model(example)
-        for hook in hooks:
-            hook.remove()
-        self.first = self.layers[0]  # the photo needs no gradient
-
-    def _note(self, layer: nn.Module, arguments: tuple[Tensor], _: Tensor) -> None:
-        self.inputs[layer] = torch.randn_like(arguments[0])
-
-    def forward(self, _: Tensor) -> list[Tensor]:
-        return [
-            layer(self.inputs[layer].requires_grad_(layer is not self.first))
-            for layer in self.layers
-        ]
 
 
 def make(name: str, width: int, batch: int, size: int) -> tuple[nn.Module, Tensor]:
@@ -64,8 +38,7 @@ def make(name: str, width: int, batch: int, size: int) -> tuple[nn.Module, Tenso
         model = UNet(3, CLASSES, encoder=name)
     else:
         model = UNet(3, CLASSES, width, fold=2 if name == "folded" else 1)
-    model = model.to(device, memory_format=torch.channels_last).train()
-    return (Floor(model, x) if name == "floor" else model), x
+    return model.to(device, memory_format=torch.channels_last).train(), x
 
 
 class TorchDepthwise:
@@ -89,8 +62,7 @@ def both(model: nn.Module, x: Tensor, mixed: bool = True) -> None:
     model.zero_grad(set_to_none=True)
     with autocast(x.device) if mixed else nullcontext():
         out = model(x)
-    out = out if isinstance(out, list) else [out]
-    torch.autograd.backward(out, [torch.ones_like(part) for part in out])
+    out.backward(torch.ones_like(out))
 
 
 def with_torch_gradients(model: nn.Module, x: Tensor) -> None:
@@ -106,10 +78,15 @@ def three_steps(*arguments) -> None:
         both(model, x)
 
 
-def step_all(orthogonal: Callable[[Tensor], Tensor], kernels: list[Tensor]) -> None:
-    """Orthogonalize all kernels of a network, as an optimizer's step does."""
-    for kernel in kernels:
-        orthogonal(kernel)
+def muon_step(model: nn.Module, x: Tensor, optimizer: torch.optim.Optimizer) -> float:
+    """Return the seconds of an optimizer's step after forward and backward, as in training: what
+    these leave in the caches and in the memory counts."""
+    both(model, x)
+    synchronize()
+    start = time.perf_counter()
+    optimizer.step()
+    synchronize()
+    return time.perf_counter() - start
 
 
 def networks(setting: Setting) -> Result:
@@ -117,7 +94,7 @@ def networks(setting: Setting) -> Result:
     gpu = setting.device.type == "cuda"
     size = setting.config.image_size
     shape = (setting.config.base_channels, 16 if gpu else min(4, setting.config.batch_size), size)
-    names = ("plain", "folded", "resnet34", "milesial", "smp", "floor")
+    names = ("plain", "folded", "resnet34", "milesial", "smp")
     made = {name: make(name, *shape) for name in names}
     millions = {name: count_parameters(model) / 1e6 for name, (model, _) in made.items()}
     memory = {name: [in_fresh_process(three_steps, name, *shape)[1]] for name in names}
@@ -126,7 +103,6 @@ def networks(setting: Setting) -> Result:
         ("plain", "milesial", "milesial-style U-Net", 1.05),
         ("folded", "milesial", "milesial-style U-Net", 1.0),
         ("resnet34", "smp", "segmentation_models_pytorch, resnet34", 1.05),
-        ("plain", "floor", "its convolutions alone", None),
     ]
     ours = {"plain": "U-Net", "folded": "U-Net, fold 2", "resnet34": "U-Net on resnet34"}
     for work, run in (("forward", forward), ("forward and backward", both)):
@@ -157,29 +133,28 @@ def networks(setting: Setting) -> Result:
             {"ours": partial(both, *match), "theirs": partial(other, *match)}, setting.rounds
         )
         comparisons.append(Comparison("3", work, title, times["ours"], times["theirs"], 1.05))
-    muon = {"ours": _orthogonal, "theirs": step_by_step}
-    kernels = [
-        kernel.detach().flatten(1) for kernel in made["plain"][0].parameters() if kernel.ndim >= 2
-    ]
-    steps = interleave(
-        {name: partial(step_all, f, kernels) for name, f in muon.items()}, setting.rounds
-    )
-    comparisons.append(
-        Comparison(
-            "3", "Muon's step", "step by step, in float32", steps["ours"], steps["theirs"], 1.0
-        )
-    )
-    for us, them, title, at_most in matches[:3]:
+    for work, (model, x) in (
+        ("U-Net, fold 2: Muon's step", made["folded"]),
+        ("U-Net on efficientnet_lite2: Muon's step", lite),
+    ):
+        steps = {}
+        for name, optimizer in (("ours", Muon), ("theirs", OneByOne)):
+            network = copy.deepcopy(model)
+            stepper = optimizer(network.parameters(), lr=1e-4, weight_decay=0.02)
+            steps[name] = partial(muon_step, network, x, stepper)
+        times = interleave(steps, setting.rounds)
+        title = "one parameter after another"
+        comparisons.append(Comparison("3", work, title, times["ours"], times["theirs"], 1.05))
+    for us, them, title, at_most in matches:
         work = f"{ours[us]}: peak memory"
         comparisons.append(
             Comparison("3", work, title, memory[us], memory[them], at_most, unit="MB")
         )
-    counts = ", ".join(
-        f"{name} {value:.2f} M" for name, value in millions.items() if name != "floor"
-    )
+    counts = ", ".join(f"{name} {value:.2f} M" for name, value in millions.items())
     return Result(
         comparisons,
-        f"Row 3: batches of {shape[1]} at {size}x{size}, width {shape[0]}, all in channels-last format. "
-        f"Parameters: {counts}. Networks with the same layers differ by noise: ratios up to 1.05 count as equal.",
+        f"Row 3: batches of {shape[1]} at {size}x{size}, width {shape[0]}, all in channels-last "
+        f"format. Parameters: {counts}. Networks with the same layers differ by noise: ratios up "
+        "to 1.05 count as equal.",
         {"million parameters": millions, "peak memory in MB": memory},
     )

@@ -17,11 +17,11 @@ import tempfile
 from pathlib import Path
 
 import torch
-from unet_utils.use.distributed import open_processes
 
 from unet_utils import fit, prepare, recipe
 from unet_utils.device import find_device
 from unet_utils.sources import get_pairs
+from unet_utils.use.several_gpus import open_processes
 
 
 def train(options: argparse.Namespace) -> None:
@@ -31,18 +31,23 @@ def train(options: argparse.Namespace) -> None:
         if device.type == "cpu":
             torch.set_num_threads(1)
             os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[processes.rank]})
-        root = processes.in_turn(lambda: get_pairs(options.data, options.folder))
-        frames = processes.in_turn(
+        root = processes.first(lambda: get_pairs(options.data, options.folder))
+        frames = processes.first(
             lambda: prepare(root, "train", options.folder, method="nearest", progress=False)
         )
-        knobs = {"batch_size": options.batch_size, "epochs": options.epochs + 1, "hold_out": False}
-        config = recipe("demo" if device.type == "cpu" else "gpu", **knobs)
+        config = recipe(
+            "demo" if device.type == "cpu" else "gpu",
+            batch_size=options.batch_size,
+            epochs=options.epochs + 1,
+            hold_out=False,
+        )
         run = options.folder / "run"
         history = fit(
             frames, config, run, device, resume=False, progress=False, processes=processes
         )
         speeds = [row["images_per_second"] for row in history[1:]]
-        processes.once((options.folder / "speeds.json").write_text, json.dumps(speeds))
+        if processes.rank == 0:
+            (options.folder / "speeds.json").write_text(json.dumps(speeds))
 
 
 def main() -> None:
@@ -96,9 +101,8 @@ def main() -> None:
     print(f"{'':22} {'images/s: median (range)':>32} {'times one process':>18}")
     for name, values in speeds.items():
         middle = statistics.median(values)
-        print(
-            f"{name:22} {f'{middle:.1f} ({min(values):.1f} to {max(values):.1f})':>32} {middle / first:18.2f}"
-        )
+        speed = f"{middle:.1f} ({min(values):.1f} to {max(values):.1f})"
+        print(f"{name:22} {speed:>32} {middle / first:18.2f}")
 
 
 if __name__ == "__main__":

@@ -148,9 +148,8 @@ def table(comparisons: list[Comparison]) -> str:
         if c.at_least is not None:
             target = f"{c.at_least:.3g} to {c.at_most:.3g}"
         verdict = {None: "", True: "met", False: "**missed**"}[c.met]
-        lines.append(
-            f"| {c.row} | {c.work} | {ours} | {c.other} | {theirs} | {spread} | {target} | {verdict} |"
-        )
+        cells = [c.row, c.work, ours, c.other, theirs, spread, target, verdict]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

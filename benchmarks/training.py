@@ -149,31 +149,31 @@ def epochs(setting: Setting) -> Result:
                 1.0,
             ),
         ],
-        f"Row 2: {count} images at {size}x{size}, width {config.base_channels}, fold {config.fold}. "
-        "The share that waits for data is the time beyond that of the same steps on one batch.\n\n"
-        + "\n".join(lines),
+        f"Row 2: {count} images at {size}x{size}, width {config.base_channels}, fold "
+        f"{config.fold}. The share that waits for data is the time beyond that of the same steps "
+        "on one batch.\n\n" + "\n".join(lines),
         {"images/s": {name: 1 / value for name, value in best.items()}},
     )
 
 
 def accuracy(setting: Setting) -> Result:
-    """Row 7: mIoU on the held-out cities against minutes of training. Scoring does not count as
+    """Row 7: mIoU on the held-out frames against minutes of training. Scoring does not count as
     training."""
     curves = {"ours": _our_curve(setting), "copied recipe": _copied_curve(setting)}
     best = {name: max(score for _, score in curve) for name, curve in curves.items()}
     ended = ", ".join(f"{name} {score:.3f} (best)" for name, score in best.items())
     return Result(
         [],
-        f"Row 7: mIoU over 19 classes on the held-out cities after about {setting.minutes:g} minutes of training "
-        f"each: {ended}. Both are scored against the same restored labels; a cluster of the copied recipe counts as the "
-        "most frequent class of its pixels.",
+        f"Row 7: mIoU over 19 classes on the held-out frames after about {setting.minutes:g} "
+        f"minutes of training each: {ended}. Both are scored against the same restored labels; a "
+        "cluster of the copied recipe counts as the most frequent class of its pixels.",
         {"minutes and mIoU": curves},
     )
 
 
 def _our_curve(setting: Setting) -> list[tuple[float, float]]:
     frames, config = setting.frames, setting.config
-    learn = frames.split_cities()[0]
+    learn, _ = frames.split(hold_out=True)
     probe = learn.part(slice(4 * config.batch_size))
     rate = len(probe) / min(our_epoch(probe, config, setting.device) for _ in range(2))  # images/s
     count = max(1, int(60 * setting.minutes * rate / len(learn)))
@@ -184,7 +184,7 @@ def _our_curve(setting: Setting) -> list[tuple[float, float]]:
 
 
 def _copied_curve(setting: Setting) -> list[tuple[float, float]]:
-    learn, held_out = setting.frames.split_cities()
+    learn, held_out = setting.frames.split(hold_out=True)
     paths: dict[int, Path] = {int(path.stem): path for path in setting.paths}
     dataset = CopiedDataset([paths[number] for number in learn.numbers], setting.config.image_size)
     trainer = copied_trainer(setting.config, setting.device)

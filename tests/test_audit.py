@@ -65,9 +65,10 @@ def test_the_audit_agrees_with_a_plain_count(drawn):
         )
     assert result.miou["nearest"] < result.miou["restored"] <= result.miou["bound"]
     assert result.frames == 1
-    lines = str(result).splitlines()
-    assert lines[1].split() == ["nearest", "restored", "bound"]
+    lines = result.table.splitlines()
+    assert lines[0] == "| IoU, % | nearest | restored | bound |"
     assert len(lines) == 2 + 19 + 2
+    assert lines[-1].endswith(f" {100 * result.agreement['bound']:.1f} |")
 
 
 def test_what_is_wrong_is_named(drawn):

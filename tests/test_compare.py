@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from unet_utils import ConfusionMatrix, UNet, get_scheme, recipe
+from unet_utils.evaluation import SMALL_MODEL
 from unet_utils.use.compare import compare_runs, latest_run
 from unet_utils.use.reports import save_scores, scores_folder
 
@@ -16,6 +17,7 @@ HEADER = "| run | what differs | epochs | minutes | held-out mIoU | val mIoU (95
 def write_run(results, name, scores, files=("best.pt", "last.pt"), date="2026-01-01", **changed):
     """A run of one minute per epoch, with these scores on the held-out frames."""
     data = {"files": "abc", "labels": changed.pop("labels", "restored"), "frames": 24}
+    device = changed.pop("device", "CPU")
     scheme = get_scheme(changed.pop("scheme", "cityscapes19"))
     model = UNet(3, scheme.num_classes, 2)
     checkpoint = {
@@ -31,22 +33,28 @@ def write_run(results, name, scores, files=("best.pt", "last.pt"), date="2026-01
         "config": recipe("demo", epochs=5, **changed).to_dict(),
         "scheme": scheme.to_dict(),
         "data": data,
-        "made_by": {"version": "1", "device": "CPU", "date": date, "weights": f"hash of {name}"},
+        "made_by": {
+            "version": "1",
+            "device": device,
+            "date": f"{date}T12:00:00+00:00",
+            "weights": f"hash of {name}",
+        },
     }
-    (results / name).mkdir(exist_ok=True)
+    (results / name).mkdir(parents=True, exist_ok=True)
     for file in files:
         torch.save(checkpoint, results / name / file)
 
 
-def write_scores(folder, mean_iou, weights):
-    scores = {"mean_iou": mean_iou, "mean_iou_95": [0.3, 0.41], "made_by": {"weights": weights}}
+def write_scores(folder, mean_iou, weights, **made_by):
+    made_by["weights"] = weights
+    scores = {"mean_iou": mean_iou, "mean_iou_95": [0.3, 0.41], "made_by": made_by}
     (folder / "evaluation.json").write_text(json.dumps(scores))
 
 
 @pytest.fixture
 def results(tmp_path):
     write_run(tmp_path, "plain", [0.1, 0.3, 0.2])
-    write_run(tmp_path, "wide", [0.2, 0.4], base_channels=32, date="2026-02-02")
+    write_run(tmp_path, "wide", [0.2, 0.4], base_channels=32)
     write_scores(tmp_path / "wide", 0.35, "hash of wide")
     return tmp_path
 
@@ -79,6 +87,21 @@ def test_only_what_differs_is_shown(results):
     assert alone.startswith("| plain |  | 3 of 5 |")
 
 
+def test_what_made_a_run_and_its_scores_is_shown_where_it_differs(results):
+    write_run(results, "gpu", [0.35], device="T4", date="2026-02-02")
+    write_scores(results / "wide", 0.35, "hash of wide", device="CPU", labels="12ab", flip=False)
+    write_scores(results / "gpu", 0.4, "hash of gpu", device="CPU", labels="34cd", flip=True)
+    settings = {row["run"]: row["settings"] for row in compare_runs(results).rows}
+    assert settings["gpu"] == {
+        "base_channels": 16,
+        "device": "T4",
+        "date": "2026-02-02",
+        "scored on labels": "34cd",
+        "mirrored": True,
+    }
+    assert "scored on labels" not in settings["plain"]
+
+
 def test_scores_of_another_model_are_never_shown(results):
     """Whatever the times of the files say: the scores belong to weights."""
     write_scores(results / "plain", 0.999, "hash of a model from elsewhere")
@@ -88,20 +111,35 @@ def test_scores_of_another_model_are_never_shown(results):
 
 
 def test_a_model_from_elsewhere_has_scores_of_its_own(results, tmp_path_factory):
-    elsewhere = tmp_path_factory.mktemp("downloads") / "plain" / "best.pt"
-    assert scores_folder(results, results / "plain" / "best.pt", "abcd") == results / "plain"
-    folder = scores_folder(results, elsewhere, "0123456789abcdef")
-    assert folder == results / "plain-01234567"
+    elsewhere = tmp_path_factory.mktemp("downloads") / "wide" / "best.pt"
+
+    def folder(checkpoint, weights):
+        return scores_folder(results, checkpoint, weights).relative_to(results).as_posix()
+
+    assert folder(results / "wide" / "best.pt", "hash of wide") == "wide"
+    assert folder(elsewhere, "hash of wide") == "wide"  # a copy of the very model
+    assert folder(elsewhere, "0123456789abcdef") == "wide-01234567"
+    assert folder(results / "wide" / "last.pt", "0123456789abcdef") == "wide-01234567"
+    assert (
+        folder(elsewhere.parent.with_name("unknown") / "best.pt", "0123456789")
+        == "unknown-01234567"
+    )
+    assert folder(SMALL_MODEL, "0123456789") == "small-model"
+
+    before = compare_runs(results).table
     matrix = ConfusionMatrix(19)
     matrix.update(np.array([1, 2]), np.array([1, 3]))
-    save_scores([matrix], get_scheme("cityscapes19"), folder, made_by={"weights": "0123"})
-    scores = json.loads((folder / "evaluation.json").read_text())
-    assert scores["made_by"] == {"weights": "0123"}
-    assert list(compare_runs(results).curves) == ["wide", "plain"]
+    made_by = {"weights": "0123456789abcdef", "device": "CPU"}
+    save_scores([matrix], get_scheme("cityscapes19"), results / "wide-01234567", made_by=made_by)
+    scores = json.loads((results / "wide-01234567" / "evaluation.json").read_text())
+    assert scores["made_by"] == made_by
+    assert compare_runs(results).table == before
 
 
 def test_the_latest_run_that_fits(results, tmp_path):
     write_run(results, "seven", [0.5], scheme="categories7", date="2026-03-03")
+    write_run(results, "wide", [0.5], date="2026-02-02")
+    torch.save({"model": {}}, results / "plain" / "best.pt")
     assert latest_run(results) == "seven"
     assert latest_run(results, "cityscapes19") == "wide"
     assert latest_run(results, data="abc") == "seven"
@@ -122,10 +160,14 @@ def test_damaged_and_foreign_runs_are_named_and_left_out(results, capsys):
         assert list(compare_runs(results).curves) == ["wide", "plain"]
         out = capsys.readouterr().out
         assert all(f"Left out: {name} (" in out for name in ("damaged", "empty", "foreign", "odd"))
-    (results / ".ipynb_checkpoints").mkdir()
+    for folder in (".ipynb_checkpoints", "figures", "tries/1"):  # no runs: not a word of them
+        (results / folder).mkdir(parents=True)
+    write_run(results / "tries", "2", [0.9])
     (results / "notes.txt").touch()
     compare_runs(results)
-    assert "ipynb" not in capsys.readouterr().out
+    assert capsys.readouterr().out.count("\n") == 4
+    compare_runs(results, ["plain", "figures"])
+    assert "Left out: figures (no checkpoint" in capsys.readouterr().out
 
 
 def test_a_run_without_last_or_without_scores_counts(results, capsys):

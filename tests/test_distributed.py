@@ -1,6 +1,5 @@
 """Several processes that train together: two on CPUs, started by torchrun."""
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -11,12 +10,14 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 import unet_utils.device
 from unet_utils import fit, prepare, recipe
 from unet_utils.checkpoints import read_checkpoint
-from unet_utils.use.several_gpus import open_processes
+from unet_utils.training import OneProcess
+from unet_utils.use.several_gpus import TorchrunProcess, open_processes
 
 pytestmark = pytest.mark.slow
 
@@ -24,14 +25,7 @@ ROOT = Path(__file__).parent.parent
 # Five photos per step: two processes have unequal parts.
 SETTINGS = {"base_channels": 4, "fold": 1, "image_size": 32, "batch_size": 5, "epochs": 3}
 CONFIG = recipe("demo", **SETTINGS)
-
-
-class Interrupted(Exception):
-    pass
-
-
-def stop(history, model):
-    raise Interrupted
+PIPE = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
 
 
 class FixedNorm(nn.BatchNorm2d):
@@ -68,8 +62,7 @@ def work(demo, folder):
         begun = folder / f"begun-by-{processes.size}"
         if not begun.exists():
             one = run | {"config": recipe("demo", **SETTINGS | {"epochs": 1})}
-            with contextlib.suppress(Interrupted):
-                fit(folder=begun, **one)
+            fit(folder=begun, **one)
         other = folder / f"begun-by-{3 - processes.size}"
         if processes.first(other.exists):
             fit(folder=other, **run)
@@ -80,6 +73,13 @@ def torchrun(*arguments, **options):
     command += ["--nproc-per-node", "2", *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, **options)
+
+
+def command(demo, **changed):
+    """The arguments of a training by the command `train`."""
+    options = [f"--{k.replace('_', '-')}={value}" for k, value in (SETTINGS | changed).items()]
+    train = ["-m", "unet_utils", "train", "--data", demo, "--labels", "nearest"]
+    return [*train, "--recipe", "demo", "--run-name", "unet", *options]
 
 
 @pytest.fixture(scope="module")
@@ -117,23 +117,59 @@ def test_each_process_normalizes_its_own_part_on_cpus(runs):
     assert two[-1]["loss"] < two[0]["loss"]
 
 
-@pytest.mark.parametrize("first", [1, 2])
-def test_another_number_of_processes_resumes(runs, first):
-    """Begun by one and extended by two, and the other way round."""
-    history = read_checkpoint(runs / f"begun-by-{first}" / "last.pt")["history"]
-    assert [row["epoch"] for row in history] == [1, 2, 3]
-    assert history[-1]["loss"] < history[0]["loss"]
+def test_another_number_of_processes_resumes(runs):
+    """Begun by one and extended by two, and the other way round: they learn the same."""
+    histories = [read_checkpoint(runs / f"begun-by-{n}" / "last.pt")["history"] for n in (1, 2)]
+    losses = [[row["loss"] for row in history] for history in histories]
+    assert [row["epoch"] for row in histories[0]] == [1, 2, 3]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert losses[0][-1] < losses[0][0]
+
+
+@pytest.mark.parametrize(("batch_size", "size"), [(16, 2), (5, 3), (3, 3), (100, 7)])
+def test_parts_of_a_batch_have_no_gap_and_no_repeat(batch_size, size):
+    parts = []
+    for rank in range(size):
+        process = OneProcess()
+        process.rank = rank
+        process.size = size
+        parts.append(range(batch_size)[process.part(batch_size)])
+    assert [index for part in parts for index in part] == list(range(batch_size))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_gpus_synchronize_batch_norm(monkeypatch):
+    """torch's SyncBatchNorm, with the same weights, before the model is wrapped."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    wrapper = "unet_utils.use.several_gpus.DistributedDataParallel"
+    monkeypatch.setattr(wrapper, lambda module, **_: module)
+    try:
+        model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
+        weight = model[1].weight
+        TorchrunProcess().wrap(model)
+        assert type(model[1]) is nn.BatchNorm2d  # on a CPU
+        monkeypatch.setattr(torch.nn.Parameter, "is_cuda", True)
+        TorchrunProcess().wrap(model)
+        assert type(model[1]) is nn.SyncBatchNorm
+        assert model[1].weight is weight
+    finally:
+        dist.destroy_process_group()
+
+
+def test_an_error_ends_all_and_is_reported(demo, tmp_path, monkeypatch):
+    monkeypatch.setenv("UNET_UTILS_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("UNET_UTILS_RESULTS", str(tmp_path))
+    with torchrun(*command(demo, learning_rate=1e30), **PIPE) as process:
+        output = process.communicate(timeout=240)[0]
+    assert process.returncode != 0
+    assert "lower learning_rate" in output
 
 
 def test_one_that_dies_ends_all_and_leaves_a_checkpoint(demo, tmp_path, monkeypatch):
     monkeypatch.setenv("UNET_UTILS_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("UNET_UTILS_RESULTS", str(tmp_path))
-    settings = SETTINGS | {"epochs": 500}
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
-    command = ["-m", "unet_utils", "train", "--data", demo, "--labels", "nearest"]
-    command += ["--recipe", "demo", "--run-name", "unet", *options]
     last = tmp_path / "unet" / "last.pt"
-    with torchrun(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with torchrun(*command(demo, epochs=500), **PIPE) as process:
         deadline = time.monotonic() + 240
         while not last.exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)

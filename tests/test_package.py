@@ -47,7 +47,8 @@ def pip(command, *arguments):
 def test_the_wheel_has_all_code_the_weights_and_the_model_card(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {
-        f"unet_utils/weights/{name}" for name in ("restorer.pt", "small.pt", "README.md")
+        f"unet_utils/weights/{name}"
+        for name in ("restorer.pt", "reference_labels.npz", "small.pt", "README.md")
     } <= names
     assert {
         path.relative_to(ROOT).as_posix() for path in (ROOT / "unet_utils").rglob("*.py")

@@ -43,7 +43,7 @@ def test_saved_scores_and_tables_say_what_the_matrix_says(tmp_path):
     text = report.read_text(encoding="utf-8")
     assert "| this model | 0.800 | 0.750 | 0.750 |" in text
     assert "| road | 60.00 | 1.000 | 1.000 | 1.000 |" in text
-    assert "| wall | absent | | | |" in text
+    assert "| wall | absent |  |  |  |" in text
     assert "published" not in text
 
 

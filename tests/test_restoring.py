@@ -125,11 +125,11 @@ RESTORE = """
 import sys
 import numpy as np
 import torch
-from unet_utils import model
+from unet_utils import device
 from unet_utils.restoring import restore_label_ids
 
 if sys.argv[1] == "bfloat16":
-    model._cpu_has_fast_bfloat16 = lambda: True
+    device._cpu_has_fast_bfloat16 = lambda: True
 masks = np.load("masks.npy")
 for threads in (1, 2):
     torch.set_num_threads(threads)

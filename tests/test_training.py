@@ -472,7 +472,7 @@ def test_a_compiler_that_is_missing_is_said_by_the_settings_name(
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adam"])
-def test_the_encoder_takes_smaller_steps(optimizer):
+def test_the_encoder_takes_smaller_steps_with_both_optimizers(optimizer):
     changes = []
     for encoder_rate in (0.0, 0.25):
         config = tiny(optimizer=optimizer, encoder_rate=encoder_rate)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from unet_utils.checkpoints import made_by
 from unet_utils.classes import ClassScheme
 from unet_utils.config import RECIPES, SETTINGS, recipe_for, run_name, run_settings, settings_table
 from unet_utils.evaluation import SMALL_MODEL, Trained, evaluate, load_trained
@@ -21,9 +22,10 @@ from unet_utils.run_files import run_folder
 from unet_utils.sources import Source, get_pairs, open_source
 from unet_utils.training import fit
 from unet_utils.use.audit import audit, official_frames
+from unet_utils.use.calibration import fit_temperature
 from unet_utils.use.compare import compare_runs, latest_run
 from unet_utils.use.export import export_model, frames_per_second
-from unet_utils.use.photos import predict_photos, printable
+from unet_utils.use.photos import expand_patterns, predict_photos, printable
 from unet_utils.use.reports import (
     class_table,
     save_scores,
@@ -43,7 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     try:
         with open_processes() as options.processes:
-            options.command(options, setup())
+            only_reads = options.command in (_predict, _export, _compare)
+            options.command(options, setup(writes=not only_reads))
     except (OSError, ValueError, RuntimeError, FloatingPointError) as error:
         sys.exit(f"Error: {printable(str(error))}")
 
@@ -60,7 +63,8 @@ def _prepare(options: argparse.Namespace, env: Environment) -> None:
 
 
 def _audit(options: argparse.Namespace, env: Environment) -> None:
-    print(audit(options.official, get_pairs(options.data, env.data)))
+    result = audit(options.official, get_pairs(options.data, env.data))
+    print(f"Against the official labels of {result.frames} frames:\n\n{result.table}")
 
 
 def _train(options: argparse.Namespace, env: Environment) -> None:
@@ -76,7 +80,8 @@ def _train(options: argparse.Namespace, env: Environment) -> None:
     name = options.run or run_name(options.data, scheme, options.labels, **changed)
     run_folder(env.results, name)  # refuses impossible names
     folder, backup = env.run_folders(name)
-    config = run_settings(folder, backup, machine, options.resume, **changed)
+    start_from = SMALL_MODEL if options.start_from == "small" else options.start_from
+    config = run_settings(folder, backup, machine, options.resume, start_from, **changed)
     print(settings_table(config, machine))
     fit(
         frames,
@@ -85,9 +90,13 @@ def _train(options: argparse.Namespace, env: Environment) -> None:
         env.device,
         resume=options.resume,
         backup=backup,
-        start_from=options.start_from,
+        start_from=start_from,
         processes=options.processes,
     )
+    if options.processes.rank == 0:
+        temperature = fit_temperature(folder / "best.pt", frames, env.device, backup)
+        if temperature:
+            print(f"Temperature of its probabilities: {temperature:.2f}, kept with the model.")
 
 
 def _evaluate(options: argparse.Namespace, env: Environment) -> None:
@@ -108,8 +117,10 @@ def _evaluate(options: argparse.Namespace, env: Environment) -> None:
         return
     print(score_report(matrix, trained.scheme, source.is_published))
     folder = scores_folder(env.results, checkpoint, trained.made_by["weights"])
+    origin = made_by(env.device, frames.label_hash())
+    origin |= {"weights": trained.made_by["weights"], "flip": options.flip}
     report = save_scores(
-        matrices, trained.scheme, folder, frames.numbers, source.is_published, trained.made_by
+        matrices, trained.scheme, folder, frames.numbers, source.is_published, origin
     )
     print(f"\nsaved as {report}, and in the same folder as .json and .csv")
 
@@ -117,13 +128,14 @@ def _evaluate(options: argparse.Namespace, env: Environment) -> None:
 def _predict(options: argparse.Namespace, env: Environment) -> None:
     trained = _trained(options, env)
     problems = []
-    videos = [path for path in options.photos if is_video(path)]
+    paths = expand_patterns(options.photos)
+    videos = [path for path in paths if is_video(path)]
     for path in videos:
         try:
             print(printable(f"{path} -> {segment_video(trained, path, options.out, options.flip)}"))
         except (OSError, ValueError, RuntimeError) as error:
             problems.append(str(error))
-    photos = [path for path in options.photos if path not in videos]
+    photos = [path for path in paths if path not in videos]
     problems += predict_photos(trained, photos, options.out, options.flip, options.label_ids)
     if problems:
         raise ValueError("\n".join(problems))
@@ -132,8 +144,8 @@ def _predict(options: argparse.Namespace, env: Environment) -> None:
 def _export(options: argparse.Namespace, env: Environment) -> None:
     checkpoint = _checkpoint(options, env)
     trained = load_trained(checkpoint, env.device)
-    default = env.results / ("small-model" if checkpoint == SMALL_MODEL else checkpoint.parent.name)
-    path = export_model(trained, options.out or default / "unet.torchscript")
+    default = scores_folder(env.results, checkpoint, trained.made_by["weights"])
+    path = export_model(trained, options.out or default / "unet.torchscript", options.size)
     print(f"{path}: {path.stat().st_size / 2**20:.1f} MB")
     if path.suffix == ".torchscript":
         # Newer torch deprecates what older torch can read.
@@ -280,8 +292,8 @@ def _parser() -> argparse.ArgumentParser:
         default=True,
         help="resume an earlier run of this name; --no-resume renames its files and begins again",
     )
-    text = "start a new run from the weights of another one"
-    sub.add_argument("--start-from", metavar="CHECKPOINT", help=text)
+    text = "start a new run from the weights of another one, or from the small model"
+    sub.add_argument("--start-from", metavar="CHECKPOINT|small", help=text)
     text = "leave the first N training pairs out"
     sub.add_argument("--skip-first", type=int, default=0, metavar="N", help=text)
     for setting in SETTINGS:
@@ -315,6 +327,8 @@ def _parser() -> argparse.ArgumentParser:
     model(sub)
     text = "file ending in .torchscript or in .onnx (default: unet.torchscript in the run's folder)"
     sub.add_argument("--out", help=text)
+    text = "an .onnx file for photos of this size only, which OpenCV can read"
+    sub.add_argument("--size", type=_size, metavar="WIDTHxHEIGHT", help=text)
 
     sub = command("compare", _compare, "compare runs: settings that differ, time, scores")
     sub.add_argument("runs", nargs="*", metavar="RUN", help="names of runs (default: all)")

@@ -205,6 +205,62 @@ def _he_initialization(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
 
+class OtherNetwork(nn.Module):
+    """A network of somebody else in the place of the UNet.
+
+    Args:
+        network: turns `float [N, 3, H, W]` into logits `float [N, num_classes, H, W]`, or into a
+            dict with these as `"out"`, as those of torchvision do. If it has an attribute
+            `divisor`, H and W will be divisible by it, else by 32. If it has an attribute
+            `encoder`, that can have a learning rate of its own.
+        num_classes: channels of the output.
+
+    Attributes:
+        config, divisor, expanding_channels: as in `UNet`; there are no levels for auxiliary heads.
+    """
+
+    shift: Tensor
+
+    def __init__(self, network: nn.Module, num_classes: int):
+        super().__init__()
+        self.network = network
+        kind = type(network)
+        self.config: dict[str, Any] = {
+            "num_classes": num_classes,
+            "other": f"{kind.__module__}.{kind.__qualname__}",
+        }
+        self.divisor: int = getattr(network, "divisor", 32)
+        self.expanding_channels: list[int] = []
+        self.register_buffer("shift", torch.zeros(num_classes))
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The part that can have a learning rate of its own; without one, an empty module."""
+        return getattr(self.network, "encoder", nn.Module())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the class logits `float [N, num_classes, H, W]`.
+
+        Raises:
+            ValueError: the network returns something else.
+        """
+        logits = self.network(x)
+        if isinstance(logits, dict):
+            logits = logits["out"]
+        expected = (len(x), len(self.shift), *x.shape[2:])
+        if logits.shape != expected:
+            raise ValueError(
+                f"{self.config['other']} returned {list(logits.shape)} for a batch of "
+                f"{list(x.shape)}: it must return one logit for each class and pixel, "
+                f"{list(expected)}"
+            )
+        return logits + self.shift[:, None, None]
+
+    def shift_logits(self, shift: Tensor) -> None:
+        """Add a constant to the logit of each class, `float [num_classes]`."""
+        self.shift += shift.to(self.shift)
+
+
 def count_parameters(model: nn.Module) -> int:
     """Return the number of trainable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -92,8 +92,8 @@ def _outline(ax: Axes, changed: np.ndarray) -> None:
 def _losses(ax: Axes, curves: dict[str, tuple[list[float], list[float]]], unit: str) -> None:
     for number, (name, (places, losses)) in enumerate(curves.items()):
         marker = "osD^vP"[number % 6]
-        style = {"marker": marker, "markersize": 4, "color": f"C{number}", "linewidth": 1.2}
-        ax.plot(places, losses, label=f"{name}: {losses[-1]:.2f}", **style)
+        (line,) = ax.plot(places, losses, f"{marker}-", markersize=4, color=f"C{number}")
+        line.set_label(f"{name}: {losses[-1]:.2f}")
     # A training that diverged must not press the others together.
     _, first = next(iter(curves.values()))
     ax.set_ylim(0, 1.5 * np.nanmax(first))
@@ -101,5 +101,5 @@ def _losses(ax: Axes, curves: dict[str, tuple[list[float], list[float]]], unit: 
     ax.grid(axis="y", color=PALE)
     ax.set_xlabel(unit)
     panel_title(ax, "loss")
-    below = {"loc": "upper left", "bbox_to_anchor": (0, -0.25), "ncols": 2}
-    ax.legend(**below, frameon=False, fontsize=SMALL_TEXT)
+    below = (0, -0.25)
+    ax.legend(loc="upper left", bbox_to_anchor=below, ncols=2, frameon=False, fontsize=SMALL_TEXT)

@@ -10,8 +10,11 @@ import numpy as np
 
 from unet_utils.checkpoints import read_checkpoint
 from unet_utils.platform.files import user_path
+from unet_utils.use.reports import markdown_table, score_text
 
 ADVICE = "train a model first (notebook 03, or the command train)"
+# What a file of somebody else, or of another kind, may end in.
+UNUSABLE = (OSError, ValueError, LookupError, TypeError, AttributeError)
 
 
 class Comparison(NamedTuple):
@@ -32,28 +35,26 @@ class Comparison(NamedTuple):
     @property
     def table(self) -> str:
         """The rows as a Markdown table."""
-        header = ["run", "what differs", "epochs", "minutes", "held-out mIoU"]
-        header += ["val mIoU (95 % interval)"]
-        lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+        lines = []
         for row in self.rows:
             settings = []
             for name, value in row["settings"].items():
-                settings.append(
-                    f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-                )
-            interval = f" ({' to '.join(map(_score, row['interval']))})" if row["interval"] else ""
+                text = f"{value:g}" if isinstance(value, float) else str(value)
+                settings.append(f"{name} {text}")
             done, planned = row["epochs"]
+            val = score_text(row["val"])
+            if row["interval"]:
+                val += f" ({' to '.join(map(score_text, row['interval']))})"
             cells = [row["run"], ", ".join(settings), f"{done} of {planned}"]
-            cells += [f"{row['minutes']:.1f}", _score(row["held_out"])]
-            cells += [_score(row["val"]) + interval]
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-        return "\n".join(lines)
+            lines.append([*cells, f"{row['minutes']:.1f}", score_text(row["held_out"]), val])
+        header = ["run", "what differs", "epochs", "minutes", "held-out mIoU"]
+        return markdown_table([*header, "val mIoU (95 % interval)"], lines)
 
 
 def compare_runs(results: str | Path, names: Sequence[str] = ()) -> Comparison:
     """Compare the runs in a results folder. Only reads there.
 
-    Folders without a usable checkpoint are left out, and a message names them.
+    Runs without a usable checkpoint are left out, and a message names them.
 
     Args:
         results: folder that holds one folder per run.
@@ -65,20 +66,23 @@ def compare_runs(results: str | Path, names: Sequence[str] = ()) -> Comparison:
     results = user_path(results)
     rows = []
     curves = {}
-    for name in names or _folders(results):
+    for name in names or _find_runs(results):
         try:
             row, curves[name] = _read_run(results / name)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except UNUSABLE as error:
             print(f"Left out: {name} ({error or type(error).__name__})")
             continue
         rows.append(row)
     if not rows:
         raise FileNotFoundError(f"no run in {results}: {ADVICE}")
     rows.sort(key=lambda row: -(row["held_out"] or 0))
-    settings = [row["settings"] for row in rows]
-    differ = [key for key in settings[0] if any(one[key] != settings[0][key] for one in settings)]
+    # What a run does not have (it is not scored yet) is no difference.
+    values: dict[str, set[str]] = {}
     for row in rows:
-        row["settings"] = {key: row["settings"][key] for key in differ}
+        for key, value in row["settings"].items():
+            values.setdefault(key, set()).add(str(value))
+    for row in rows:
+        row["settings"] = {k: value for k, value in row["settings"].items() if len(values[k]) > 1}
     return Comparison(rows, {row["run"]: curves[row["run"]] for row in rows})
 
 
@@ -90,25 +94,23 @@ def latest_run(results: str | Path, scheme: str = "", data: str = "") -> str | N
         scheme: name of the class scheme that it must have learned; empty for any.
         data: fingerprint of the training split that it must have learned from; empty for any.
     """
+    results = user_path(results)
     found = []
-    for name in _folders(user_path(results)):
+    for name in _find_runs(results):
         try:
-            checkpoint = read_checkpoint(user_path(results) / name / "best.pt")
-        except (OSError, ValueError):
+            checkpoint = read_checkpoint(results / name / "best.pt")
+            fits = scheme in ("", checkpoint["scheme"]["name"])
+            fits = fits and data in ("", checkpoint["data"]["files"])
+            if fits:
+                found.append((checkpoint["made_by"]["date"], name))
+        except UNUSABLE:
             continue
-        if scheme in ("", checkpoint["scheme"]["name"]) and data in (
-            "",
-            checkpoint["data"]["files"],
-        ):
-            found.append((checkpoint["made_by"]["date"], name))
     return max(found)[1] if found else None
 
 
-def _folders(results: Path) -> list[str]:
-    if not results.is_dir():
-        return []
-    names = (path.name for path in results.iterdir() if path.is_dir())
-    return sorted(name for name in names if not name.startswith(".") and name != "tries")
+def _find_runs(results: Path) -> list[str]:
+    """Return the names of the folders that hold checkpoints."""
+    return sorted({path.parent.name for path in results.glob("[!.]*/*.pt")})
 
 
 def _read_run(folder: Path) -> tuple[dict, tuple[np.ndarray, np.ndarray]]:
@@ -118,46 +120,45 @@ def _read_run(folder: Path) -> tuple[dict, tuple[np.ndarray, np.ndarray]]:
         last = read_checkpoint(folder / "last.pt")  # best.pt ends with the best epoch
     except (FileNotFoundError, ValueError):
         last = best
-    history = last["history"]
-    made_by = last["made_by"]
+    scores = _read_scores(folder / "evaluation.json", best["made_by"]["weights"])
     settings = {
         "classes": last["scheme"]["name"],
         "labels": last["data"]["labels"],
         "data": last["data"]["files"],
         **last["config"],
-        "version": made_by["version"],
-        "device": made_by["device"],
+        "version": last["made_by"]["version"],
+        "device": last["made_by"]["device"],
+        "date": last["made_by"]["date"][:10],
     }
     planned = settings.pop("epochs")  # has a column of its own
+    if scores:
+        settings["scored on labels"] = scores["made_by"].get("labels")
+        settings["scored by"] = scores["made_by"].get("device")
+        settings["mirrored"] = scores["made_by"].get("flip")
+    history = last["history"]
     minutes = np.cumsum([row["seconds"] for row in history]) / 60
     held_out = np.array([row.get("mean_iou", math.nan) for row in history], dtype=float)
-    val, interval = _read_scores(folder / "evaluation.json", best["made_by"]["weights"])
     row = {
         "run": folder.name,
         "settings": settings,
         "epochs": (len(history), planned),
         "minutes": float(minutes[-1]) if len(minutes) else 0.0,
         "held_out": None if np.isnan(held_out).all() else float(np.nanmax(held_out)),
-        "val": val,
-        "interval": interval,
+        "val": scores.get("mean_iou"),
+        "interval": scores.get("mean_iou_95"),
     }
     return row, (minutes, held_out)
 
 
-def _read_scores(file: Path, weights: str) -> tuple[float | None, list[float] | None]:
-    """Return the mIoU of an evaluation and its interval; None if it is of another model."""
+def _read_scores(file: Path, weights: str) -> dict:
+    """Return what an evaluation wrote; empty without one, and if it was of another model."""
     try:
-        scores = json.loads(file.read_text())
-        if scores["made_by"]["weights"] != weights or scores["mean_iou"] is None:
-            return None, None
-        low, high = scores["mean_iou_95"]
-        return float(scores["mean_iou"]), None if low is None else [float(low), float(high)]
+        scores = json.loads(file.read_text(encoding="utf-8"))
+        if scores["made_by"]["weights"] == weights and scores["mean_iou"] is not None:
+            low, high = map(float, scores["mean_iou_95"])
+            return scores | {"mean_iou": float(scores["mean_iou"]), "mean_iou_95": (low, high)}
     except FileNotFoundError:
-        return None, None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        pass
+    except UNUSABLE as error:
         print(f"Warning: {file} cannot be read ({error}): evaluate this run again")
-        return None, None
-
-
-def _score(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    return {}

@@ -2,13 +2,13 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from unet_utils.checkpoints import write_csv
+from unet_utils.checkpoints import read_checkpoint, write_csv
 from unet_utils.classes import ClassScheme, get_scheme
 from unet_utils.evaluation import SMALL_MODEL
 from unet_utils.metrics import ConfusionMatrix, bootstrap_mean_iou
@@ -41,11 +41,25 @@ PUBLISHED_7 = {
 https://arxiv.org/abs/2111.10603."""
 
 CAUTION = (
-    "The published seven-category scores compare only roughly. Those networks saw frames of 128x256 "
-    "pixels in a fixed 2:1 aspect and were scored on the official labels; this model sees scenes "
-    "squeezed to 256x256 pixels, and its truth is restored from JPEG masks. They learned the seven "
-    "categories; here 19 classes are merged after the prediction."
+    "The published seven-category scores compare only roughly. Those networks saw frames of "
+    "128x256 pixels in a fixed 2:1 aspect and were scored on the official labels; this model sees "
+    "scenes squeezed to 256x256 pixels, and its truth is restored from JPEG masks. They learned "
+    "the seven categories; here 19 classes are merged after the prediction."
 )
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown; cells may contain any text of one line."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return "\n".join([line(header), "|" + "---|" * len(header), *map(line, rows)])
+
+
+def score_text(value: float | None) -> str:
+    """Return a score with three digits; a dash for None and NaN."""
+    return "–" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
 def score_table(rows: Mapping[str, Scores]) -> str:
@@ -56,14 +70,9 @@ def score_table(rows: Mapping[str, Scores]) -> str:
         rows: name of the method -> its scores (`ConfusionMatrix.summary`); those that are missing
             or NaN show a dash.
     """
-    lines = ["| method | pixel accuracy | class accuracy | mIoU |", "|---|---|---|---|"]
-    for name, row in rows.items():
-        values = [
-            row.get(key, math.nan) for key in ("pixel_accuracy", "class_accuracy", "mean_iou")
-        ]
-        cells = " | ".join("–" if math.isnan(value) else f"{value:.3f}" for value in values)
-        lines.append(f"| {name} | {cells} |")
-    return "\n".join(lines)
+    keys = ("pixel_accuracy", "class_accuracy", "mean_iou")
+    lines = [(name, *(score_text(row.get(key)) for key in keys)) for name, row in rows.items()]
+    return markdown_table(["method", "pixel accuracy", "class accuracy", "mIoU"], lines)
 
 
 def class_rows(matrix: ConfusionMatrix, scheme: ClassScheme) -> list[dict]:
@@ -96,15 +105,16 @@ def class_rows(matrix: ConfusionMatrix, scheme: ClassScheme) -> list[dict]:
 def class_table(matrix: ConfusionMatrix, scheme: ClassScheme) -> str:
     """Return a Markdown table, one row per class: share of the pixels, precision, recall and IoU;
     best IoU first."""
-    lines = ["| class | pixels % | precision | recall | IoU |", "|---|---|---|---|---|"]
+    lines = []
     for row in class_rows(matrix, scheme):
         if row["pixels"] == 0:
-            lines.append(f"| {row['class']} | absent | | | |")
-            continue
-        rates = (row["precision"], row["recall"], row["iou"])
-        cells = " | ".join("never predicted" if rate is None else f"{rate:.3f}" for rate in rates)
-        lines.append(f"| {row['class']} | {100 * row['share']:.2f} | {cells} |")
-    return "\n".join(lines)
+            cells = ["absent", "", "", ""]
+        else:
+            cells = [f"{100 * row['share']:.2f}"]
+            for key in ("precision", "recall", "iou"):
+                cells.append("never predicted" if row[key] is None else f"{row[key]:.3f}")
+        lines.append([row["class"], *cells])
+    return markdown_table(["class", "pixels %", "precision", "recall", "IoU"], lines)
 
 
 def merge_categories(matrix: ConfusionMatrix, scheme: ClassScheme) -> ConfusionMatrix:
@@ -135,17 +145,15 @@ def score_report(matrix: ConfusionMatrix, scheme: ClassScheme, published: bool =
     if scheme.name == "cityscapes19" and published:
         rows |= PUBLISHED_19
     parts = [score_table(rows)]
-    if scheme.name in ("cityscapes19", "categories7"):
-        merged = scheme.name == "cityscapes19"
-        own = (merge_categories(matrix, scheme) if merged else matrix).summary()
-        name = "this model, its 19 classes merged to 7" if merged else "this model"
-        if merged or published:
-            parts += [
-                "Seven categories:",
-                score_table({name: own} | (PUBLISHED_7 if published else {})),
-            ]
-        if published:
-            parts.append(CAUTION)
+    if scheme.name == "cityscapes19":
+        own = merge_categories(matrix, scheme).summary()
+        rows = {"this model, its 19 classes merged to 7": own}
+        parts += ["Seven categories:", score_table(rows | (PUBLISHED_7 if published else {}))]
+    elif scheme.name == "categories7" and published:
+        rows = {"this model": matrix.summary()}
+        parts += ["Seven categories:", score_table(rows | PUBLISHED_7)]
+    if published and scheme.name in ("cityscapes19", "categories7"):
+        parts.append(CAUTION)
     return "\n\n".join(parts)
 
 
@@ -163,20 +171,24 @@ def rank_frames(matrices: Sequence[ConfusionMatrix]) -> list[int]:
 def scores_folder(results: str | Path, checkpoint: Path, weights: str) -> Path:
     """Return the folder for the scores of a model.
 
-    Scores belong to a model, not to the name of a folder: those of a model from elsewhere must not
-    replace those of a run here that has the same name.
+    Scores belong to a model, not to the name of a folder: those of a model from elsewhere, or of
+    another epoch, must not replace those of the run of that name. Where the best model of that run
+    is another one, the folder's name ends with the first digits of the weights' hash.
 
     Args:
         results: folder with one folder per run.
         checkpoint: file of the model.
         weights: hash of its weights.
     """
-    folder = checkpoint.parent
     if checkpoint == SMALL_MODEL:
         return Path(results) / "small-model"
-    if folder.parent.resolve() == Path(results).resolve():
-        return folder
-    return Path(results) / f"{folder.name}-{weights[:8]}"
+    run = Path(results) / checkpoint.parent.name
+    try:
+        if read_checkpoint(run / "best.pt")["made_by"]["weights"] == weights:
+            return run
+    except (OSError, ValueError, LookupError):
+        pass  # no usable model there
+    return run.with_name(f"{run.name}-{weights[:8]}")
 
 
 def save_scores(
@@ -200,7 +212,8 @@ def save_scores(
         folder: made if missing; the files of an earlier evaluation are replaced.
         numbers: the file number of each frame, by default 1, 2, 3 and so on.
         published: as in `score_report`.
-        made_by: of the model, see `checkpoints.made_by`: the scores belong to it.
+        made_by: what made the scores, as `checkpoints.made_by` returns it, and the hash of the
+            model's `weights`: they belong to it.
 
     Returns:
         The path of the Markdown file.
@@ -210,9 +223,8 @@ def save_scores(
     matrix = ConfusionMatrix.total(matrices)
     classes = class_rows(matrix, scheme)
     iou = {row["class"]: row["iou"] for row in classes}
-    low_high = bootstrap_mean_iou(list(matrices))
     scores = _null_for_nan(matrix.summary())
-    scores["mean_iou_95"] = _null_for_nan(list(low_high))
+    scores["mean_iou_95"] = _null_for_nan(list(bootstrap_mean_iou(list(matrices))))
     scores["frames"] = len(matrices)
     if scheme.name == "cityscapes19":
         scores["categories7"] = _null_for_nan(merge_categories(matrix, scheme).summary())
@@ -227,8 +239,8 @@ def save_scores(
         with replacing(folder / name) as file:
             write_csv(file, rows)
     report = folder / "evaluation.md"
+    text = f"{score_report(matrix, scheme, published)}\n\n{class_table(matrix, scheme)}\n"
     with replacing(report) as file:
-        text = f"{score_report(matrix, scheme, published)}\n\n{class_table(matrix, scheme)}\n"
         file.write_text(text, encoding="utf-8")
     return report
 
