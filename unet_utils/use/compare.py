@@ -107,8 +107,16 @@ def latest_run(results: str | Path, scheme: str = "", data: str = "") -> str | N
 def _folders(results: Path) -> list[str]:
     if not results.is_dir():
         return []
-    names = (path.name for path in results.iterdir() if path.is_dir())
+    folders = (path for path in results.iterdir() if path.is_dir() and not _only_scores(path))
+    names = (path.name for path in folders)
     return sorted(name for name in names if not name.startswith("."))
+
+
+def _only_scores(folder: Path) -> bool:
+    """Return whether a folder has the scores of a model or of predictions from elsewhere."""
+    checkpoints = ("best.pt", "last.pt")
+    has_run = any((folder / name).exists() for name in checkpoints)
+    return (folder / "evaluation.json").exists() and not has_run
 
 
 def _read_run(folder: Path) -> tuple[dict, tuple[np.ndarray, np.ndarray]]:
