@@ -14,7 +14,7 @@ from unet_utils.checkpoints import check_same_network, read_checkpoint
 from unet_utils.classes import ClassScheme
 from unet_utils.device import autocast, memory_format
 from unet_utils.frames import Frames
-from unet_utils.images import Size, enlarge_classes, height_and_width, to_input
+from unet_utils.images import Size, enlarge_classes, height_and_width, photo_size, to_input
 from unet_utils.metrics import ConfusionMatrix
 from unet_utils.model import OtherNetwork, UNet
 from unet_utils.platform.environment import progress_bar
@@ -35,6 +35,8 @@ class Trained:
         history: one dict per epoch, plain values.
         made_by: what made it, see `checkpoints.made_by`.
         licence: what it may be used for; empty for anything.
+        squeezes_all: whether it learned from photos of any shape, all squeezed to one size, as own
+            data is; otherwise from street scenes, which are twice as wide as high.
         temperature: divides the logits wherever probabilities are shown, see `use.calibration`;
             None if none was fitted, as for the small model.
     """
@@ -47,6 +49,13 @@ class Trained:
     made_by: dict
     licence: str = ""
     temperature: float | None = None
+    squeezes_all: bool = False
+
+    def photo_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width of the network's input for a photo of this shape, pixels."""
+        if self.squeezes_all:
+            return self.scene_size
+        return photo_size(height, width, self.scene_size, self.model.divisor)
 
 
 def load_trained(
@@ -97,7 +106,8 @@ def load_trained(
         checkpoint["history"],
         checkpoint["made_by"],
         checkpoint.get("licence", ""),
-        checkpoint.get("temperature"),
+        temperature=checkpoint.get("temperature"),
+        squeezes_all=learned.name == "own",
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from unet_utils.encoders import MEAN, STD
 from unet_utils.evaluation import Trained
-from unet_utils.images import enlarge_classes, photo_size
+from unet_utils.images import enlarge_classes
 from unet_utils.platform.files import replacing, user_path
 
 
@@ -58,6 +58,7 @@ class PhotosToClasses(nn.Module):
         super().__init__()
         self.scene_height, self.scene_width = trained.scene_size
         self.divisor = int(trained.model.divisor)
+        self.squeezes_all = trained.squeezes_all
         self.names = list(trained.scheme.names)
         self.colors = [list(color) for color in trained.scheme.colors]
         # TorchScript does not support all of Python, so the network is traced. It still takes
@@ -71,7 +72,7 @@ class PhotosToClasses(nn.Module):
         Args:
             photos: `uint8 [N, 3, H, W]`, RGB, any H and W.
             squeezed: each photo is a whole 2:1 scene squeezed to H x W, like the square photos of
-                the pairs.
+                the pairs. A model of own data squeezes all photos to one size, whatever this says.
 
         Returns:
             class indices, `uint8 [N, H, W]`.
@@ -80,7 +81,7 @@ class PhotosToClasses(nn.Module):
         # TorchScript supports.
         height, width = photos.shape[2], photos.shape[3]
         high, wide = self.scene_height, self.scene_width
-        if not squeezed:
+        if not squeezed and not self.squeezes_all:
             steps = int(round(self.scene_width * width / height / 2 / self.divisor))  # noqa: RUF046 a float in TorchScript
             wide = min(max(1, steps), 16 * self.scene_height // self.divisor) * self.divisor
         x = photos.float()
@@ -115,7 +116,7 @@ class PhotoOfOneSize(nn.Module):
         super().__init__()
         self.network = _Normalized(trained)
         self.shape = (1, height, width)
-        high, wide = photo_size(height, width, trained.scene_size, trained.model.divisor)
+        high, wide = trained.photo_size(height, width)
         # Resizing is linear: a matrix for the rows and one for the columns do it.
         self.squeeze = _resizing(height, high, True), _resizing(width, wide, True)
         self.enlarge = _resizing(high, height, False), _resizing(wide, width, False)
@@ -221,6 +222,8 @@ def _write_onnx(trained: Trained, path: Path, size: tuple[int, int] | None) -> N
             "a street scene twice as wide as high to this size, others to this height and a width "
             "of (width of this size) * (width / height of the photo) / 2, with averaging"
         )
+        if trained.squeezes_all:
+            resize = "any photo to this size, with averaging"
     try:
         import onnx
 
