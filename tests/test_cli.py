@@ -23,6 +23,7 @@ def machine(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_commands_in_a_row(demo, machine, capsys):
     data = ["--data", str(demo), "--labels", "nearest"]
     main(["prepare", *data])
@@ -96,6 +97,7 @@ def test_it_is_called_as_the_readme_says():
         _parser().parse_args(command[3:])
 
 
+@pytest.mark.slow
 def test_torchrun_is_called_as_the_readme_says():
     ((_, *arguments),) = readme_commands(
         "torchrun"
@@ -106,6 +108,7 @@ def test_torchrun_is_called_as_the_readme_says():
     assert "usage: python -m unet_utils train" in result.stdout
 
 
+@pytest.mark.slow
 def test_the_commands_with_photos_and_classes_of_ones_own(machine, capsys):
     """Train, evaluate, compare, predict, export and resume know no difference."""
     folder = machine / "own"

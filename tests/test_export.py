@@ -77,6 +77,7 @@ print(model.names[13], model.colors[13], model.scene_height)
 """
 
 
+@pytest.mark.slow
 def test_torchscript_gives_the_same_labels_without_this_package(trained, tmp_path):
     assert export_model(trained, tmp_path / "unet.torchscript") == tmp_path / "unet.torchscript"
     for i, size in enumerate(SIZES):

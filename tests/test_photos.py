@@ -17,7 +17,7 @@ from unet_utils import UNet, get_scheme, setup
 from unet_utils.__main__ import main
 from unet_utils.classes import LABELS
 from unet_utils.evaluation import SMALL_MODEL, Trained
-from unet_utils.use import photos
+from unet_utils.use import pictures
 from unet_utils.use.photos import (
     choose_photo,
     class_shares,
@@ -255,7 +255,7 @@ def test_colours_of_16_bits_are_scaled_like_grey(tmp_path, monkeypatch, kind, fa
         opaque = np.full((40, 60, 1), 65535, np.uint16)
         write_png(path, np.concatenate([values, opaque], axis=2) if "rgba" in kind else values)
     assert np.abs(read_photo(path).astype(int) - colours).max() <= 1
-    monkeypatch.setattr(photos, "MOST_PIXELS", 600)
+    monkeypatch.setattr(pictures, "MOST_PIXELS", 600)
     assert np.abs(read_photo(path).astype(int) - colours[::2, ::2]).max() <= 1
 
 
@@ -315,7 +315,7 @@ def test_large_photos_are_reduced_and_said_to_be(picture, tmp_path, monkeypatch,
     }
     for name, image in kinds.items():
         image.save(tmp_path / name)
-    monkeypatch.setattr(photos, "MOST_PIXELS", 40_000)
+    monkeypatch.setattr(pictures, "MOST_PIXELS", 40_000)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)  # Pillow refuses twice as many
     for name in kinds:
         pixels = read_photo(tmp_path / name)
@@ -330,7 +330,7 @@ def test_large_photos_are_reduced_and_said_to_be(picture, tmp_path, monkeypatch,
             expected = np.asarray(Image.fromarray(expected).convert("L"))[..., None]
         assert np.abs(pixels.astype(int) - expected).mean() < 12
     assert Image.MAX_IMAGE_PIXELS == 100_000
-    monkeypatch.setattr(photos, "MOST_OTHER_PIXELS", 500_000)
+    monkeypatch.setattr(pictures, "MOST_OTHER_PIXELS", 500_000)
     with pytest.raises(
         ValueError, match=r"large\.png .*it has 1 megapixels, the limit for PNG is 0"
     ):
@@ -455,7 +455,7 @@ def test_label_ids_are_found_by_the_official_script(trained, picture, tmp_path, 
             with Image.open(found) as image:
                 assert image.mode == "L"
                 ids = np.asarray(image)
-            assert (SCHEME.encode(ids) == segment(trained, np.asarray(picture))).all()
+            assert (SCHEME.encode(ids) == segment(trained, np.array(picture))).all()
 
 
 def test_label_ids_are_the_official_ones():
@@ -554,6 +554,7 @@ print(classes.shape, peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured in the units of Linux")
 def test_a_large_photo_needs_little_memory(tmp_path):
     env = os.environ | {"PYTHONPATH": str(ROOT)}

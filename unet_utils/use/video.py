@@ -6,14 +6,8 @@ are read, and the result is a folder of frames and an animated WebP."""
 import base64
 import contextlib
 import itertools
-import re
-import shutil
-import subprocess
-import tempfile
-import threading
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +16,7 @@ from PIL import Image
 from unet_utils.evaluation import Trained, predict_classes
 from unet_utils.platform.environment import progress_bar
 from unet_utils.platform.files import list_folder, publishing, replacing, user_path
+from unet_utils.use.ffmpeg import LARGEST, Clip, find_encoder, read_video, write_mp4
 from unet_utils.use.photos import free_name, read_photo
 
 VIDEOS = (
@@ -30,32 +25,9 @@ VIDEOS = (
 )
 ANIMATIONS = (".gif", ".webp", ".png", ".apng")
 FRAMES = (".jpg", ".jpeg", ".png")
-LARGEST = 960, 540
-"""Width and height of a frame; larger frames are reduced, so that memory and the size of the result
-are bounded."""
 FOLDER_RATE = 25.0  # frames per second of a folder of frames
 GPU_BATCH = 8  # frames; on a CPU one at a time is as fast, and takes less memory
 MOST_TO_SHOW = 40 * 2**20  # bytes
-PATIENCE = 120.0  # seconds that ffmpeg may take for one frame
-ENCODERS = {
-    "libx264": (),
-    "libopenh264": (),
-    "libvpx-vp9": ("-deadline", "realtime", "-cpu-used", "8", "-crf", "32", "-b:v", "0"),
-}
-"""Encoders whose videos browsers play, best first, and their settings. Not every ffmpeg has all of
-them, because of licences."""
-FFMPEG_ADVICE = (
-    "install it (apt-get install ffmpeg, brew install ffmpeg or winget install ffmpeg; Colab and "
-    "Kaggle have it), or give a folder of frames or an animated GIF"
-)
-
-
-class Clip(NamedTuple):
-    """A video to read."""
-
-    frames: Generator[np.ndarray, None, None]  # uint8 [H, W, 3], all of one size; H and W are even
-    rate: float  # frames per second
-    length: int | None  # number of frames, if known
 
 
 def is_video(path: str | Path) -> bool:
@@ -78,9 +50,10 @@ def segment_video(
     """Segment a video frame by frame, and write the frames and their classes side by side as a
     video.
 
-    With an ffmpeg that has one of `ENCODERS` the result is `NAME-segmented.mp4`, which browsers
-    play, otherwise the folder `NAME-segmented` of frames and `NAME-segmented.webp`. The frame rate
-    is kept; sound is not. Existing files are not overwritten: a number is added to the name.
+    With an ffmpeg that has one of `ffmpeg.ENCODERS` the result is `NAME-segmented.mp4`, which
+    browsers play, otherwise the folder `NAME-segmented` of frames and `NAME-segmented.webp`. The
+    frame rate is kept; sound is not. Existing files are not overwritten: a number is added to the
+    name.
 
     Args:
         trained: the model.
@@ -109,7 +82,7 @@ def segment_video(
     elif path.suffix.lower() in ANIMATIONS and is_video(path):
         clip = _open_animation(path)
     else:
-        clip = _open_video(path)
+        clip = read_video(path)
     most = None if max_seconds is None else max(1, round(max_seconds * clip.rate))
     total = min(filter(None, (most, clip.length)), default=None)
     problem = None
@@ -130,11 +103,11 @@ def segment_video(
         out.mkdir(parents=True, exist_ok=True)
         name = f"{path.name if path.is_dir() else path.stem}-segmented"
         name = free_name(out, name, ["", ".mp4", ".webp"])
-        encoder = _find_encoder()
+        encoder = find_encoder()
         target = out / (name + (".mp4" if encoder else ".webp"))
         frames = itertools.chain([first], pairs)
         if encoder:
-            _write_mp4(frames, clip.rate, target, encoder)
+            write_mp4(frames, clip.rate, target, encoder)
         else:
             _write_images(frames, clip.rate, target)
     if problem:
@@ -198,169 +171,6 @@ def _same_size(images: Iterator[Image.Image]) -> Generator[np.ndarray, None, Non
         if image.size != size:
             image = image.resize(size, Image.Resampling.BICUBIC)
         yield np.array(image)
-
-
-def _open_video(path: Path) -> Clip:
-    """Open a video with ffmpeg, which decodes it through a pipe, frame by frame."""
-    if not shutil.which("ffmpeg"):
-        raise RuntimeError(f"ffmpeg is needed to read {path.name}: {FFMPEG_ADVICE}")
-    # Without an output ffmpeg says what is in the file. The program ffprobe is made for that, but
-    # does not come with every ffmpeg.
-    _, report = _ask_ffmpeg(["-i", f"file:{path}"])
-    stream = re.search(r"Stream #.* Video: .*", report)
-    if not stream:
-        problem = "no video in it" if "Stream #" in report else _last_line(report)
-        raise ValueError(
-            f"{path} cannot be read as a video ({problem}): "
-            "convert it to MP4, or give a folder of frames"
-        )
-    found = re.search(r"([\d.]+) fps", stream[0]) or re.search(r"([\d.]+) tbr", stream[0])
-    rate = min(float(found[1]), 120.0) if found else 0.0  # some files claim 90000
-    rate = rate or FOLDER_RATE
-    length = None
-    if found := re.search(r"Duration: (\d+):(\d+):([\d.]+)", report):
-        hours, minutes, seconds = map(float, found.groups())
-        length = round((3600 * hours + 60 * minutes + seconds) * rate) or None
-    return Clip(_decode(path, rate, length), rate, length)
-
-
-def _decode(path: Path, rate: float, length: int | None) -> Generator[np.ndarray, None, None]:
-    """Yield the frames of a video.
-
-    Raises:
-        ValueError: its end cannot be read.
-    """
-    # A constant rate, because phones vary theirs; ffmpeg itself turns what was filmed upright. A
-    # pixel may be wider than high (sar). H.264 needs even sides.
-    scale = f"min(1,min({LARGEST[0]}/(iw*sar),{LARGEST[1]}/ih))"
-    width = f"max(2,trunc(iw*sar*{scale}/2)*2)"
-    height = f"max(2,trunc(ih*{scale}/2)*2)"
-    options = ["-i", f"file:{path}", "-map", "0:v:0"]
-    options += ["-vf", f"fps={rate},scale='{width}':'{height}'"]
-    # PPM, because each frame then begins with its size.
-    options += ["-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "-"]
-    count = 0
-    try:
-        with _run_ffmpeg(options) as process:
-            while (frame := _read_ppm(process)) is not None:
-                yield frame
-                count += 1
-    except RuntimeError as error:
-        raise ValueError(f"{path} cannot be read to its end ({error})") from error
-    if length and count < 0.9 * length - 1:
-        raise ValueError(
-            f"{path} has only {count} of about {length} frames that it announces: it is damaged, "
-            "or its sound is longer than its pictures"
-        )
-
-
-def _read_ppm(process: subprocess.Popen) -> np.ndarray | None:
-    """Return the next frame that ffmpeg writes, `uint8 [H, W, 3]`; None at the end."""
-    assert process.stdout
-    with _in_time(process):
-        header = [process.stdout.readline() for _ in range(3)]  # P6, width and height, brightest
-        if not header[2]:
-            return None
-        if header[0] != b"P6\n" or header[2] != b"255\n":
-            raise RuntimeError("ffmpeg gives another kind of picture")
-        width, height = map(int, header[1].split())
-        pixels = process.stdout.read(3 * width * height)
-    if len(pixels) < 3 * width * height:
-        return None
-    return np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
-
-
-def _write_mp4(frames: Iterator[np.ndarray], rate: float, target: Path, encoder: list[str]) -> None:
-    first = next(frames)
-    with replacing(target) as unfinished:
-        height, width, _ = first.shape
-        options = [*_raw_input(width, height, rate), *encoder, "-movflags", "+faststart"]
-        try:
-            with _run_ffmpeg([*options, f"file:{unfinished}"]) as process:
-                assert process.stdin
-                for frame in itertools.chain([first], frames):
-                    with _in_time(process):
-                        process.stdin.write(frame.tobytes())
-        except RuntimeError as error:
-            raise RuntimeError(f"ffmpeg could not write {target} ({error})") from error
-
-
-def _find_encoder() -> list[str] | None:
-    """Return ffmpeg's options for the first of `ENCODERS` that works here, None if none does.
-
-    Each is tried with one black frame: some builds list encoders that fail when they are used.
-    """
-    if not shutil.which("ffmpeg"):
-        return None
-    for name, settings in ENCODERS.items():
-        encoder = ["-c:v", name, *settings, "-pix_fmt", "yuv420p"]
-        options = [*_raw_input(64, 64, 25), *encoder, "-f", "null", "-"]
-        problem, _ = _ask_ffmpeg(options, bytes(64 * 64 * 3))
-        if not problem:
-            return encoder
-    print(
-        f"ffmpeg has none of the encoders {', '.join(ENCODERS)}: the result is frames and a WebP."
-    )
-    return None
-
-
-def _raw_input(width: int, height: int, rate: float) -> list[str]:
-    options = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"]
-    return [*options, "-r", str(rate), "-i", "-"]
-
-
-def _ask_ffmpeg(options: list[str], data: bytes = b"") -> tuple[int, str]:
-    """Run ffmpeg with this input, and return its exit status and what it prints."""
-    command = ["ffmpeg", "-hide_banner", *options]
-    try:
-        done = subprocess.run(command, input=data, capture_output=True, timeout=PATIENCE)
-    except subprocess.TimeoutExpired:
-        return 1, f"no answer in {PATIENCE:.0f} seconds"
-    return done.returncode, done.stderr.decode(errors="replace")
-
-
-@contextlib.contextmanager
-def _run_ffmpeg(options: list[str]) -> Iterator[subprocess.Popen]:
-    """Run ffmpeg beside this block, with pipes to and from it; end it if the block ends early.
-
-    Raises:
-        RuntimeError: ffmpeg failed.
-    """
-    command = ["ffmpeg", "-nostdin", "-y", "-v", "error", *options]
-    pipe = subprocess.PIPE
-    with tempfile.TemporaryFile() as errors:  # not a pipe: a full one would block ffmpeg
-        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors)
-        assert process.stdin and process.stdout  # noqa: PT018
-        try:
-            with contextlib.suppress(BrokenPipeError):  # it has ended early and says why
-                yield process
-                process.stdin.close()
-            with _in_time(process):
-                process.wait()
-        finally:
-            process.kill()
-            for stream in (process.stdin, process.stdout):
-                with contextlib.suppress(OSError):
-                    stream.close()
-            process.wait()
-        if process.returncode:
-            errors.seek(0)
-            raise RuntimeError(_last_line(errors.read().decode(errors="replace")))
-
-
-@contextlib.contextmanager
-def _in_time(process: subprocess.Popen) -> Iterator[None]:
-    """Kill a process that takes longer than `PATIENCE` for this block: pipes have no time limit."""
-    timer = threading.Timer(PATIENCE, process.kill)
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def _last_line(text: str) -> str:
-    return next(reversed(text.strip().splitlines()), "it ended early, or did nothing for too long")
 
 
 class _FrameFiles(Image.Image):

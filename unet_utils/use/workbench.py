@@ -297,16 +297,16 @@ class Tries:
             if not math.isfinite(row["loss"]):
                 break
         seconds = time.perf_counter() - started
-        trained = state.model_to_use()
+        averaged = state.model_to_use()
         size = config.scene_size(*learn.photos.shape[1:3])
         return Try(
             settings,
             history,
-            score(trained, self._scored, size).mean_iou,
+            score(averaged, self._scored, size).mean_iou,
             seconds,
             self._device_name,
             time.time(),
-            predict_classes(trained, self._photos, size).cpu().numpy(),
+            predict_classes(averaged, self._photos, size).cpu().numpy(),
         )
 
     def _last(self) -> list[Try]:
