@@ -1,6 +1,7 @@
 """The workbench: short trainings side by side, what they teach, and the dares."""
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -109,14 +110,13 @@ def test_a_guess_is_answered_and_same_is_the_spread_of_three_seeds(tries, capsys
         tries.add(learning_rat=1)
 
 
-def test_what_takes_long_says_so_first(tries, capsys):
+def test_what_takes_long_says_so_after_its_first_part(tries, capsys, monkeypatch):
     tries.add()
-    tries._tries = {key: replace(one, seconds=10.0) for key, one in tries._tries.items()}
-    capsys.readouterr()
-    for changed, seconds in (({"photos": 80}, 40), ({"image_size": 64}, 40), ({"photos": 40}, 0)):
-        tries._announce(tries._settings(**changed))
-        expected = f"This takes about {seconds} seconds.\n" if seconds else ""
-        assert capsys.readouterr().out == expected
+    assert "This takes" not in capsys.readouterr().out
+    monkeypatch.setattr("unet_utils.use.workbench.LONG", 0)
+    one = tries.add(photos=80)
+    (seconds,) = re.findall(r"This takes about (\d+) seconds\.", capsys.readouterr().out)
+    assert int(seconds) <= 4 * one.seconds + 1  # other programs disturb it
 
 
 def test_it_works_for_few_frames_of_any_shape(frames, tmp_path):

@@ -24,6 +24,7 @@ from unet_utils.evaluation import load_trained, predict_classes, score
 from unet_utils.frames import Frames
 from unet_utils.model import UNet
 from unet_utils.platform.files import list_folder, replacing, user_path
+from unet_utils.schedule import Schedule
 from unet_utils.training import OneProcess, TrainingState, train_epoch
 from unet_utils.use.compare import compare_runs
 
@@ -42,7 +43,7 @@ PART = 40  # photos between two points of the loss curve
 SHOWN = 3  # held-out frames in the strip
 SCORED = 32  # held-out frames that are scored, at most
 KEPT = 5  # tries in the strip, beside the baseline
-LONG = 30  # seconds: a longer try is announced
+LONG = 30  # seconds: a longer try says so after its first part
 SEEDS = (0, 1, 2)  # of the baseline, for the spread
 NAMES = {"base_channels": "width", "image_size": "size"}
 
@@ -101,7 +102,7 @@ class Tries:
     They are kept, and found again for the same data, classes and labels.
 
     Args:
-        frames: the training split; some of it is held out, as in a run.
+        frames: the training split, at least two frames; some are held out, as in a run.
         folder: for the files of all tries, a few 10 kB each.
         device: where to train.
         progress: show a bar.
@@ -138,6 +139,7 @@ class Tries:
 
         The first call trains the baseline as well, and the first guess two more of it: how far
         three seeds lie apart is what *same* means. A try that was made before is not made again.
+        One that takes longer than 30 seconds says so after its first part.
 
         Args:
             guess: what the mIoU will be beside the baseline: `better`, `worse`, `same`, or nothing.
@@ -248,19 +250,11 @@ class Tries:
         if tried and not again:
             return tried
         if tried is None:
-            self._announce(settings)
             tried = self._train(settings)
         self._tries[key] = replace(tried, date=time.time())
         self._folder.mkdir(parents=True, exist_ok=True)
         _write(self._tries[key], self._folder / f"{key}.npz")
         return self._tries[key]
-
-    def _announce(self, settings: dict) -> None:
-        baseline = self._tries.get(_key(json.dumps(self._settings(), sort_keys=True)))
-        if baseline and baseline.device == self._device_name:
-            seconds = baseline.seconds * _work(settings) / _work(baseline.settings)
-            if seconds > LONG:
-                print(f"This takes about {seconds:.0f} seconds.")
 
     def _spread(self) -> float:
         """Return how far the scores of the baseline lie apart with three seeds."""
@@ -295,6 +289,11 @@ class Tries:
             row = train_epoch(state, frames, config, OneProcess(), self._progress)
             state.epoch += 1
             history.append((state.epoch * part, row["loss"]))
+            if number == 0:
+                passed = time.perf_counter() - started
+                left = Schedule(config, 1).time_left(passed, 0, 1 / epochs)
+                if passed + left > LONG:
+                    print(f"This takes about {passed + left:.0f} seconds.")
             if not math.isfinite(row["loss"]):
                 break
         seconds = time.perf_counter() - started
@@ -397,13 +396,6 @@ def _outcome(one: Try, num_classes: int) -> str:
     if diverged(one, num_classes):
         text += f". It diverged: guessing has a loss of {math.log(num_classes):.2f}"
     return text
-
-
-def _work(settings: dict) -> float:
-    """Return how long a try takes, relative to others."""
-    pixels = (settings["image_size"] / settings["fold"]) ** 2
-    # Between the number of features and the number of multiplications, as measured.
-    return settings["photos"] * pixels * settings["base_channels"] ** 1.5
 
 
 def _key(*texts: str) -> str:
