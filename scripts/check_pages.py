@@ -25,6 +25,18 @@ from unet_utils.platform.files import user_path
 WIDTHS = {"laptop": 1280, "phone": 390}
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 PLAYWRIGHT = "ms-playwright/chromium*/chrome-*/*chrom*e*"
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--host-resolver-rules=MAP * ~NOTFOUND",  # no internet access
+)
 
 PROBE = """<script>
 addEventListener("load", () => {
@@ -82,8 +94,7 @@ def check_page(notebook: Path, browser: str, timeout: float = 120) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "page.html").write_text(page.replace("</body>", PROBE + "</body>"), "utf-8")
         (Path(folder) / "host.html").write_text(host, "utf-8")
-        command = [browser, "--headless", "--no-sandbox", "--disable-gpu"]
-        command += ["--disable-dev-shm-usage", "--host-resolver-rules=MAP * ~NOTFOUND"]
+        command = [browser, *FLAGS]
         command += [f"--user-data-dir={folder}/profile", "--window-size=1400,900"]
         command += ["--virtual-time-budget=20000", "--dump-dom"]
         command.append((Path(folder) / "host.html").as_uri())

@@ -1,11 +1,13 @@
-"""Fixtures shared by the tests: a handful of pairs in the Kaggle layout, and drawn street
-scenes."""
+"""Fixtures shared by the tests: a handful of pairs in the Kaggle layout, drawn street scenes, and a
+browser."""
 
+import shutil
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import require
 from PIL import Image
 
 # A few official Cityscapes colours: road, building, vegetation, sky, car, person.
@@ -54,3 +56,47 @@ def demo(tmp_path_factory) -> Path:
     from unet_utils.demo.pairs import make_demo
 
     return make_demo(tmp_path_factory.mktemp("demo"), train=24, val=6, progress=False)
+
+
+@pytest.fixture(scope="session")
+def browser() -> str:
+    """Path of a Chromium or Chrome."""
+    from scripts.check_pages import NAMES, find_browser
+
+    found = find_browser()
+    require(
+        found, f"no browser: none of {', '.join(NAMES)} is on the path, and Playwright has none"
+    )
+    return found
+
+
+@pytest.fixture(scope="session")
+def driver(browser, tmp_path_factory):
+    """Selenium's driver of a headless browser."""
+    from selenium import webdriver
+
+    from scripts.check_pages import FLAGS
+
+    found = shutil.which("chromedriver")
+    require(found, "chromedriver is not on the path: a browser can be started, but not driven")
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options, webdriver.ChromeService(found))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def show(driver, tmp_path):
+    """Show pages in the browser. After it, the page is as wide as a laptop again."""
+
+    def open_page(text, width=1280):
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        (tmp_path / "page.html").write_text(text, encoding="utf-8")
+        driver.get((tmp_path / "page.html").as_uri())
+        return driver
+
+    return open_page

@@ -1,12 +1,22 @@
-"""What tests that get the pairs have in common, fixtures aside."""
+"""What tests have in common, fixtures aside."""
 
 import getpass
 import json
+import os
 import zipfile
 from pathlib import Path
 
+import pytest
+
 TINY = {"train": 6, "val": 3}  # pairs in the fixtures `tiny_pairs` and `tiny_archive`
 FAKE_COLAB = Path(__file__).parent / "fake_colab"
+
+
+def require(condition, reason):
+    """Skip a test for want of a tool. Where CI is set, all tools have to be there:
+    `scripts/install_test_tools.sh` installs them."""
+    if not condition:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
 
 
 def answer(monkeypatch, *answers):

@@ -52,7 +52,9 @@ def test_the_wheel_has_all_code_the_weights_and_the_model_card(wheel):
         for name in ("restorer.pt", "reference_labels.npz", "small.pt", "README.md")
     } <= names
     assert {
-        path.relative_to(ROOT).as_posix() for path in (ROOT / "unet_utils").rglob("*.py")
+        path.relative_to(ROOT).as_posix()
+        for suffix in ("py", "html")
+        for path in (ROOT / "unet_utils").rglob(f"*.{suffix}")
     } <= names
     assert not [
         name for name in names if name.startswith(("tests", "benchmarks", "scripts", "notebooks"))

@@ -6,10 +6,15 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import papermill
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
+
+from unet_utils import get_scheme
+from unet_utils.plots.inspector import inspector
+from unet_utils.plots.time_lapse import record, time_lapse
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -20,15 +25,6 @@ import update_pictures  # noqa: E402
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not (found := pages.find_browser()):
-        pytest.skip(
-            f"no browser: none of {', '.join(pages.NAMES)} is on the path, and Playwright has none"
-        )
-    return found
 
 
 def write(path: Path, *cells) -> Path:
@@ -91,6 +87,17 @@ def test_a_good_page_is_good(browser, tmp_path):
     )
     notebook = write(tmp_path / "good.ipynb", new_markdown_cell("# Title"), text, picture(PIXEL))
     assert pages.check_page(notebook, browser) == []
+
+
+def test_pages_inside_of_outputs_fit(browser, tmp_path):
+    photo, classes = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
+    scheme = get_scheme("cityscapes19")
+    record(tmp_path, photo[None], classes[None], classes[None], scheme, [{"epoch": 1, "loss": 1.0}])
+    cells = []
+    for figure in (inspector(photo, classes, classes, scheme), time_lapse(tmp_path)):
+        outputs = [new_output("display_data", {"text/html": figure.html})]
+        cells.append(new_code_cell("figure", outputs=outputs))
+    assert pages.check_page(write(tmp_path / "pages.ipynb", *cells), browser) == []
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from unet_utils.checkpoints import (
     weights_hash,
 )
 from unet_utils.platform import files as platform_files
-from unet_utils.run_files import LockedError, RunFiles, run_folder
+from unet_utils.run_files import TIME_LAPSE, LockedError, RunFiles, run_folder
 
 PATIENCE = 60  # seconds after which a test gives up waiting
 needs_posix = pytest.mark.skipif(os.name != "posix", reason="there is no fork or kill -9")
@@ -618,6 +618,22 @@ def test_nothing_is_copied_twice(tmp_path, monkeypatch):
     train(here, 4, drive, best=lambda epoch: False)
     assert made == [("last.pt", 4), ("history.csv", None)]
     assert not list(drive.glob("*-1.*"))
+
+
+def test_the_time_lapse_comes_along_with_its_last_epoch(tmp_path):
+    """It is written after the other files of an epoch have been copied."""
+    drive = tmp_path / "drive"
+    with RunFiles(tmp_path / "first", drive) as files:
+        files.begin(resume=True)
+        files.save(state(1), True)
+        wait_for(lambda: (drive / "history.csv").exists())
+        (tmp_path / "first" / TIME_LAPSE).write_text("one epoch")
+    assert (drive / TIME_LAPSE).read_text() == "one epoch"
+    train(tmp_path / "second", 2, drive)
+    assert (tmp_path / "second" / TIME_LAPSE).read_text() == "one epoch"
+    train(tmp_path / "second", 1, resume=False)
+    assert (tmp_path / "second" / "time-lapse-1.json").read_text() == "one epoch"
+    assert not (tmp_path / "second" / TIME_LAPSE).exists()
 
 
 def test_what_was_not_copied_is_copied_by_the_next_session(tmp_path):

@@ -1,5 +1,4 @@
 import json
-import os
 import shutil
 import subprocess
 import time
@@ -8,6 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
+from helpers import require
 from PIL import Image
 
 from unet_utils import UNet, get_scheme
@@ -17,11 +17,15 @@ from unet_utils.use import ffmpeg, video
 from unet_utils.use.photos import read_photo
 from unet_utils.use.video import is_video, segment_video, show_video
 
-# Where CI is set, they have to be there: without them, the tests fail.
-needs_ffmpeg = pytest.mark.skipif(
-    not (os.environ.get("CI") or (shutil.which("ffmpeg") and shutil.which("ffprobe"))),
-    reason="the programs ffmpeg and ffprobe are not installed",
-)
+needs_ffmpeg = pytest.mark.usefixtures("programs")
+
+
+@pytest.fixture(scope="module")
+def programs():
+    require(
+        shutil.which("ffmpeg") and shutil.which("ffprobe"),
+        "the programs ffmpeg and ffprobe are not installed",
+    )
 
 
 @pytest.fixture(scope="module")

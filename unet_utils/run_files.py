@@ -1,7 +1,8 @@
 """The folder of a run: whole at any moment, one owner, copied to a backup.
 
 It holds `last.pt` (all that is needed to resume), `best.pt` (all that is needed to use the model of
-the best epoch), `history.csv` (the history as a table) and `run.lock`.
+the best epoch), `history.csv` (the history as a table) and `run.lock`; where somebody watches the
+training, `time-lapse.json`.
 """
 
 import contextlib
@@ -26,7 +27,9 @@ from unet_utils.platform.files import (
 
 ONLY_TO_RESUME = ("averaged", "heads", "optimizer", "scaler", "first_epoch", "best_epoch")
 """Keys of `last.pt` that `best.pt` has not. Its `model` is the averaged one."""
-NAMES = ("best.pt", "last.pt", "history.csv")
+TIME_LAPSE = "time-lapse.json"
+"""What the network saw epoch by epoch, see `plots.time_lapse`: written after an epoch is saved."""
+NAMES = ("best.pt", "last.pt", "history.csv", TIME_LAPSE)
 """The files of a run, in the order of copying: where `last.pt` has arrived, `best.pt` has too."""
 LOCK_FILE = "run.lock"
 OWNER_FILE = "owner.txt"
@@ -197,6 +200,9 @@ class RunFiles:
             best = _model_to_use(last)  # the process ended between last.pt and best.pt
         if best is not found or source != self.folder:
             self._write(last, _packed(best))
+        if source != self.folder and os.path.isfile(source / TIME_LAPSE):
+            with contextlib.suppress(OSError):  # no training depends on it
+                copy_verified(source / TIME_LAPSE, self.folder / TIME_LAPSE)
         return last
 
     def _write(self, last: dict, best: memoryview | None) -> None:
@@ -285,6 +291,7 @@ class _Backup:
             self.news.clear()
             self._try()
             self.ended.wait(BACKUP_SECONDS)
+        self.there.pop(TIME_LAPSE, None)  # the last epoch was added after its other files
         self._try()
 
     def _is_behind(self) -> bool:
@@ -384,6 +391,7 @@ def _epochs(last: dict) -> dict[str, int]:
         "best.pt": last["best_epoch"],
         "last.pt": last["epoch"],
         "history.csv": last["epoch"],
+        TIME_LAPSE: last["epoch"],
     }
 
 

@@ -2,6 +2,7 @@
 
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from unet_utils.frames import Frames
 from unet_utils.model import UNet
 from unet_utils.plots.results import plot_predictions
 from unet_utils.plots.style import notebook_image
+from unet_utils.plots.time_lapse import record
 from unet_utils.plots.training import column, plot_history
 from unet_utils.schedule import Schedule
 
@@ -26,19 +28,21 @@ class LiveTraining:
     From top to bottom: a status line with a bar, a table of the epochs, the curves, and the
     predictions for a few frames. Use it as::
 
-        live = LiveTraining(held_out, config)
-        fit(..., config, progress=False, on_step=live.step, on_epoch=live.epoch)
+        live = LiveTraining(held_out, config, folder)
+        fit(..., config, folder, progress=False, on_step=live.step, on_epoch=live.epoch)
 
     Args:
         frames: the frames to show are taken from these, evenly spaced.
         config: the settings of the run, the same that `fit` gets.
+        folder: of the run, for its time-lapse (see `plots.time_lapse`); None to record none.
     """
 
-    def __init__(self, frames: Frames, config: TrainConfig):
+    def __init__(self, frames: Frames, config: TrainConfig, folder: Path | None = None):
         shown = torch.linspace(0, len(frames) - 1, min(SHOWN_FRAMES, len(frames)))
         self._photos, self._truth = frames.batch(shown.long())
         self._scheme = frames.scheme
         self._config = config
+        self._folder = folder
         self._history: list[dict] = []
         self._handles: dict[str, Any] = {}
         # Time and finished share of the run at the first step: a resumed run begins in the middle.
@@ -57,9 +61,13 @@ class LiveTraining:
         self._show_status(text, done)
 
     def epoch(self, history: list[dict], model: UNet) -> None:
-        """Add an epoch to the table. Draw curves and predictions anew, if this was not done in the
-        last 10 seconds."""
+        """Add an epoch to the table and the time-lapse. Draw curves and predictions anew, if this
+        was not done in the last 10 seconds."""
         self._history = history
+        predicted = None
+        if self._folder and len(self._photos):
+            predicted = self._predict(model)
+            self._record(self._folder, predicted)
         epoch, epochs = history[-1]["epoch"], self._config.epochs
         if epoch < epochs:
             self._show_status(f"epoch {epoch} of {epochs} finished", epoch / epochs)
@@ -70,15 +78,27 @@ class LiveTraining:
             self._show_status(f"{epoch} epochs finished, {_duration(total)} of training", 1)
         self._show("curves", notebook_image(plot_history(history)))
         if len(self._photos):
-            size = self._config.scene_size(*self._photos.shape[2:])
-            predicted = predict_classes(model, self._photos, size).cpu().numpy()
+            found = {"prediction": self._predict(model) if predicted is None else predicted}
             photos = self._photos.permute(0, 2, 3, 1).numpy()
-            found = {"prediction": predicted}
             figure = plot_predictions(
                 photos, self._truth.numpy(), found, self._scheme, all_classes=True
             )
             self._show("predictions", notebook_image(figure))
         self._drawn = time.monotonic()
+
+    def _predict(self, model: UNet) -> np.ndarray:
+        """Return the classes of the shown frames, `uint8 [N, H, W]`."""
+        size = self._config.scene_size(*self._photos.shape[2:])
+        return predict_classes(model, self._photos, size).cpu().numpy()
+
+    def _record(self, folder: Path, predicted: np.ndarray) -> None:
+        """Add the epoch to the time-lapse; a failure is reported once."""
+        photos = self._photos.permute(0, 2, 3, 1).numpy()
+        try:
+            record(folder, photos, self._truth.numpy(), predicted, self._scheme, self._history)
+        except (OSError, ValueError) as error:  # must not stop the training
+            print(f"The time-lapse is not recorded any more: {error}")
+            self._folder = None
 
     def _show_status(self, text: str, done: float) -> None:
         self._updated = time.monotonic()
