@@ -49,7 +49,7 @@ FIGURE = "benchmarks-accuracy.png"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the chosen rows. A row that fails is reported, and the others go on.
+    """Run the chosen rows. A row that fails is reported, and the others are still run.
 
     Returns:
         1 if a row failed, else 0.

@@ -1,6 +1,8 @@
 """Row 3: the network alone, forward and backward: time and memory; and the step of the
 optimizer."""
 
+import copy
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -11,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from benchmarks.peers import PlainUNet, step_by_step
+from benchmarks.peers import OneByOne, PlainUNet
 from benchmarks.setting import Setting
-from benchmarks.timing import Comparison, Result, in_fresh_process, interleave
+from benchmarks.timing import Comparison, Result, in_fresh_process, interleave, synchronize
 from unet_utils import UNet, count_parameters
 from unet_utils.device import autocast, find_device
 from unet_utils.encoders import ENCODERS
-from unet_utils.optimizer import _orthogonal
+from unet_utils.optimizer import Muon
 
 CLASSES = 19
 
@@ -76,10 +78,15 @@ def three_steps(*arguments) -> None:
         both(model, x)
 
 
-def step_all(orthogonal: Callable[[Tensor], Tensor], kernels: list[Tensor]) -> None:
-    """Orthogonalize all kernels of a network, as an optimizer's step does."""
-    for kernel in kernels:
-        orthogonal(kernel)
+def muon_step(model: nn.Module, x: Tensor, optimizer: torch.optim.Optimizer) -> float:
+    """Return the seconds of an optimizer's step after forward and backward, as in training: what
+    these leave in the caches and in the memory counts."""
+    both(model, x)
+    synchronize()
+    start = time.perf_counter()
+    optimizer.step()
+    synchronize()
+    return time.perf_counter() - start
 
 
 def networks(setting: Setting) -> Result:
@@ -126,18 +133,18 @@ def networks(setting: Setting) -> Result:
             {"ours": partial(both, *match), "theirs": partial(other, *match)}, setting.rounds
         )
         comparisons.append(Comparison("3", work, title, times["ours"], times["theirs"], 1.05))
-    muon = {"ours": _orthogonal, "theirs": step_by_step}
-    kernels = [
-        kernel.detach().flatten(1) for kernel in made["plain"][0].parameters() if kernel.ndim >= 2
-    ]
-    steps = interleave(
-        {name: partial(step_all, f, kernels) for name, f in muon.items()}, setting.rounds
-    )
-    comparisons.append(
-        Comparison(
-            "3", "Muon's step", "step by step, in float32", steps["ours"], steps["theirs"], 1.0
-        )
-    )
+    for work, (model, x) in (
+        ("U-Net, fold 2: Muon's step", made["folded"]),
+        ("U-Net on efficientnet_lite2: Muon's step", lite),
+    ):
+        steps = {}
+        for name, optimizer in (("ours", Muon), ("theirs", OneByOne)):
+            network = copy.deepcopy(model)
+            stepper = optimizer(network.parameters(), lr=1e-4, weight_decay=0.02)
+            steps[name] = partial(muon_step, network, x, stepper)
+        times = interleave(steps, setting.rounds)
+        title = "one parameter after another"
+        comparisons.append(Comparison("3", work, title, times["ours"], times["theirs"], 1.05))
     for us, them, title, at_most in matches:
         work = f"{ours[us]}: peak memory"
         comparisons.append(

@@ -1,7 +1,7 @@
 """Other ways of doing the same work: the widely copied recipe and plain textbook code, rewritten
 from descriptions."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from unet_utils import IGNORE, Frames
+from unet_utils.device import compute_dtype
 from unet_utils.encoders import MEAN, STD
 
 
@@ -149,15 +150,56 @@ class TextbookDataset(Dataset):
         return tuple(self.transform(tv_tensors.Image(photo), tv_tensors.Mask(labels)))
 
 
-def step_by_step(matrix: Tensor) -> Tensor:
-    """Muon's Newton-Schulz iteration as published (https://kellerjordan.github.io/posts/muon), in
-    the matrix's type."""
+class OneByOne(torch.optim.Optimizer):
+    """The steps of `unet_utils.optimizer.Muon` as most would write them: one parameter after
+    another."""
+
+    def __init__(self, params: Iterable, lr: float, weight_decay: float):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Update the parameters that have a gradient."""
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is None:
+                    continue
+                state = self.state[param]
+                if not state:
+                    state["momentum"] = torch.zeros_like(param)
+                    state["square"] = torch.zeros_like(param)
+                    state["step"] = torch.zeros((), device=param.device)
+                if param.ndim >= 2:
+                    state["momentum"].lerp_(param.grad, 0.05)
+                    nesterov = param.grad.lerp(state["momentum"], 0.95)
+                    matrix = _orthogonal(nesterov.flatten(1))
+                    step = matrix.view_as(param) * (0.2 * max(matrix.shape) ** 0.5)
+                    step += param * group["weight_decay"]
+                else:
+                    state["step"] += 1
+                    state["momentum"].lerp_(param.grad, 0.1)
+                    state["square"].lerp_(param.grad.square(), 0.01)
+                    mean = state["momentum"] / (1 - 0.9 ** state["step"])
+                    square = state["square"] / (1 - 0.99 ** state["step"])
+                    step = mean / (square.sqrt() + 1e-8)
+                param.sub_(step * group["lr"])
+
+
+def _orthogonal(matrix: Tensor) -> Tensor:
+    """Bring all singular values near 1, by Muon's iteration; in float32 with the small square
+    matrices, as in the package."""
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = x / (x.norm() + 1e-7)
-    for _ in range(5):
-        gram = x @ x.T
-        x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
+    x = (x / (x.norm() + 1e-7)).to(compute_dtype(x.device))
+    steps = 5 if x.dtype == torch.float32 else 1
+    for _ in range(5 // steps):
+        x = _factor(x @ x.T, steps) @ x
+    return (x.T if matrix.shape[0] > matrix.shape[1] else x).to(matrix.dtype)
+
+
+def _factor(gram: Tensor, steps: int) -> Tensor:
+    factor = 2.0315 * gram @ gram - 4.7750 * gram
+    factor.diagonal().add_(3.4445)
+    return factor if steps == 1 else _factor(factor @ gram @ factor, steps - 1) @ factor
 
 
 class Trainer:

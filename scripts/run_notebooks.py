@@ -9,14 +9,16 @@ scores to runs/<RUN>/. The environment variables UNET_UTILS_DATA and UNET_UTILS_
 folders than data/ and runs/."""
 
 import argparse
+import ast
 import base64
 import os
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import papermill
-import yaml
 
+from unet_utils.config import SETTINGS
 from unet_utils.platform.files import user_path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,26 +45,62 @@ def main() -> None:
         results = results_folder()
     except ValueError as error:
         parser.error(str(error))
-    parameters = {"DATA": data}
-    for setting in arguments.settings:
-        name, equals, value = setting.partition("=")
-        if not equals:
-            parser.error(f"{setting} is not of the form NAME=VALUE")
-        parameters[name] = yaml.safe_load(value)
+    parameters: dict[str, object] = {"DATA": data}
     notebooks = sorted((ROOT / "notebooks").glob("0*.ipynb"))
     known = {path: papermill.inspect_notebook(path) for path in notebooks}
-    unknown = parameters.keys() - set().union(*known.values())
-    if unknown:
-        parser.error(
-            f"no notebook has a setting {', '.join(sorted(unknown))}: the cells with the tag "
-            "`parameters` list them"
-        )
+    for setting in arguments.settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            parser.error(f"{setting} is not of the form NAME=VALUE")
+        field = next((fields[name] for fields in known.values() if name in fields), None)
+        if field is None:
+            parser.error(
+                f"no notebook has a setting {name}: the cells with the tag `parameters` list them"
+            )
+        try:
+            parameters[name] = read_value(name, text, _default(field["default"]))
+        except ValueError as error:
+            parser.error(str(error))
     for path in notebooks:
         print(f"== {path.name}", flush=True)
         own = {name: value for name, value in parameters.items() if name in known[path]}
         run_notebook(path, results, own)
     scores = max(results.glob("*/evaluation.md"), key=lambda file: file.stat().st_mtime)
     print(scores.read_text("utf-8"))
+
+
+def _default(text: str) -> object:
+    """Return the default of a field. A field that is named again, as in `RUN = RUN`, has none: it
+    is a text, or a setting of a training."""
+    try:
+        return ast.literal_eval(text)
+    except ValueError:
+        return None
+
+
+def read_value(name: str, text: str, default: object) -> object:
+    """Return the value of a field, read by the type of that field: a name may look like a number.
+
+    Args:
+        name: of the field.
+        text: what the person wrote.
+        default: of the field in the notebook; None for settings of a training.
+
+    Raises:
+        ValueError: the text is of another type; the message names the field.
+    """
+    kind = type(default)
+    if default is None:
+        if text == "None":
+            return None
+        settings: dict[str, Any] = {setting.name.upper(): setting.type for setting in SETTINGS}
+        kind = settings.get(name, str)
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[text.lower()]
+        return kind(text)
+    except (ValueError, KeyError):
+        raise ValueError(f"{name} is {text}: it must be a {kind.__name__}") from None
 
 
 def results_folder() -> Path:

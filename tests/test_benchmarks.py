@@ -49,6 +49,7 @@ def test_the_table_says_what_was_missed():
     assert lines[3].endswith("| 0.9 to 1.1 | met |")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there, the memory of the GPU is measured")
 def test_peak_memory_is_that_of_the_work_alone():
     ballast = torch.ones(64 * 2**20)  # 256 MB that are none of the other process's business

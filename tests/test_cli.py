@@ -23,6 +23,7 @@ def machine(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_commands_in_a_row(demo, machine, capsys):
     data = ["--data", str(demo), "--labels", "nearest"]
     main(["prepare", *data])
@@ -96,6 +97,7 @@ def test_it_is_called_as_the_readme_says():
         _parser().parse_args(command[3:])
 
 
+@pytest.mark.slow
 def test_torchrun_is_called_as_the_readme_says():
     ((_, *arguments),) = readme_commands(
         "torchrun"
@@ -104,3 +106,44 @@ def test_torchrun_is_called_as_the_readme_says():
     command = [sys.executable, "-m", "torch.distributed.run", *arguments, "--help"]
     result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     assert "usage: python -m unet_utils train" in result.stdout
+
+
+@pytest.mark.slow
+def test_the_commands_with_photos_and_classes_of_ones_own(machine, capsys):
+    """Train, evaluate, compare, predict, export and resume know no difference."""
+    folder = machine / "own"
+    rng = np.random.default_rng(0)
+    for part in ("images", "masks"):
+        (folder / part).mkdir(parents=True)
+    for number in range(12):
+        width, height = [(64, 48), (48, 64), (90, 40)][number % 3]
+        mask = np.zeros((height, width), dtype=np.uint8)
+        mask[height // 2 :] = 1
+        mask[:, : width // 4] = 2
+        photo = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200]], dtype=np.uint8)[mask]
+        photo = (photo + rng.integers(0, 30, photo.shape)).astype(np.uint8)
+        Image.fromarray(photo).save(folder / "images" / f"{number}.jpg")
+        Image.fromarray(mask).save(folder / "masks" / f"{number}.png")
+    (folder / "classes.txt").write_text("sky\nground\nwall 200 0 0\n")
+    data = ["--data", str(folder), "--size", "64x48"]
+    main(["prepare", *data])
+    assert re.search(r"ground +\d+\.\d+ %", capsys.readouterr().out)
+    small = ["--recipe", "demo", "--base-channels", "4", "--image-size", "64", "--batch-size", "4"]
+    small += ["--learning-rate", "0.02", "--no-hold-out"]
+    main(["train", *data, *small, "--epochs", "6"])
+    main(["train", *data, *small, "--epochs", "12"])  # extended under the name that it gave itself
+    capsys.readouterr()
+    main(["evaluate", *data])
+    printed = capsys.readouterr().out
+    assert float(re.search(r"this model \| [\d.]+ \| [\d.]+ \| ([\d.]+)", printed)[1]) > 0.8
+    assert "pix2pix" not in printed
+    main(["compare"])
+    assert "| 12 of 12 |" in capsys.readouterr().out
+    main(["predict", str(folder / "images" / "1.jpg"), "--out", str(machine / "out")])
+    classes = next((machine / "out").rglob("1-classes.png"))
+    with Image.open(classes) as image:
+        assert image.size == (48, 64)
+    main(["export", "--out", str(machine / "own.torchscript")])
+    model = torch.jit.load(machine / "own.torchscript")
+    assert model.names == ["sky", "ground", "wall"]
+    assert model(torch.zeros(1, 3, 90, 50, dtype=torch.uint8)).shape == (1, 90, 50)

@@ -81,6 +81,7 @@ def power_off(process: subprocess.Popen) -> None:
     process.wait(60)
 
 
+@pytest.mark.slow
 def test_each_notebook_alone_and_a_training_that_is_cut(demo, tmp_path):
     """The archive is on Drive, where somebody uploaded it. The machine of the training is switched
     off, and the run resumed on another one."""
@@ -108,6 +109,7 @@ def test_each_notebook_alone_and_a_training_that_is_cut(demo, tmp_path):
     assert not (colab.kept / "data").exists()  # photos live on the machine's own disk
 
 
+@pytest.mark.slow
 def test_without_drive_everything_runs(tiny_pairs, tmp_path):
     asked = tmp_path / "asked"
     colab = Colab(tmp_path, FAKE_COLAB_NO_DRIVE="refused", FAKE_COLAB_ASKED=str(asked))
@@ -118,6 +120,7 @@ def test_without_drive_everything_runs(tiny_pairs, tmp_path):
     assert not colab.kept.exists()
 
 
+@pytest.mark.slow
 def test_a_key_from_the_secrets_is_used_and_seen_nowhere(tiny_archive, tmp_path):
     """Kaggle refuses the public download, so the key is needed; then every file of machine and
     Drive is searched."""

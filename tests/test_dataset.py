@@ -55,7 +55,7 @@ def test_jpegs_that_are_no_pairs_are_named(one_pair, mode, size, message):
     with pytest.raises(ValueError, match=message) as caught:
         read()
     assert str(path) in str(caught.value)
-    assert "unpack the archive again" in str(caught.value)
+    assert "Unpack the archive again" in str(caught.value)
 
 
 def test_files_that_are_no_jpegs_are_named(one_pair):
@@ -146,21 +146,21 @@ def frames_numbered(numbers) -> Frames:
 
 
 def test_held_out_frames_are_whole_cities():
-    learn, held_out = frames_numbered(range(1, 2976)).split_cities()
+    learn, held_out = frames_numbered(range(1, 2976)).split(hold_out=True)
     assert held_out.numbers == tuple(HELD_OUT_CITIES)
     assert len(held_out) == 264
     assert max(learn.numbers) == 2711
-    learn, held_out = frames_numbered(range(1, 21)).split_cities()
+    learn, held_out = frames_numbered(range(1, 21)).split(hold_out=True)
     assert (len(learn), len(held_out)) == (18, 2)
     with pytest.raises(ValueError, match="too few"):
-        frames_numbered([1]).split_cities()
+        frames_numbered([1]).split(hold_out=True)
 
 
 @pytest.mark.parametrize("numbers", [range(2800, 2820), range(1, 4001)])
 def test_other_sets_hold_out_their_last_tenth(numbers):
     """A few frames of the held-out cities alone, and a set of one's own in which these numbers mean
     nothing."""
-    learn, held_out = frames_numbered(numbers).split_cities()
+    learn, held_out = frames_numbered(numbers).split(hold_out=True)
     assert held_out.numbers == tuple(numbers)[-len(numbers) // 10 :]
     assert len(learn) + len(held_out) == len(numbers)
 
@@ -220,3 +220,16 @@ def test_labels_kept_by_an_earlier_version_are_used(demo, tmp_path, monkeypatch)
     prepare(
         demo, "val", tmp_path / "new", method="nearest", keep=tmp_path / "drive", progress=False
     )
+
+
+def test_masks_in_other_colours_are_refused_before_training(tmp_path):
+    """Pairs of another data set, such as CamVid, would be prepared and trained without a word."""
+    rng = np.random.default_rng(0)
+    others = np.array([[0, 255, 0], [255, 255, 255], [0, 255, 255], [255, 0, 255]], dtype=np.uint8)
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        mask = others[rng.integers(0, 4, (8, 8))].repeat(32, 0).repeat(32, 1)
+        pair = np.concatenate([rng.integers(0, 256, mask.shape, dtype=np.uint8), mask], axis=1)
+        Image.fromarray(pair).save(tmp_path / split / "1.jpg", quality=95)
+    with pytest.raises(ValueError, match=r"near no Cityscapes colour.*classes\.txt"):
+        prepare(tmp_path, "train", tmp_path / "cache", method="nearest", progress=False)

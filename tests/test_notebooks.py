@@ -169,6 +169,7 @@ def series(demo, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 class TestTheExecutedNotebook:
     def test_it_is_clean(self, series, name):
         notebook = nbformat.read(series[0] / "notebooks" / f"{name}.ipynb", as_version=4)
@@ -191,6 +192,7 @@ class TestTheExecutedNotebook:
                     ).is_file()
 
 
+@pytest.mark.slow
 def test_the_series_leaves_what_it_promises(series):
     results, printed = series
     for name in ("best.pt", "last.pt", "history.csv", "evaluation.json", "evaluation.md"):
@@ -226,6 +228,7 @@ def same_folders(series, monkeypatch):
     return series[0]
 
 
+@pytest.mark.slow
 def test_run_again_the_training_is_not_repeated(same_folders, demo, tmp_path):
     """With two processes: neither torchrun nor `fit` repeats it."""
     before = (same_folders / "small" / "last.pt").read_bytes()
@@ -235,6 +238,7 @@ def test_run_again_the_training_is_not_repeated(same_folders, demo, tmp_path):
     assert "rror" not in printed
 
 
+@pytest.mark.slow
 def test_one_pair_is_learned_by_heart(same_folders, tmp_path):
     """The check that every course recommends, starting from the weights of another run."""
     pair = make_demo(tmp_path, train=1, val=1, progress=False)

@@ -44,10 +44,12 @@ def pip(command, *arguments):
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.slow
 def test_the_wheel_has_all_code_the_weights_and_the_model_card(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {
-        f"unet_utils/weights/{name}" for name in ("restorer.pt", "small.pt", "README.md")
+        f"unet_utils/weights/{name}"
+        for name in ("restorer.pt", "reference_labels.npz", "small.pt", "README.md")
     } <= names
     assert {
         path.relative_to(ROOT).as_posix() for path in (ROOT / "unet_utils").rglob("*.py")
@@ -57,6 +59,7 @@ def test_the_wheel_has_all_code_the_weights_and_the_model_card(wheel):
     ]
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_segments_a_photo(wheel, tmp_path):
     site, work = tmp_path / "site", tmp_path / "work"
     work.mkdir()

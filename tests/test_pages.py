@@ -184,3 +184,27 @@ def test_wrong_arguments_are_refused_in_words(arguments, message, monkeypatch, c
     with pytest.raises(SystemExit):
         run_notebooks.main()
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "default", "value"),
+    [
+        ("RUN", "2026-11-27", "", "2026-11-27"),
+        ("LEARNING_RATE", "1e-3", None, 1e-3),
+        ("EPOCHS", "4", None, 4),
+        ("HOLD_OUT", "False", None, False),
+        ("ENCODER", "none", None, "none"),
+        ("EPOCHS", "None", None, None),
+        ("NUM_CLUSTERS", "9", 20, 9),
+        ("USE_DRIVE", "true", True, True),
+    ],
+)
+def test_each_field_is_read_by_its_own_type(name, text, default, value):
+    assert run_notebooks.read_value(name, text, default) == value
+    assert type(run_notebooks.read_value(name, text, default)) is type(value)
+
+
+@pytest.mark.parametrize(("name", "default"), [("EPOCHS", None), ("USE_DRIVE", True)])
+def test_a_value_of_another_type_is_named(name, default):
+    with pytest.raises(ValueError, match=f"{name} is many: it must be a (int|bool)"):
+        run_notebooks.read_value(name, "many", default)

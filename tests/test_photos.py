@@ -1,24 +1,28 @@
 import io
 import os
+import re
 import struct
 import subprocess
 import sys
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 from unet_utils import UNet, get_scheme, setup
+from unet_utils.__main__ import main
 from unet_utils.classes import LABELS
-from unet_utils.evaluation import Trained
-from unet_utils.use import photos
+from unet_utils.evaluation import SMALL_MODEL, Trained
+from unet_utils.use import pictures
 from unet_utils.use.photos import (
     choose_photo,
     class_shares,
     find_photos,
+    official_ids,
     predict_photos,
     printable,
     read_photo,
@@ -37,7 +41,7 @@ def trained():
     torch.manual_seed(0)
     model = UNet(3, 19, 4, fold=2).eval()
     torch.nn.init.normal_(model.head.weight)
-    return Trained(model, SCHEME, {"image_size": 64}, [])
+    return Trained(model, SCHEME, (64, 64), {}, [], {})
 
 
 @pytest.fixture
@@ -102,12 +106,11 @@ ODD = {
     "GPS pointer that is none": exif(TURNED, (0x8825, ASCII, 4, b"here")),
     "EXIF pointer to itself": exif(TURNED, (0x8769, LONG, 1, 8)),
     "endless count": exif(TURNED, (0x9999, SHORT, 2**32 - 1, 0)),
-    "Orientation given twice": exif(TURNED, (ORIENTATION, SHORT, 1, 3)),
+    "Orientation with two values": exif((ORIENTATION, SHORT, 2, 6)),
 }
 UNREADABLE = {
     "Orientation as text": exif((ORIENTATION, ASCII, 2, b"6\0\0\0")),
     "Orientation out of range": exif((ORIENTATION, SHORT, 1, 77)),
-    "Orientation with two values": exif((ORIENTATION, SHORT, 2, 6)),
     "cut short": exif(TURNED)[:17],
     "no TIFF header": b"Exif\0\0garbage",
     "start outside the block": b"Exif\0\0II*\0\xff\xff\xff\xff",
@@ -206,6 +209,77 @@ def test_a_deep_picture_of_one_value_is_no_error(tmp_path):
         assert (read_photo(tmp_path / "flat.tif") == 0).all()
 
 
+def write_png(path, values):
+    """Write `uint16 [H, W, 3 or 4]`, which Pillow cannot write."""
+
+    def chunk(name, data):
+        checksum = struct.pack(">I", zlib.crc32(name + data))
+        return struct.pack(">I", len(data)) + name + data + checksum
+
+    height, width, channels = values.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+
+
+def write_tiff(path, values, order):
+    """Write `uint16 [H, W, 3]` without compression."""
+    height, width, _ = values.shape
+    pixels = values.astype(order + "u2").tobytes()
+    bits = 8 + len(pixels)
+    entries = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, bits), (259, 3, 1, 1)]
+    entries += [(262, 3, 1, 2), (273, 4, 1, 8), (277, 3, 1, 3), (278, 3, 1, height)]
+    entries += [(279, 4, 1, len(pixels))]
+    start = (b"II" if order == "<" else b"MM") + struct.pack(order + "HL", 42, bits + 6)
+    data = start + pixels + struct.pack(order + "3H", 16, 16, 16)
+    data += struct.pack(order + "H", len(entries))
+    for tag, kind, count, value in entries:
+        data += struct.pack(order + "HHL", tag, kind, count)
+        small = kind == SHORT and count == 1
+        data += struct.pack(order + "HH", value, 0) if small else struct.pack(order + "L", value)
+    path.write_bytes(data + bytes(4))
+
+
+@pytest.mark.parametrize("kind", ["png", "rgba.png", "<.tif", ">.tif"])
+@pytest.mark.parametrize(("factor", "offset"), [(257, 0), (16, 15), (3, 100)])
+def test_colours_of_16_bits_are_scaled_like_grey(tmp_path, monkeypatch, kind, factor, offset):
+    colours = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint16)
+    colours[0, 0] = 0
+    colours[0, 2] = 255
+    path = tmp_path / kind.strip("<>")
+    values = (colours * factor + offset).astype(np.uint16)
+    if kind.endswith("tif"):
+        write_tiff(path, values, kind[0])
+    else:
+        opaque = np.full((40, 60, 1), 65535, np.uint16)
+        write_png(path, np.concatenate([values, opaque], axis=2) if "rgba" in kind else values)
+    assert np.abs(read_photo(path).astype(int) - colours).max() <= 1
+    monkeypatch.setattr(pictures, "MOST_PIXELS", 600)
+    assert np.abs(read_photo(path).astype(int) - colours[::2, ::2]).max() <= 1
+
+
+def test_a_colour_profile_becomes_srgb(picture, tmp_path):
+    # A profile that Pillow makes: its colours are those of the CIE, and white is 5000 K.
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    # The same profile with red and blue exchanged.
+    red = srgb.index(b"rXYZ")
+    blue = srgb.index(b"bXYZ")
+    exchanged = bytearray(srgb)
+    exchanged[red : red + 4] = b"bXYZ"
+    exchanged[blue : blue + 4] = b"rXYZ"
+    pixels = np.asarray(picture).astype(int)
+    for profile, expected in (
+        (srgb, pixels),
+        (bytes(exchanged), pixels[..., ::-1]),
+        (lab, pixels),  # for another kind of picture
+        (b"damaged", pixels),
+    ):
+        picture.save(tmp_path / "photo.png", icc_profile=profile)
+        assert np.abs(read_photo(tmp_path / "photo.png") - expected).max() <= 3
+
+
 def test_a_file_that_is_no_photo_is_named(picture, tmp_path):
     (tmp_path / "notes.jpg").write_text("no photo")
     picture.save(tmp_path / "whole.jpg")
@@ -241,11 +315,11 @@ def test_large_photos_are_reduced_and_said_to_be(picture, tmp_path, monkeypatch,
     }
     for name, image in kinds.items():
         image.save(tmp_path / name)
-    monkeypatch.setattr(photos, "MOST_PIXELS", 40_000)
+    monkeypatch.setattr(pictures, "MOST_PIXELS", 40_000)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)  # Pillow refuses twice as many
     for name in kinds:
         pixels = read_photo(tmp_path / name)
-        assert f"{name} is very large: reduced from 1200x800 to" in capsys.readouterr().out
+        assert f"{name} is very large: reduced to" in capsys.readouterr().out
         height, width = pixels.shape[:2]
         assert 10_000 < height * width <= 40_000
         assert width / height == pytest.approx(1.5, rel=0.02)
@@ -256,7 +330,7 @@ def test_large_photos_are_reduced_and_said_to_be(picture, tmp_path, monkeypatch,
             expected = np.asarray(Image.fromarray(expected).convert("L"))[..., None]
         assert np.abs(pixels.astype(int) - expected).mean() < 12
     assert Image.MAX_IMAGE_PIXELS == 100_000
-    monkeypatch.setattr(photos, "MOST_OTHER_PIXELS", 500_000)
+    monkeypatch.setattr(pictures, "MOST_OTHER_PIXELS", 500_000)
     with pytest.raises(
         ValueError, match=r"large\.png .*it has 1 megapixels, the limit for PNG is 0"
     ):
@@ -280,19 +354,28 @@ def test_a_photo_like_a_line_is_cheap(trained, tmp_path, size):
 
 
 def test_folders_are_searched(picture, tmp_path, capsys):
-    for name in ("b.JPG", "a.png", "c.jpeg"):
+    for name in ("b.JPG", "a10.png", "a9.png", "c.jpeg"):
         picture.save(tmp_path / name)
     for name in ("notes.txt", "x.HEIC", "y.gif", "._b.JPG", ".hidden.png"):
         (tmp_path / name).write_text("")
     (tmp_path / "empty").mkdir()
     found = find_photos([tmp_path / "c.jpeg", tmp_path])
-    assert [path.name for path in found] == ["c.jpeg", "a.png", "b.JPG", "c.jpeg"]
+    assert [path.name for path in found] == ["c.jpeg", "a9.png", "a10.png", "b.JPG", "c.jpeg"]
     (line,) = capsys.readouterr().out.splitlines()
     assert "empty, notes.txt, x.HEIC, y.gif (not .jpg" in line
     assert "hidden" not in line
-    for missing in ("empty", "gone.jpg"):
-        with pytest.raises(FileNotFoundError, match=missing):
+    for missing in ("empty", "gone.jpg", "*.bmp"):
+        with pytest.raises(FileNotFoundError, match=re.escape(missing)):
             find_photos([tmp_path / missing])
+
+
+def test_patterns_are_expanded_where_no_shell_does_it(picture, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    for name in ("a10.png", "a9.png", "b[1].png", "b1.png"):
+        picture.save(tmp_path / name)
+    assert [path.name for path in find_photos(["~/a*.png"])] == ["a9.png", "a10.png"]
+    assert find_photos([tmp_path / "b[1].png"]) == [tmp_path / "b[1].png"]  # no pattern: a name
 
 
 def test_bad_files_do_not_stop_the_others(trained, picture, tmp_path, capsys):
@@ -312,7 +395,9 @@ def test_bad_files_do_not_stop_the_others(trained, picture, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "b-overlay.png: {" in out
     assert "d-overlay.png: {" in out
-    assert len(list((tmp_path / "out").iterdir())) == 6
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        *("b-classes.png", "b-overlay.png", "d-classes.png", "d-overlay.png", "labelIds"),
+    ]
 
 
 def test_names_that_the_terminal_cannot_print_get_escapes(trained, picture, tmp_path, monkeypatch):
@@ -353,17 +438,29 @@ def test_the_pictures_have_the_photos_size_and_overwrite_nothing(trained, tmp_pa
     assert paths[1].read_bytes() == before
 
 
-def test_label_ids_are_the_official_ones(tmp_path):
-    classes = np.arange(19, dtype=np.uint8).repeat(4).reshape(19, 4)
-    photo = np.zeros((19, 4, 3), dtype=np.uint8)
-    path = save_pictures(photo, classes, SCHEME, tmp_path, "street", label_ids=True)[2]
-    assert path.name == "street-labelIds.png"
-    with Image.open(path) as image:
-        assert image.mode == "L"
-        ids = np.asarray(image)
+def test_label_ids_are_found_by_the_official_script(trained, picture, tmp_path, monkeypatch):
+    script = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
+    folder = tmp_path / "leftImg8bit"
+    folder.mkdir()
+    names = ("ulm_000001_000019", "ulm_000010_000019")
+    for name in names:
+        picture.save(folder / f"{name}_leftImg8bit.png")
+    for ids_folder in ("labelIds", "labelIds-2"):  # a second call must not add to the first one
+        predict_photos(trained, [folder], tmp_path / "out", label_ids=True)
+        monkeypatch.setenv("CITYSCAPES_RESULTS", str(tmp_path / "out" / ids_folder))
+        script.args.predictionPath = script.args.predictionWalk = None
+        for name in names:
+            found = script.getPrediction(script.args, f"ulm/{name}_gtFine_labelIds.png")
+            assert Path(found).parent == tmp_path / "out" / ids_folder
+            with Image.open(found) as image:
+                assert image.mode == "L"
+                ids = np.asarray(image)
+            assert (SCHEME.encode(ids) == segment(trained, np.array(picture))).all()
+
+
+def test_label_ids_are_the_official_ones():
     official = {label.train_id: label.id for label in LABELS if label.train_id != 255}
-    assert ids[:, 0].tolist() == [official[index] for index in range(19)]
-    assert (SCHEME.encode(ids) == classes).all()
+    assert official_ids(SCHEME).tolist() == [official[index] for index in range(19)]
 
 
 def test_label_ids_need_a_scheme_that_has_them(trained, picture, tmp_path):
@@ -377,6 +474,17 @@ def test_label_ids_need_a_scheme_that_has_them(trained, picture, tmp_path):
                 tmp_path / "out",
                 label_ids=True,
             )
+
+
+def test_predicting_needs_no_right_to_write_beside_the_model(picture, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()  # below a file nobody can write, not even root
+    for variable in ("UNET_UTILS_DATA", "UNET_UTILS_RESULTS"):
+        monkeypatch.setenv(variable, str(tmp_path / "file" / "folder"))
+    for name in ("a1.png", "a2.png"):
+        picture.save(tmp_path / name)
+    pattern = str(tmp_path / "a*.png")
+    main(["predict", pattern, "--checkpoint", str(SMALL_MODEL), "--out", str(tmp_path / "mine")])
+    assert len(list((tmp_path / "mine").iterdir())) == 4
 
 
 @pytest.fixture
@@ -435,7 +543,7 @@ def peak():  # MB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 torch.set_num_threads(1)
-trained = Trained(UNet(3, 19, 4).eval(), get_scheme("cityscapes19"), {"image_size": 64}, [])
+trained = Trained(UNet(3, 19, 4).eval(), get_scheme("cityscapes19"), (64, 64), {}, [], {})
 segment(trained, np.zeros((64, 64, 3), dtype=np.uint8))
 photo = np.zeros((3000, 4000, 3), dtype=np.uint8)
 photo[:] = (np.arange(4000) % 256)[:, None]
@@ -446,6 +554,7 @@ print(classes.shape, peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured in the units of Linux")
 def test_a_large_photo_needs_little_memory(tmp_path):
     env = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -13,7 +13,9 @@ from unet_utils.frames import Frames
 from unet_utils.plots import data as data_plots
 from unet_utils.plots import live, style
 from unet_utils.plots import results as result_plots
+from unet_utils.plots import robustness as robustness_plots
 from unet_utils.plots import training as training_plots
+from unet_utils.use.calibration import CalibrationCurve
 
 SCHEME = get_scheme("cityscapes19")
 NAMES = [label.name for label in PALETTE]
@@ -40,6 +42,8 @@ def history(scored, epochs=3):
 
 
 REGIONS = (np.array([5, 5, 0], dtype=np.uint8), np.array([3, 4, 1600]), np.array([1.0, 0.5, 1.0]))
+NAN = float("nan")
+CURVE = CalibrationCurve(*torch.tensor([[NAN, 0.5, 0.9], [NAN, 0.4, 0.8], [0, 0.25, 0.75]]))
 NO_REGIONS = (np.empty(0, dtype=np.uint8), np.empty(0, dtype=np.int64), np.empty(0))
 
 
@@ -81,6 +85,13 @@ def draw_all(data):
     yield result_plots.plot_confusion(matrix, SCHEME)
     yield result_plots.plot_error_map(np.random.default_rng(0).random((8, 8)))
     yield result_plots.plot_region_recall(REGIONS, SCHEME)
+    scores = [("unchanged", 0, 0.9, 0.5), ("fog", 1, 0.8, 0.45), ("fog", 3, 0.4, 0.12345)]
+    examples = dict.fromkeys(("unchanged", "fog"), (photos[0], predicted[0]))
+    yield robustness_plots.plot_robustness(scores, examples, classes[0], SCHEME)
+    yield robustness_plots.plot_calibration({"as trained": CURVE, "temperature 1.25": CURVE})
+    names = ("all skips", "without the finest", "without two", "without three", "without any")
+    without = dict.fromkeys(names, predicted[0])
+    yield robustness_plots.plot_without_skips(photos[0], classes[0], without, SCHEME)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +100,7 @@ def figures(data):
 
 
 def test_every_figure_has_a_title_and_a_text_and_draws(figures, tmp_path):
-    assert len(figures) == 21
+    assert len(figures) == 24
     for number, figure in enumerate(figures):
         title = figure.get_suptitle()
         assert title
@@ -226,6 +237,13 @@ def test_void_frames_and_perfect_models_have_figures(data, tmp_path):
         result_plots.plot_error_map(np.zeros((8, 8))),
         result_plots.plot_region_recall(NO_REGIONS, SCHEME),
         result_plots.plot_confidence(photos, void, predicted, np.zeros(void.shape), 19),
+        robustness_plots.plot_robustness(
+            [("unchanged", 0, np.nan, np.nan)],
+            {"unchanged": (photos[0], predicted[0])},
+            void[0],
+            SCHEME,
+        ),
+        robustness_plots.plot_without_skips(photos[0], void[0], {"all": predicted[0]}, SCHEME),
         training_plots.plot_runs({}),
         training_plots.plot_history([row | {"mean_iou": None} for row in history(True, 1)]),
     ]

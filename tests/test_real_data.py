@@ -21,9 +21,12 @@ from unet_utils.restoring import restore_label_ids
 from unet_utils.sources import check_pairs, get_pairs
 
 ARCHIVE = os.environ.get("UNET_UTILS_ARCHIVE")
-pytestmark = pytest.mark.skipif(
-    not ARCHIVE, reason="UNET_UTILS_ARCHIVE does not name the archive of the real pairs"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not ARCHIVE, reason="UNET_UTILS_ARCHIVE does not name the archive of the real pairs"
+    ),
+]
 
 
 @pytest.fixture(scope="module")

@@ -125,11 +125,11 @@ RESTORE = """
 import sys
 import numpy as np
 import torch
-from unet_utils import model
+from unet_utils import device
 from unet_utils.restoring import restore_label_ids
 
 if sys.argv[1] == "bfloat16":
-    model._cpu_has_fast_bfloat16 = lambda: True
+    device._cpu_has_fast_bfloat16 = lambda: True
 masks = np.load("masks.npy")
 for threads in (1, 2):
     torch.set_num_threads(threads)
@@ -137,6 +137,7 @@ for threads in (1, 2):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "machine", ["ATEN_CPU_CAPABILITY=default", "ONEDNN_MAX_CPU_ISA=SSE41", "bfloat16"]
 )
@@ -163,6 +164,7 @@ def test_labels_are_the_same_on_every_processor(doubtful, tmp_path, machine):
         assert np.array_equal(np.load(tmp_path / f"labels{threads}.npy"), expected)
 
 
+@pytest.mark.slow
 def test_labels_do_not_depend_on_rounding(doubtful, monkeypatch):
     """Logits that are off by five times as much as float32 was ever seen to be."""
     expected = restore_label_ids(doubtful)
@@ -181,6 +183,7 @@ def test_labels_do_not_depend_on_rounding(doubtful, monkeypatch):
     assert not np.array_equal(restore_label_ids(doubtful, device="cpu"), expected)
 
 
+@pytest.mark.slow
 def test_a_window_is_as_good_as_the_whole_mask(doubtful, monkeypatch):
     """With a doubt that every block meets, at the corners and inside, all is computed in windows;
     float64 computes the whole mask."""

@@ -425,6 +425,7 @@ def save_for_ever(folder, backup):
             files.save(state(epoch), epoch % 3 != 0)
 
 
+@pytest.mark.slow
 @needs_posix
 def test_killed_at_any_moment_the_run_is_whole_and_free(tmp_path, monkeypatch):
     monkeypatch.setattr(run_files, "BACKUP_SECONDS", 0.005)

@@ -129,6 +129,7 @@ assert not os.listdir(), os.listdir()
 """
 
 
+@pytest.mark.slow
 def test_nothing_happens_at_import(tmp_path):
     names = ["unet_utils" if module == "__init__" else f"unet_utils.{module}" for module in MODULES]
     names.remove("unet_utils.__main__")

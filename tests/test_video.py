@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 import tracemalloc
 
 import numpy as np
@@ -12,11 +13,13 @@ from PIL import Image
 from unet_utils import UNet, get_scheme
 from unet_utils.demo.street import draw_scene
 from unet_utils.evaluation import Trained
-from unet_utils.use import video
+from unet_utils.use import ffmpeg, video
+from unet_utils.use.photos import read_photo
 from unet_utils.use.video import is_video, segment_video, show_video
 
+# Where CI is set, they have to be there: without them, the tests fail.
 needs_ffmpeg = pytest.mark.skipif(
-    not (shutil.which("ffmpeg") and shutil.which("ffprobe")),
+    not (os.environ.get("CI") or (shutil.which("ffmpeg") and shutil.which("ffprobe"))),
     reason="the programs ffmpeg and ffprobe are not installed",
 )
 
@@ -26,7 +29,7 @@ def trained():
     torch.manual_seed(0)
     model = UNet(3, 19, 4, fold=2).eval()
     torch.nn.init.normal_(model.head.weight)
-    return Trained(model, get_scheme("cityscapes19"), {"image_size": 64}, [])
+    return Trained(model, get_scheme("cityscapes19"), (64, 64), {}, [], {})
 
 
 @pytest.fixture(scope="module")
@@ -127,9 +130,18 @@ def test_a_folder_of_frames_is_a_video(trained, scenes, tmp_path, without_ffmpeg
     with pytest.raises(FileNotFoundError, match="no JPEG or PNG frame"):
         segment_video(trained, tmp_path / "empty", tmp_path)
     (folder / "001.png").write_text("damaged")
-    with pytest.raises(ValueError, match=r"001\.png cannot be read as a frame"):
+    with pytest.raises(ValueError, match=r"001\.png cannot be read .*before is in .*\.webp"):
         segment_video(trained, folder, tmp_path / "out", progress=False)
-    assert not list((tmp_path / "out").glob("*segmented*"))
+    assert len(list((tmp_path / "out" / "frames-segmented").iterdir())) == 1
+
+
+def test_frames_are_played_in_the_order_that_a_person_means(trained, tmp_path, without_ffmpeg):
+    (tmp_path / "frames").mkdir()
+    for number in range(1, 13):
+        Image.new("RGB", (32, 16), (20 * number,) * 3).save(tmp_path / f"frames/frame{number}.png")
+    segment_video(trained, tmp_path / "frames", tmp_path, progress=False)
+    for number, file in enumerate(sorted((tmp_path / "frames-segmented").iterdir()), 1):
+        assert abs(read_photo(file)[:, :16].mean() - 20 * number) < 3
 
 
 def test_a_video_without_ffmpeg_says_what_to_do(trained, tmp_path, without_ffmpeg):
@@ -172,9 +184,9 @@ def test_frames_are_read_when_they_are_needed(
     trained, scenes, tmp_path, monkeypatch, without_ffmpeg
 ):
     folder, opened, predicted = save_frames(scenes, tmp_path / "frames"), [], []
-    real_open, real_predict = video._open_frame, video.predict_classes
+    real_predict = video.predict_classes
     monkeypatch.setattr(
-        video, "_open_frame", lambda file: (opened.append(file), real_open(file))[1]
+        video, "read_photo", lambda file: (opened.append(file), read_photo(file))[1]
     )
 
     def predict(model, photos, size, flip):
@@ -250,34 +262,96 @@ def test_a_video_filmed_upright_is_upright_and_a_part_is_enough(trained, scenes,
 
 
 @needs_ffmpeg
-def test_a_damaged_video_is_named(trained, scenes, tmp_path, capsys):
+def test_a_file_that_is_no_video_is_named(trained, tmp_path):
     (tmp_path / "text.mp4").write_text("no video")
     with pytest.raises(ValueError, match=r"text\.mp4 cannot be read as a video"):
         segment_video(trained, tmp_path / "text.mp4", tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
-    whole = save_mp4(scenes, tmp_path / "whole.avi").read_bytes()
-    (tmp_path / "half.avi").write_bytes(whole[: len(whole) * 2 // 3])
-    done = segment_video(trained, tmp_path / "half.avi", tmp_path / "out", progress=False)
-    assert 0 < int(probe(done)["nb_frames"]) < 12
 
 
 @needs_ffmpeg
-def test_an_encoder_that_fails_says_why(trained, scenes, tmp_path, monkeypatch):
-    fake = tmp_path / "programs"
-    fake.mkdir()
-    (fake / "ffprobe").symlink_to(shutil.which("ffprobe"))
-    (fake / "ffmpeg").write_text("#!/bin/sh\necho 'Unknown encoder libx264' >&2\nexit 1\n")
-    (fake / "ffmpeg").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{fake}{os.pathsep}{os.environ['PATH']}")
+def test_what_was_read_of_a_damaged_video_is_kept(trained, scenes, tmp_path):
+    whole = save_mp4(scenes, tmp_path / "whole.mkv", "25", "-g", "1").read_bytes()
+    (tmp_path / "half.mkv").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"half\.mkv .*has \d of about 12 .* is in .*\.mp4"):
+        segment_video(trained, tmp_path / "half.mkv", tmp_path / "out", progress=False)
+    assert 3 < int(probe(tmp_path / "out" / "half-segmented.mp4")["nb_frames"]) < 9
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("pixels", ["yuv420p10le", "gray", "gbrp12le", "yuva420p"])
+def test_pixels_of_any_kind_are_read(trained, scenes, tmp_path, pixels):
+    save_mp4(scenes, tmp_path / "drive.mkv", "25", "-c:v", "ffv1", "-pix_fmt", pixels)
+    assert probe(tmp_path / "drive.mkv")["pix_fmt"] == pixels
+    clip = ffmpeg.read_video(tmp_path / "drive.mkv")
+    frames = list(clip.frames)
+    assert len(frames) == clip.length == 12
+    for frame, scene in zip(frames, scenes, strict=True):
+        expected = np.asarray(scene.convert("L" if pixels == "gray" else "RGB").convert("RGB"))
+        assert np.abs(frame.astype(int) - expected).mean() < 8
+
+
+@needs_ffmpeg
+def test_pixels_that_are_not_square_are_shown_as_a_player_does(trained, scenes, tmp_path):
+    frames = [scene.resize((72, 96)) for scene in scenes]
+    save_mp4(frames, tmp_path / "wide.mp4", "25", "-vf", "setsar=16/9")
+    done = segment_video(trained, tmp_path / "wide.mp4", tmp_path, progress=False)
+    assert (probe(done)["width"], probe(done)["height"]) == (256, 96)
+
+
+def use_fake_ffmpeg(monkeypatch, folder, cases):
+    """Put a program ffmpeg before the real one, without ffprobe.
+
+    Args:
+        cases: of a shell's `case` over all arguments.
+    """
+    folder.mkdir()
+    real = shutil.which("ffmpeg")
+    text = f'#!/bin/sh\ncase "$*" in {cases} esac\nexec {real} "$@"\n'
+    (folder / "ffmpeg").write_text(text)
+    (folder / "ffmpeg").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("lacks", ["*libx264*", "*libx26* | *libopenh264*", "*lib*"])
+def test_the_next_encoder_is_used(trained, scenes, tmp_path, monkeypatch, capsys, lacks):
+    save_mp4(scenes, tmp_path / "drive.mp4")
+    with monkeypatch.context() as patch:
+        use_fake_ffmpeg(patch, tmp_path / "programs", f"{lacks}) exit 1;;")
+        done = segment_video(trained, tmp_path / "drive.mp4", tmp_path / "out", progress=False)
+    printed = capsys.readouterr().out
+    if lacks == "*lib*":
+        assert animation(done)[:2] == (12, (400, 120))
+        assert "none of the encoders libx264, libopenh264, libvpx-vp9" in printed
+    else:
+        assert probe(done)["codec_name"] in ("h264", "vp9")
+        assert probe(done)["nb_frames"] == "12"
+        assert printed == ""
+
+
+@needs_ffmpeg
+def test_an_encoder_that_fails_says_why(trained, tmp_path, monkeypatch):
+    cases = "*faststart*) echo 'No space left on device' >&2; exit 1;;"
+    use_fake_ffmpeg(monkeypatch, tmp_path / "programs", cases)
     large = [Image.effect_noise((640, 360), 80).convert("RGB")] * 12  # more than a pipe holds
-    with pytest.raises(
-        RuntimeError,
-        match=r"ffmpeg could not write .*drive-segmented\.mp4 \(Unknown encoder libx264\)",
-    ):
-        segment_video(
-            trained, save_frames(large, tmp_path / "drive"), tmp_path / "out", progress=False
-        )
+    folder = save_frames(large, tmp_path / "drive")
+    why = r"ffmpeg could not write .*drive-segmented\.mp4 \(No space left on device\)"
+    with pytest.raises(RuntimeError, match=why):
+        segment_video(trained, folder, tmp_path / "out", progress=False)
     assert not list((tmp_path / "out").iterdir())
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("hangs", ["*image2pipe*", "*-i*", "*faststart*"])
+def test_nothing_waits_for_ever_for_ffmpeg(trained, scenes, tmp_path, monkeypatch, hangs):
+    save_mp4(scenes, tmp_path / "drive.mp4")
+    use_fake_ffmpeg(monkeypatch, tmp_path / "programs", f"{hangs}) exec /bin/sleep 600;;")
+    monkeypatch.setattr(ffmpeg, "PATIENCE", 1.0)
+    start = time.monotonic()
+    with pytest.raises((ValueError, RuntimeError), match=r"did nothing for too long|no answer"):
+        segment_video(trained, tmp_path / "drive.mp4", tmp_path / "out", progress=False)
+    assert time.monotonic() - start < 60
 
 
 def test_videos_are_shown_inline_unless_they_are_large(tmp_path, monkeypatch):

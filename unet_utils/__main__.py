@@ -22,9 +22,17 @@ from unet_utils.run_files import run_folder
 from unet_utils.sources import Source, get_pairs, open_source
 from unet_utils.training import fit
 from unet_utils.use.audit import audit, official_frames
+from unet_utils.use.calibration import fit_temperature
 from unet_utils.use.compare import compare_runs, latest_run
+from unet_utils.use.exchange import (
+    IDS,
+    export_folder,
+    export_labels,
+    licence_sentence,
+    score_predictions,
+)
 from unet_utils.use.export import export_model, frames_per_second
-from unet_utils.use.photos import predict_photos, printable
+from unet_utils.use.photos import expand_patterns, predict_photos, printable
 from unet_utils.use.reports import (
     class_table,
     save_scores,
@@ -44,20 +52,29 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     try:
         with open_processes() as options.processes:
-            options.command(options, setup())
+            only_reads = options.command in (_predict, _export, _compare)
+            options.command(options, setup(writes=not only_reads))
     except (OSError, ValueError, RuntimeError, FloatingPointError) as error:
         sys.exit(f"Error: {printable(str(error))}")
 
 
 def _prepare(options: argparse.Namespace, env: Environment) -> None:
+    if options.export:
+        export_folder(options.export)  # refuses one that is in use before the work, not after it
     source = _source(options, env)
+    splits = {}
     for split in ("train", "val"):
         frames = _frames(options, env, source, split, options.scheme)
+        splits[split] = frames
         shares = frames.class_counts().double() / frames.label_ids.numel()
         void = 100 * (1 - shares.sum())
         print(f"{split}: {len(frames)} frames; void {void:.2f} % of the pixels")
         for name, share in zip(frames.scheme.names, shares.tolist(), strict=True):
             print(f"  {name:14} {100 * share:7.3f} %")
+    if options.export:
+        print(f"Labels: {export_labels(options.export, source, splits)}")
+        if frames.licence:
+            print(licence_sentence(frames.licence))
 
 
 def _audit(options: argparse.Namespace, env: Environment) -> None:
@@ -78,7 +95,8 @@ def _train(options: argparse.Namespace, env: Environment) -> None:
     name = options.run or run_name(options.data, scheme, options.labels, **changed)
     run_folder(env.results, name)  # refuses impossible names
     folder, backup = env.run_folders(name)
-    config = run_settings(folder, backup, machine, options.resume, **changed)
+    start_from = SMALL_MODEL if options.start_from == "small" else options.start_from
+    config = run_settings(folder, backup, machine, options.resume, start_from, **changed)
     print(settings_table(config, machine))
     fit(
         frames,
@@ -87,12 +105,21 @@ def _train(options: argparse.Namespace, env: Environment) -> None:
         env.device,
         resume=options.resume,
         backup=backup,
-        start_from=options.start_from,
+        start_from=start_from,
         processes=options.processes,
     )
+    if options.processes.rank == 0:
+        temperature = fit_temperature(folder / "best.pt", frames, env.device, backup)
+        if temperature:
+            print(f"Temperature of its probabilities: {temperature:.2f}, kept with the model.")
 
 
 def _evaluate(options: argparse.Namespace, env: Environment) -> None:
+    if options.predictions:
+        _evaluate_predictions(options, env)
+        return
+    if options.ids or options.scheme:
+        raise ValueError("--ids and --scheme belong to --predictions: a model has its own classes")
     source = _source(options, env)
     checkpoint = _checkpoint(options, env, source)
     trained = load_trained(checkpoint, env.device)
@@ -108,12 +135,38 @@ def _evaluate(options: argparse.Namespace, env: Environment) -> None:
     if options.official:
         print(score_table({f"this model on {len(frames)} frames": matrix.summary()}))
         return
-    print(score_report(matrix, trained.scheme, source.is_published))
     folder = scores_folder(env.results, checkpoint, trained.made_by["weights"])
     origin = made_by(env.device, frames.label_hash())
     origin |= {"weights": trained.made_by["weights"], "flip": options.flip}
+    _save_report(matrices, frames, source, folder, origin)
+
+
+def _evaluate_predictions(options: argparse.Namespace, env: Environment) -> None:
+    if options.run or options.checkpoint or options.official or options.flip:
+        raise ValueError(
+            "--predictions are scored without a model, on the validation split: leave out "
+            "--run-name, --checkpoint, --official and --flip"
+        )
+    if not options.ids:
+        raise ValueError(
+            "say with --ids what the numbers in the predictions are: class (indices, road is 0) or "
+            "official (label ids, road is 7). 0 to 18 can be either"
+        )
+    source = _source(options, env)
+    frames = _frames(options, env, source, "val", options.scheme or "cityscapes19")
+    matrices, origin = score_predictions(options.predictions, frames, options.ids, "evaluating")
+    print(class_table(ConfusionMatrix.total(matrices), frames.scheme), end="\n\n")
+    name = f"{origin['predictions']}-predictions-{origin['hash'][:8]}"
+    _save_report(matrices, frames, source, env.results / name, origin)
+
+
+def _save_report(
+    matrices: list[ConfusionMatrix], frames: Frames, source: Source, folder: Path, origin: dict
+) -> None:
+    matrix = ConfusionMatrix.total(matrices)
+    print(score_report(matrix, frames.scheme, source.is_published))
     report = save_scores(
-        matrices, trained.scheme, folder, frames.numbers, source.is_published, origin
+        matrices, frames.scheme, folder, frames.numbers, source.is_published, origin
     )
     print(f"\nsaved as {report}, and in the same folder as .json and .csv")
 
@@ -121,13 +174,14 @@ def _evaluate(options: argparse.Namespace, env: Environment) -> None:
 def _predict(options: argparse.Namespace, env: Environment) -> None:
     trained = _trained(options, env)
     problems = []
-    videos = [path for path in options.photos if is_video(path)]
+    paths = expand_patterns(options.photos)
+    videos = [path for path in paths if is_video(path)]
     for path in videos:
         try:
             print(printable(f"{path} -> {segment_video(trained, path, options.out, options.flip)}"))
         except (OSError, ValueError, RuntimeError) as error:
             problems.append(str(error))
-    photos = [path for path in options.photos if path not in videos]
+    photos = [path for path in paths if path not in videos]
     problems += predict_photos(trained, photos, options.out, options.flip, options.label_ids)
     if problems:
         raise ValueError("\n".join(problems))
@@ -137,7 +191,7 @@ def _export(options: argparse.Namespace, env: Environment) -> None:
     checkpoint = _checkpoint(options, env)
     trained = load_trained(checkpoint, env.device)
     default = scores_folder(env.results, checkpoint, trained.made_by["weights"])
-    path = export_model(trained, options.out or default / "unet.torchscript")
+    path = export_model(trained, options.out or default / "unet.torchscript", options.size)
     print(f"{path}: {path.stat().st_size / 2**20:.1f} MB")
     if path.suffix == ".torchscript":
         # Newer torch deprecates what older torch can read.
@@ -266,6 +320,8 @@ def _parser() -> argparse.ArgumentParser:
     data(sub)
     labels(sub)
     scheme(sub)
+    text = "also write the labels as PNG files, with checksums, to this new folder"
+    sub.add_argument("--export", metavar="FOLDER", help=text)
 
     sub = command("audit", _audit, "compare restored labels with official ones that you have")
     data(sub)
@@ -284,8 +340,8 @@ def _parser() -> argparse.ArgumentParser:
         default=True,
         help="resume an earlier run of this name; --no-resume renames its files and begins again",
     )
-    text = "start a new run from the weights of another one"
-    sub.add_argument("--start-from", metavar="CHECKPOINT", help=text)
+    text = "start a new run from the weights of another one, or from the small model"
+    sub.add_argument("--start-from", metavar="CHECKPOINT|small", help=text)
     text = "leave the first N training pairs out"
     sub.add_argument("--skip-first", type=int, default=0, metavar="N", help=text)
     for setting in SETTINGS:
@@ -304,6 +360,12 @@ def _parser() -> argparse.ArgumentParser:
     flip(sub)
     text = "score on the frames of this folder of official labels (see audit) instead"
     sub.add_argument("--official", help=text)
+    text = "score the PNG files of this folder (1.png, ...), from any framework, instead of a model"
+    sub.add_argument("--predictions", metavar="FOLDER", help=text)
+    text = "what their numbers are: class indices, or official label ids (own data: mask values)"
+    sub.add_argument("--ids", choices=IDS, help=text)
+    scheme(sub)
+    sub.set_defaults(scheme=None)  # a model has classes of its own
 
     sub = command("predict", _predict, "segment photos or videos")
     text = "photos, folders of photos, and videos"
@@ -319,6 +381,8 @@ def _parser() -> argparse.ArgumentParser:
     model(sub)
     text = "file ending in .torchscript or in .onnx (default: unet.torchscript in the run's folder)"
     sub.add_argument("--out", help=text)
+    text = "an .onnx file for photos of this size only, which OpenCV can read"
+    sub.add_argument("--size", type=_size, metavar="WIDTHxHEIGHT", help=text)
 
     sub = command("compare", _compare, "compare runs: settings that differ, time, scores")
     sub.add_argument("runs", nargs="*", metavar="RUN", help="names of runs (default: all)")

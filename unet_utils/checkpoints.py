@@ -67,6 +67,23 @@ def saved_settings(folder: str | Path, backup: str | Path | None = None) -> dict
     return None
 
 
+def check_same_network(checkpoint: dict, model: nn.Module, folder: Path) -> None:
+    """Check that the weights of a checkpoint are those of this network, by names and shapes.
+
+    Raises:
+        ValueError: they are of another one.
+    """
+    saved = {name: value.shape for name, value in checkpoint["model"].items()}
+    own = {name: value.shape for name, value in model.state_dict().items()}
+    if saved != own:
+        other = [name for name in saved.keys() | own.keys() if saved.get(name) != own.get(name)]
+        raise ValueError(
+            f"the run in {folder} was begun with another network (it differs in "
+            f"{sorted(other)[0]}): set it back, choose another run name, or switch resume off to "
+            "begin again"
+        )
+
+
 def load_matching(model: nn.Module, checkpoint: dict, path: str | Path | None) -> None:
     """Load those weights of the checkpoint of another run, read from `path`, whose name and shape
     fit the model.

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from unet_utils.checkpoints import saved_settings
+from unet_utils.checkpoints import read_checkpoint, saved_settings
 from unet_utils.encoders import ENCODERS, expanding_levels
 
 LIMITS = {
@@ -20,6 +20,7 @@ LIMITS = {
     "learning_rate": (1e-12, math.inf),
     "final_rate": (0, 1),
     "encoder_rate": (0, math.inf),
+    "frozen_epochs": (0, math.inf),
     "weight_decay": (0, math.inf),
     "augmentation": (0, 2),  # more would invert colours
     "class_weighting": (0, math.inf),
@@ -29,6 +30,8 @@ LIMITS = {
     "seed": (-math.inf, math.inf),
 }
 """Smallest and largest value of each setting that is a number."""
+CHOICES = {"encoder": ("none", *ENCODERS), "optimizer": ("muon", "adam")}
+"""Possible values of each setting that is a name."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class TrainConfig:
         fold: fold each fold x fold block of pixels into channels inside the network, see `UNet`.
         encoder: a network with ImageNet weights as the contracting path, see `encoders`, or "none"
             for the UNet's own.
+        skips: False takes the skip connections away, see `UNet`.
         image_size: height and width of the network's input at the end of the training, pixels. If
             the frames are no squares, it has their shape and as many pixels as such a square.
             Scores are always at the size of the labels.
@@ -48,11 +52,14 @@ class TrainConfig:
             it; 0 for full size from the start.
         batch_size: photos per step.
         epochs: number of times that every photo is used.
+        optimizer: "muon" or "adam". Their learning rates mean about the same.
         learning_rate: maximum of the one-cycle schedule.
         final_rate: the schedule ends at this share of `learning_rate`. Above 0, the weights keep
             moving until the end, and `averaging` takes the place of small steps.
         encoder_rate: learning rate of the contracting path relative to `learning_rate`; 0 for the
             same.
+        frozen_epochs: the contracting path keeps its weights for the first so many epochs: those of
+            another run are not spoiled by a new last layer that has not learned anything yet.
         weight_decay: kernels shrink by this share of the learning rate per step.
         augmentation: strength of random zoom, rotation and colour, see `augment.draw_changes`; 0
             for the flip alone.
@@ -75,13 +82,16 @@ class TrainConfig:
     base_channels: int = 64
     fold: int = 1
     encoder: str = "none"
+    skips: bool = True
     image_size: int = 256
     growth: float = 0.0
     batch_size: int = 16
     epochs: int = 60
+    optimizer: str = "muon"
     learning_rate: float = 6e-3
     final_rate: float = 0.0
     encoder_rate: float = 0.0
+    frozen_epochs: int = 0
     weight_decay: float = 0.02
     augmentation: float = 1.0
     class_weighting: float = 0.5
@@ -111,9 +121,10 @@ class TrainConfig:
 
     def _check(self, name: str, kind: Any) -> None:
         value = getattr(self, name)
-        if name == "encoder":
-            if value not in ("none", *ENCODERS):
-                raise ValueError(f"encoder is {value!r}: choose one of none, {', '.join(ENCODERS)}")
+        if name in CHOICES:
+            if value not in CHOICES[name]:
+                choices = ", ".join(CHOICES[name])
+                raise ValueError(f"{name} is {value!r}: choose one of {choices}")
             return
         # A whole number is a number, too; True and False are numbers only to Python.
         fits = isinstance(value, (int, float) if kind is float else kind)
@@ -153,6 +164,7 @@ class TrainConfig:
             "num_classes": num_classes,
             "base_channels": self.base_channels,
             "fold": self.fold,
+            "skips": self.skips,
         }
         if self.encoder != "none":
             # Coarse to fine; ConvNeXt has three levels, the others four.
@@ -225,30 +237,42 @@ def recipe_for(device: torch.device, data: str | Path) -> str:
 
 
 def run_settings(
-    folder: str | Path, backup: str | Path | None, machine: str, resume: bool = True, **changed
+    folder: str | Path,
+    backup: str | Path | None,
+    machine: str,
+    resume: bool = True,
+    start_from: str | Path | None = None,
+    **changed,
 ) -> TrainConfig:
     """Return the settings that a run will have, before anything uses them.
 
     A run that is resumed keeps its settings, whatever the recipe says; a new one has those of the
-    recipe. Then comes what the person set. One line says what that changes in a run.
+    recipe, and the network of the run whose weights it starts from. Then comes what the person set.
+    One line says what that changes in a run.
 
     Args:
         folder, backup: of the run, as in `training.fit`.
         machine: name of the recipe.
-        resume: as in `training.fit`; False makes a new run.
+        resume, start_from: as in `training.fit`.
         changed: settings that the person set; None counts as not set.
 
     Raises:
         ValueError: unknown recipe or setting, an impossible value, or a change that makes it
             another run, see `check_same_run`.
     """
-    new = recipe(machine, **changed)
+    changed = _chosen(changed)
+    network = {}
+    if start_from:
+        begun = TrainConfig(**read_checkpoint(start_from)["config"]).to_dict()
+        network = {name: begun[name] for name in ("base_channels", "fold", "encoder", "skips")}
+    new = recipe(machine, **network | changed)
     saved = saved_settings(folder, backup) if resume else None
     if saved is None:
         return new
     before = TrainConfig(**saved)
-    config = replace(before, **_chosen(changed))
+    config = replace(before, **changed)
     check_same_run(before, config, folder)
+    saved = before.to_dict()
     differ = [name for name, value in config.to_dict().items() if value != saved[name]]
     changes = [f"{name} {getattr(config, name)} (before: {saved[name]})" for name in differ]
     print(
@@ -275,19 +299,30 @@ def check_same_run(before: TrainConfig, now: TrainConfig, folder: str | Path) ->
             )
 
 
-_FIXED = ("base_channels", "fold", "encoder", "hold_out", "auxiliary", "encoder_rate")
+_FIXED = (
+    "base_channels",
+    "fold",
+    "encoder",
+    "skips",
+    "optimizer",
+    "hold_out",
+    "auxiliary",
+    "encoder_rate",
+)
 
 
 def _fixed(config: TrainConfig) -> tuple:
     """Of the last two, only whether they are 0 counts: that decides whether there are heads, and
-    a group of the optimizer for the encoder."""
+    a group of the optimizer for the contracting path."""
     return (
         config.base_channels,
         config.fold,
         config.encoder,
+        config.skips,
+        config.optimizer,
         config.hold_out,
         config.auxiliary > 0,
-        config.encoder_rate > 0,
+        config.encoder_rate > 0 or config.frozen_epochs > 0,
     )
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from unet_utils import restoring
-from unet_utils.classes import ClassScheme, get_scheme
+from unet_utils.classes import PALETTE_COLORS, ClassScheme, get_scheme
 from unet_utils.frames import Frames
 from unet_utils.platform.environment import progress_bar
 from unet_utils.platform.files import (
@@ -215,6 +215,8 @@ def prepare(
                 values[labels_file] = restoring.restore_label_ids(masks, method, scheme=scheme)
             yield where, values
 
+    if is_new and not scheme.cluster_colors:
+        _check_colors(pairs)
     build_arrays({photos_file: (*shape, 3), labels_file: shape}, blocks)
     if is_new and key.startswith("restored"):
         label_ids = np.load(labels_file, mmap_mode="r")
@@ -238,6 +240,36 @@ def _label_key(scheme: ClassScheme, method: str) -> str:
         centers = repr((scheme.cluster_colors, scheme.cluster_ids)).encode()
         return f"clusters-{hashlib.blake2b(centers, digest_size=4).hexdigest()}"
     return f"restored-{restoring.restorer_version()}" if method == "restored" else method
+
+
+def _check_colors(pairs: CityscapesPairs, count: int = 16, near: float = 60, least: float = 0.7):
+    """Check that masks are painted in Cityscapes' colours, before anything learns from them.
+
+    In the Kaggle set, 98 % of the pixels lie within 50 grey levels of one of these colours; the
+    others lie along edges.
+
+    Args:
+        pairs: the split; some masks are looked at.
+        count: how many.
+        near: distance from a colour, grey levels.
+        least: share of the pixels that must be near.
+
+    Raises:
+        ValueError: they are not.
+    """
+    colors = torch.from_numpy(PALETTE_COLORS).float()
+    shares = []
+    for path in pairs.paths[:: max(1, len(pairs) // count)][:count]:
+        pixels = torch.from_numpy(read_pair(path)[1][::4, ::4].reshape(-1, 3).copy()).float()
+        shares.append((torch.cdist(pixels, colors).amin(1) < near).double().mean().item())
+    share = float(np.mean(shares))
+    if share < least:
+        raise ValueError(
+            f"{1 - share:.0%} of the mask pixels in {pairs.paths[0].parent} are near no Cityscapes "
+            "colour: these masks show other classes, and their labels would be wrong. For classes "
+            "of your own, use a folder with images/, masks/ and classes.txt (see the README), or "
+            "the scheme clusters"
+        )
 
 
 def _fetch_labels(kept: Path, file: Path, shape: tuple[int, ...]) -> None:

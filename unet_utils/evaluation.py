@@ -1,22 +1,22 @@
 """Use a trained model: load it, predict, score it on a split."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from unet_utils.checkpoints import read_checkpoint
+from unet_utils.checkpoints import check_same_network, read_checkpoint
 from unet_utils.classes import ClassScheme
 from unet_utils.device import autocast, memory_format
 from unet_utils.frames import Frames
-from unet_utils.images import Size, enlarge_classes, height_and_width, to_input
+from unet_utils.images import Size, enlarge_classes, height_and_width, photo_size, to_input
 from unet_utils.metrics import ConfusionMatrix
-from unet_utils.model import UNet
+from unet_utils.model import OtherNetwork, UNet
 from unet_utils.platform.environment import progress_bar
 
 SMALL_MODEL = Path(__file__).parent / "weights" / "small.pt"
@@ -34,18 +34,35 @@ class Trained:
         config: the settings of its training, plain values.
         history: one dict per epoch, plain values.
         made_by: what made it, see `checkpoints.made_by`.
+        licence: what it may be used for; empty for anything.
+        squeezes_all: whether it learned from photos of any shape, all squeezed to one size, as own
+            data is; otherwise from street scenes, which are twice as wide as high.
+        temperature: divides the logits wherever probabilities are shown, see `use.calibration`;
+            None if none was fitted, as for the small model.
     """
 
-    model: UNet
+    model: UNet | OtherNetwork
     scheme: ClassScheme
     scene_size: tuple[int, int]
     config: dict
     history: list[dict]
     made_by: dict
+    licence: str = ""
+    temperature: float | None = None
+    squeezes_all: bool = False
+
+    def photo_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width of the network's input for a photo of this shape, pixels."""
+        if self.squeezes_all:
+            return self.scene_size
+        return photo_size(height, width, self.scene_size, self.model.divisor)
 
 
 def load_trained(
-    path: str | Path, device: torch.device | str, scheme: str | None = None
+    path: str | Path,
+    device: torch.device | str,
+    scheme: str | None = None,
+    network: Callable[[int], nn.Module] | None = None,
 ) -> Trained:
     """Load a model.
 
@@ -53,9 +70,11 @@ def load_trained(
         path: `best.pt` or `last.pt` of a run.
         device: where the model goes.
         scheme: name of the class scheme that the caller expects; None accepts any.
+        network: builds the network if it is not our UNet, as in `training.fit`.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_checkpoint`; or the model has learned other classes.
+        FileNotFoundError, ValueError: as `read_checkpoint`; or the model has learned other classes,
+            or is a network whose code is not here.
     """
     checkpoint = read_checkpoint(path)
     learned = ClassScheme.from_dict(checkpoint["scheme"])
@@ -64,7 +83,18 @@ def load_trained(
             f"{path} has learned the class scheme {learned.name!r}, not {scheme!r}: "
             f"set the scheme to {learned.name!r}, or train a model for {scheme!r}"
         )
-    model = UNet(**checkpoint["network"])
+    other = checkpoint["network"].get("other")
+    model: UNet | OtherNetwork
+    if not other:
+        model = UNet(**checkpoint["network"])
+    elif network:
+        model = OtherNetwork(network(learned.num_classes), learned.num_classes)
+        check_same_network(checkpoint, model, Path(path))
+    else:
+        raise ValueError(
+            f"{path} holds the weights of a network that is not in this package, {other}: load it "
+            "in Python with load_trained(path, device, network=...), where network builds it"
+        )
     model.load_state_dict(checkpoint.get("averaged", checkpoint["model"]))
     model.shift_logits(checkpoint["logit_shift"])  # the prior correction
     model.to(device, memory_format=memory_format(device)).eval()
@@ -75,6 +105,9 @@ def load_trained(
         checkpoint["config"],
         checkpoint["history"],
         checkpoint["made_by"],
+        checkpoint.get("licence", ""),
+        temperature=checkpoint.get("temperature"),
+        squeezes_all=learned.name == "own",
     )
 
 
@@ -88,7 +121,13 @@ def find_checkpoint(run: str | Path) -> Path:
 
 
 @torch.inference_mode()
-def predict(model: UNet, photos: Tensor, image_size: Size, flip: bool = False) -> Tensor:
+def predict(
+    model: UNet | OtherNetwork,
+    photos: Tensor,
+    image_size: Size,
+    flip: bool = False,
+    temperature: float | None = None,
+) -> Tensor:
     """Return class probabilities at the photos' own resolution.
 
     Args:
@@ -97,18 +136,21 @@ def predict(model: UNet, photos: Tensor, image_size: Size, flip: bool = False) -
         image_size: height and width of the network's input, pixels: `Trained.scene_size` for frames
             of the kind that it was trained on, `images.photo_size` for other photos.
         flip: average with the prediction for the mirrored photo; takes twice the time.
+        temperature: `Trained.temperature`, which makes the probabilities honest; None is 1.
 
     Returns:
         `float32 [N, num_classes, H, W]`, summing to 1 over the classes.
     """
-    logits = _logits(model, photos, image_size, flip)
+    logits = _logits(model, photos, image_size, flip) / (temperature or 1)
     if logits.shape[2:] != photos.shape[2:]:
         logits = F.interpolate(logits, photos.shape[2:], mode="bilinear", align_corners=False)
     return logits.softmax(1)
 
 
 @torch.inference_mode()
-def predict_classes(model: UNet, photos: Tensor, image_size: Size, flip: bool = False) -> Tensor:
+def predict_classes(
+    model: UNet | OtherNetwork, photos: Tensor, image_size: Size, flip: bool = False
+) -> Tensor:
     """Return the most probable class of each pixel, `uint8 [N, H, W]`; arguments as in `predict`.
 
     Needs much less memory than `predict`: the probabilities of a 12-megapixel photo take 0.9 GB.
@@ -117,7 +159,7 @@ def predict_classes(model: UNet, photos: Tensor, image_size: Size, flip: bool = 
     return enlarge_classes(logits, photos.shape[2], photos.shape[3])
 
 
-def _logits(model: UNet, photos: Tensor, image_size: Size, flip: bool) -> Tensor:
+def _logits(model: UNet | OtherNetwork, photos: Tensor, image_size: Size, flip: bool) -> Tensor:
     device = next(model.parameters()).device
     x = to_input(photos.to(device), image_size).contiguous(memory_format=memory_format(device))
     with autocast(device):
@@ -128,7 +170,11 @@ def _logits(model: UNet, photos: Tensor, image_size: Size, flip: bool) -> Tensor
 
 
 def predict_frames(
-    model: UNet, frames: Frames, image_size: Size, flip: bool = False, progress: str = ""
+    model: UNet | OtherNetwork,
+    frames: Frames,
+    image_size: Size,
+    flip: bool = False,
+    progress: str = "",
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Predict all frames, batch after batch, at the resolution of their labels.
 
@@ -163,7 +209,11 @@ def predict_frames(
 
 
 def evaluate(
-    model: UNet, frames: Frames, image_size: Size, flip: bool = False, progress: str = ""
+    model: UNet | OtherNetwork,
+    frames: Frames,
+    image_size: Size,
+    flip: bool = False,
+    progress: str = "",
 ) -> list[ConfusionMatrix]:
     """Return one confusion matrix per frame, at the resolution of the labels (256x256 for pairs).
 
@@ -176,7 +226,7 @@ def evaluate(
     return matrices
 
 
-def score(model: UNet, frames: Frames, image_size: Size) -> ConfusionMatrix:
+def score(model: UNet | OtherNetwork, frames: Frames, image_size: Size) -> ConfusionMatrix:
     """Return the confusion matrix of all frames together."""
     result = ConfusionMatrix(frames.scheme.num_classes)
     for _, predicted, truth in predict_frames(model, frames, image_size):
@@ -185,18 +235,26 @@ def score(model: UNet, frames: Frames, image_size: Size) -> ConfusionMatrix:
 
 
 def frame_matrices(
-    predicted: Tensor | np.ndarray, truth: Tensor | np.ndarray, num_classes: int
+    predicted: Tensor | np.ndarray,
+    truth: Tensor | np.ndarray,
+    num_classes: int,
+    no_answer: bool = False,
 ) -> list[ConfusionMatrix]:
-    """Return one confusion matrix per frame of class indices `uint8 [N, H, W]`."""
+    """Return one confusion matrix per frame of class indices `uint8 [N, H, W]`; `no_answer` as in
+    `ConfusionMatrix`."""
     matrices = []
     for found, true in zip(predicted, truth, strict=True):
-        matrices.append(ConfusionMatrix(num_classes))
+        matrices.append(ConfusionMatrix(num_classes, no_answer=no_answer))
         matrices[-1].update(found, true)
     return matrices
 
 
 def collect_predictions(
-    model: UNet, frames: Frames, image_size: Size, flip: bool = False, progress: str = ""
+    model: UNet | OtherNetwork,
+    frames: Frames,
+    image_size: Size,
+    flip: bool = False,
+    progress: str = "",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return predicted and true classes of all frames, `uint8 [N, H, W]` each."""
     predicted = np.empty(tuple(frames.label_ids.shape), dtype=np.uint8)

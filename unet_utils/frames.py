@@ -29,6 +29,7 @@ class Frames:
         numbers: the file number of each frame.
         data: fingerprint of the files of the split; empty if they are not known.
         labels: how masks became labels, see `restoring.METHODS`.
+        licence: what a model that learns from these frames may be used for; empty for anything.
     """
 
     photos: Tensor
@@ -37,6 +38,7 @@ class Frames:
     numbers: tuple[int, ...]
     data: str = ""
     labels: str = "restored"
+    licence: str = ""
 
     def __len__(self) -> int:
         return len(self.photos)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
 from unet_utils.classes import IGNORE
-from unet_utils.model import UNet
+from unet_utils.model import OtherNetwork, UNet
 
 
 def class_weights(counts: Tensor, power: float) -> Tensor:
@@ -54,13 +54,15 @@ class AuxiliaryHeads(nn.Module):
         use: False for no heads, only the logits of the UNet.
     """
 
-    def __init__(self, model: UNet, use: bool):
+    def __init__(self, model: UNet | OtherNetwork, use: bool):
         super().__init__()
         self.model = model
         channels = model.expanding_channels if use else []
         self.heads = nn.ModuleList(nn.Conv2d(c, model.config["num_classes"], 1) for c in channels)
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        if isinstance(self.model, OtherNetwork):
+            return [self.model(x)]
         _, expanding = self.model.features(x)
         outputs = [self.model.unfold(self.model.head(expanding[-1]))]
         for head, features in zip(self.heads, expanding, strict=False):
@@ -92,10 +94,11 @@ def segmentation_loss(
         # One row per pixel, as the logits lie in memory: several times faster than along the second
         # of four dimensions.
         rows = logits.permute(0, 2, 3, 1).flatten(0, 2).float()
+        # Not reduction="sum", which GPUs compute with few threads.
+        loss = cross_entropy(rows, y.flatten(), weights, ignore_index=IGNORE, reduction="none")
         # Sum, then divide by the labelled pixels of the whole batch: a batch without any gives 0,
         # not NaN.
-        loss = cross_entropy(rows, y.flatten(), weights, ignore_index=IGNORE, reduction="sum")
-        losses.append(loss / sum_processes((y != IGNORE).sum()).clamp(min=1))
+        losses.append(loss.sum() / sum_processes((y != IGNORE).sum()).clamp(min=1))
     if len(losses) == 1:
         return losses[0], losses[0]
     return losses[0], losses[0] + auxiliary * torch.stack(losses[1:]).mean()

@@ -90,6 +90,9 @@ class UNet(nn.Module):
             package.
         expanding_channels: channels of each level of the expanding path, coarse to fine; by default
             those of the skip connections.
+        skips: False puts zeros in the place of each skip connection. All else stays: the number of
+            weights, their first values, the time of a step. So it shows what the skips are good
+            for.
 
     Attributes:
         config: the arguments that build the same network again, without its weights.
@@ -110,6 +113,7 @@ class UNet(nn.Module):
         encoder: str | None = None,
         pretrained: bool = False,
         expanding_channels: Sequence[int] | None = None,
+        skips: bool = True,
     ):
         super().__init__()
         self.config: dict[str, Any] = {
@@ -118,6 +122,7 @@ class UNet(nn.Module):
             "base_channels": base_channels,
             "fold": fold,
             "encoder": encoder,
+            "skips": skips,
         }
         if expanding_channels is not None:
             self.config["expanding_channels"] = list(expanding_channels)
@@ -131,20 +136,20 @@ class UNet(nn.Module):
             raise ValueError(
                 f"{encoder} takes 3 channels and no fold: in_channels is {in_channels}, fold {fold}"
             )
-        *skips, bottom = self.encoder.widths
-        skips.reverse()  # coarse to fine, as the expanding path uses them
-        out = list(expanding_channels or skips)
-        if len(out) != len(skips):
+        *widths, bottom = self.encoder.widths
+        widths.reverse()  # coarse to fine, as the expanding path uses them
+        out = list(expanding_channels or widths)
+        if len(out) != len(widths):
             raise ValueError(
-                f"expanding_channels has {len(out)} entries: give {len(skips)}, one per level"
+                f"expanding_channels has {len(out)} entries: give {len(widths)}, one per level"
             )
         self.expanding_channels = out
-        self.up = nn.ModuleList(map(Up, [bottom, *out], skips, out))
+        self.up = nn.ModuleList(map(Up, [bottom, *out], widths, out))
 
         # The finest features are `scale` times smaller than the image: each pixel of theirs gives
         # the logits of a block of scale x scale pixels.
         scale = fold * self.encoder.stride
-        self.divisor = scale * 2 ** len(skips)
+        self.divisor = scale * 2 ** len(widths)
         self.head = nn.Conv2d(out[-1], num_classes * scale**2, 1)
         # A factor of 1 would copy the tensor.
         self.fold = nn.PixelUnshuffle(fold) if fold > 1 else nn.Identity()
@@ -180,7 +185,8 @@ class UNet(nn.Module):
         *skips, x = contracting
         expanding = []
         for up in self.up:
-            x = up(x, skips.pop())
+            skip = skips.pop()
+            x = up(x, skip if self.config["skips"] else torch.zeros_like(skip))
             expanding.append(x)
         return contracting, expanding
 
@@ -197,6 +203,62 @@ def _he_initialization(module: nn.Module) -> None:
     """Section 3 of the paper; https://arxiv.org/abs/1502.01852."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+
+
+class OtherNetwork(nn.Module):
+    """A network of somebody else in the place of the UNet.
+
+    Args:
+        network: turns `float [N, 3, H, W]` into logits `float [N, num_classes, H, W]`, or into a
+            dict with these as `"out"`, as those of torchvision do. If it has an attribute
+            `divisor`, H and W will be divisible by it, else by 32. If it has an attribute
+            `encoder`, that can have a learning rate of its own.
+        num_classes: channels of the output.
+
+    Attributes:
+        config, divisor, expanding_channels: as in `UNet`; there are no levels for auxiliary heads.
+    """
+
+    shift: Tensor
+
+    def __init__(self, network: nn.Module, num_classes: int):
+        super().__init__()
+        self.network = network
+        kind = type(network)
+        self.config: dict[str, Any] = {
+            "num_classes": num_classes,
+            "other": f"{kind.__module__}.{kind.__qualname__}",
+        }
+        self.divisor: int = getattr(network, "divisor", 32)
+        self.expanding_channels: list[int] = []
+        self.register_buffer("shift", torch.zeros(num_classes))
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The part that can have a learning rate of its own; without one, an empty module."""
+        return getattr(self.network, "encoder", nn.Module())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the class logits `float [N, num_classes, H, W]`.
+
+        Raises:
+            ValueError: the network returns something else.
+        """
+        logits = self.network(x)
+        if isinstance(logits, dict):
+            logits = logits["out"]
+        expected = (len(x), len(self.shift), *x.shape[2:])
+        if logits.shape != expected:
+            raise ValueError(
+                f"{self.config['other']} returned {list(logits.shape)} for a batch of "
+                f"{list(x.shape)}: it must return one logit for each class and pixel, "
+                f"{list(expected)}"
+            )
+        return logits + self.shift[:, None, None]
+
+    def shift_logits(self, shift: Tensor) -> None:
+        """Add a constant to the logit of each class, `float [num_classes]`."""
+        self.shift += shift.to(self.shift)
 
 
 def count_parameters(model: nn.Module) -> int:

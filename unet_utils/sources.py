@@ -5,7 +5,7 @@ Whoever uses data asks here, and need not know what kind it is.
 
 import os
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unet_utils.classes import ClassScheme
@@ -21,6 +21,11 @@ from unet_utils.platform.files import list_folder, user_path, writable_folder
 from unet_utils.platform.unpacking import unpack
 
 FULL_SET = {"train": 2975, "val": 500}
+
+
+CITYSCAPES = "Cityscapes: for non-commercial research and teaching only"
+"""What models that learned from Cityscapes material may be used for; see
+https://www.cityscapes-dataset.com/license."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +69,19 @@ class Source:
         if self.own is None:
             if isinstance(scheme, str):
                 scheme = choose_scheme(scheme, self.root, num_clusters)
-            return prepare(self.root, split, cache, scheme, labels, keep, progress)
-        own = self.own.with_scheme(scheme)
-        height, width = height_and_width(self.size)
-        return prepare_own_data(own, split, cache, (width, height), progress)
+            frames = prepare(self.root, split, cache, scheme, labels, keep, progress)
+        else:
+            own = self.own.with_scheme(scheme)
+            height, width = height_and_width(self.size)
+            frames = prepare_own_data(own, split, cache, (width, height), progress)
+        return replace(frames, licence=self.licence)
+
+    @property
+    def licence(self) -> str:
+        """What models that learn from this data may be used for; empty for anything."""
+        if self.own is None:
+            return "" if (self.root / STAMP).exists() else CITYSCAPES
+        return "" if self.own.scheme.name == "own" else CITYSCAPES
 
     @property
     def fingerprint(self) -> str:

@@ -15,13 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from unet_utils.augment import augment, draw_changes
-from unet_utils.checkpoints import FORMAT, load_matching, made_by, read_checkpoint, weights_hash
+from unet_utils.checkpoints import (
+    FORMAT,
+    check_same_network,
+    load_matching,
+    made_by,
+    read_checkpoint,
+    weights_hash,
+)
 from unet_utils.config import TrainConfig, check_same_run
 from unet_utils.device import autocast, compute_dtype, explain_errors, memory_format
 from unet_utils.evaluation import score
 from unet_utils.frames import Frames
 from unet_utils.losses import AuxiliaryHeads, class_weights, prior_correction, segmentation_loss
-from unet_utils.model import UNet
+from unet_utils.model import OtherNetwork, UNet
 from unet_utils.optimizer import Muon, parameter_groups
 from unet_utils.platform.environment import progress_bar
 from unet_utils.run_files import RunFiles
@@ -38,11 +45,12 @@ def fit(
     device: torch.device | str,
     resume: bool = True,
     backup: str | Path | None = None,
-    on_epoch: Callable[[list[dict], UNet], None] | None = None,
+    on_epoch: Callable[[list[dict], UNet | OtherNetwork], None] | None = None,
     on_step: Callable[[int, int, int, int], None] | None = None,
     progress: bool = True,
     start_from: str | Path | None = None,
     processes: "OneProcess | None" = None,
+    network: Callable[[int], nn.Module] | None = None,
 ) -> list[dict]:
     """Train a UNet, or resume a run: for each epoch train, score, save, report.
 
@@ -67,6 +75,8 @@ def fit(
         progress: show a progress bar and print one line per epoch.
         start_from: checkpoint whose weights a new run starts from, as far as they fit.
         processes: the processes that train together; None for one.
+        network: builds a network of your own for a number of classes, see `model.OtherNetwork`;
+            None for the UNet. Of the settings, those of the UNet are then without meaning.
 
     Returns:
         The history: one dict per epoch, as `train_epoch` returns it, with `hold_out` also the
@@ -99,8 +109,16 @@ def fit(
         if checkpoint:
             _check_same_data(checkpoint, facts, files.folder)
             check_same_run(TrainConfig(**checkpoint["config"]), config, files.folder)
+        source = read_checkpoint(start_from) if start_from and not checkpoint else None
+        licence = frames.licence or (checkpoint or source or {}).get("licence", "")
+        if licence:
+            print(f"A model that learns from this may be used so: {licence}")
         torch.manual_seed(config.seed)
-        model = processes.first(lambda: _first_model(frames, config, checkpoint, start_from))
+        model = processes.first(lambda: _first_model(frames, config, checkpoint or source, network))
+        if checkpoint:
+            check_same_network(checkpoint, model, files.folder)
+        elif source:
+            load_matching(model, source, start_from)
         state = TrainingState(model, learn, config, device, processes)
         if checkpoint:
             state.load(checkpoint)
@@ -127,7 +145,7 @@ def fit(
                 row |= score(model, held_out, scene_size).summary()
             best = max(past.get("mean_iou", 0) for past in state.history)
             origin["weights"] = weights_hash(state.averaged.state_dict())
-            checkpoint = facts | state.to_dict() | {"made_by": origin}
+            checkpoint = facts | state.to_dict() | {"made_by": origin, "licence": licence}
             files.save(checkpoint, is_best=row.get("mean_iou", 0) >= best)
             if progress:
                 print(_line(state.history, Schedule(config, 1, state.first_epoch)))
@@ -187,8 +205,9 @@ def train_epoch(
             outputs, y, state.class_weights, config.auxiliary, processes.sum
         )
 
-        for group in state.optimizer.param_groups:
-            group["lr"] = schedule.learning_rate(step)
+        for number, group in enumerate(state.optimizer.param_groups):
+            frozen = number == 1 and state.epoch < config.frozen_epochs  # the contracting path
+            group["lr"] = 0.0 if frozen else schedule.learning_rate(step)
         state.optimizer.zero_grad(set_to_none=True)
         # Several processes average their gradients, but each has only a part of the loss.
         state.scaler.scale(with_heads * processes.size).backward()
@@ -227,7 +246,7 @@ class TrainingState:
         processes: those that train together.
 
     Attributes:
-        model: the UNet; `network` is the same with the auxiliary heads, as it is trained.
+        model: the network; `network` is the same with the auxiliary heads, as it is trained.
         averaged: a UNet with the running average of the weights: the result of the training.
         optimizer, scaler: they have a state of their own. The scaler keeps small float16 gradients
             from becoming zero; in other precisions it does nothing.
@@ -238,7 +257,7 @@ class TrainingState:
 
     def __init__(
         self,
-        model: UNet,
+        model: UNet | OtherNetwork,
         learn: Frames,
         config: TrainConfig,
         device: torch.device,
@@ -252,8 +271,7 @@ class TrainingState:
         self.network = processes.wrap(with_heads)
         if config.compile:
             self.network = torch.compile(self.network)  # type: ignore[assignment]
-        groups = parameter_groups(with_heads, model.encoder, config.encoder_rate)
-        self.optimizer = Muon(groups, weight_decay=config.weight_decay)
+        self.optimizer = make_optimizer(config, with_heads, model.encoder)
         uses_float16 = compute_dtype(device) == torch.float16
         self.scaler = torch.amp.GradScaler(device.type, enabled=uses_float16)
         self.class_weights = class_weights(learn.class_counts(), config.class_weighting).to(device)
@@ -277,7 +295,7 @@ class TrainingState:
         """Return whether all weights and statistics are numbers."""
         return all(bool(values.isfinite().all()) for values in self._current)
 
-    def model_to_use(self) -> UNet:
+    def model_to_use(self) -> UNet | OtherNetwork:
         """Return the averaged model in evaluation mode, with the prior correction."""
         model = copy.deepcopy(self.averaged).eval()
         model.shift_logits(self.logit_shift)
@@ -310,6 +328,25 @@ class TrainingState:
         self.history = checkpoint["history"]
         ended = self.epoch >= checkpoint["config"]["epochs"]
         self.first_epoch = self.epoch if ended else checkpoint["first_epoch"]
+
+
+def make_optimizer(
+    config: TrainConfig, network: nn.Module, encoder: nn.Module
+) -> torch.optim.Optimizer:
+    """Return the optimizer of the settings for the parameters of a network with this encoder."""
+    rate = config.encoder_rate or float(config.frozen_epochs > 0)
+    groups = parameter_groups(network, encoder, rate)
+    kind = Adam if config.optimizer == "adam" else Muon
+    return kind(groups, weight_decay=config.weight_decay)
+
+
+class Adam(torch.optim.AdamW):
+    """AdamW; as in `Muon`, `"rate"` is a factor of a group's learning rate."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["lr"] *= group.get("rate", 1.0)  # the training sets it anew before each step
+        return super().step(closure)
 
 
 def _numbers(model: nn.Module) -> list[Tensor]:
@@ -393,19 +430,23 @@ def _check_same_data(checkpoint: dict, facts: dict, folder: Path) -> None:
 
 
 def _first_model(
-    frames: Frames, config: TrainConfig, checkpoint: dict | None, start_from: str | Path | None
-) -> UNet:
-    """Return the network with its first weights: random, of ImageNet, or of another run."""
-    if checkpoint:
-        return UNet(**checkpoint["network"])  # its weights follow with everything else
-    arguments = config.network(frames.scheme.num_classes)
-    if not start_from:
-        return UNet(**arguments, pretrained=True)
-    source = read_checkpoint(start_from)
-    same_encoder = source["network"].get("encoder") == arguments.get("encoder")
-    model = UNet(**arguments, pretrained=not same_encoder)
-    load_matching(model, source, start_from)
-    return model
+    frames: Frames,
+    config: TrainConfig,
+    earlier: dict | None,
+    network: Callable[[int], nn.Module] | None,
+) -> UNet | OtherNetwork:
+    """Return the network with random weights, or those of ImageNet.
+
+    Args:
+        frames, config, network: as in `fit`.
+        earlier: the checkpoint whose weights will be loaded: they need not be those of ImageNet.
+    """
+    classes = frames.scheme.num_classes
+    if network:
+        return OtherNetwork(network(classes), classes)
+    arguments = config.network(classes)
+    known = earlier and earlier["network"].get("encoder") == arguments.get("encoder")
+    return UNet(**arguments, pretrained=not known)
 
 
 def _line(history: list[dict], schedule: Schedule) -> str:

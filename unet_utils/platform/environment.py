@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from unet_utils.device import find_device, reuse_memory
-from unet_utils.platform.files import copy_verified, make_backup_folder, writable_folder
+from unet_utils.platform.files import copy_verified, make_backup_folder, user_path, writable_folder
 
 # Colab's machine is wiped at the end of a session; Google Drive, if the person agrees to mount it,
 # is not.
@@ -63,7 +63,7 @@ class Environment:
         return self.results / name, None
 
 
-def setup(use_drive: bool = False) -> Environment:
+def setup(use_drive: bool = False, writes: bool = True) -> Environment:
     """Find out where this runs, make the folders, and print one line about it all.
 
     The environment variables `UNET_UTILS_DATA` and `UNET_UTILS_RESULTS` override the folders.
@@ -71,6 +71,8 @@ def setup(use_drive: bool = False) -> Environment:
     Args:
         use_drive: keep results (and a copy of the archive) on Google Drive. Asks for permission
             unless Drive is mounted, or was refused on this machine. Ignored outside Colab.
+        writes: False for what only reads there: the folders are not made, and need no right to
+            write.
 
     Raises:
         OSError: a folder cannot be written to; the message names it and the variable that moves it.
@@ -81,11 +83,12 @@ def setup(use_drive: bool = False) -> Environment:
     env = Environment(
         platform=platform,
         device=find_device(),
-        data=_chosen_folder("UNET_UTILS_DATA", data),
-        results=_chosen_folder("UNET_UTILS_RESULTS", results),
+        data=_chosen_folder("UNET_UTILS_DATA", data, writes),
+        results=_chosen_folder("UNET_UTILS_RESULTS", results, writes),
         drive=drive,
     )
-    print(describe(env))
+    if writes:
+        print(describe(env))
     if env.device.type == "cpu":
         reuse_memory()
         if platform in GPU_ADVICE:
@@ -120,8 +123,8 @@ def describe(env: Environment) -> str:
         device = f"{gpu.name} ({gpu.total_memory / 2**30:.1f} GB)"
     elif env.device.type == "mps":
         device = "Apple GPU (memory shared with the CPU)"
-    # In a container, a process may use fewer CPUs than the machine has. Not every system tells that,
-    # or the size of its memory.
+    # In a container, a process may use fewer CPUs than the machine has. Not every system tells
+    # that, or the size of its memory.
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = ""
     with contextlib.suppress(AttributeError, ValueError, OSError):
@@ -149,10 +152,12 @@ def _default_folders(platform: str, drive: Path | None) -> tuple[Path, Path]:
     return root / "data", root / "runs"
 
 
-def _chosen_folder(variable: str, default: Path) -> Path:
-    """Return the folder that an environment variable names, or the default, and make it if it is
-    missing."""
+def _chosen_folder(variable: str, default: Path, writes: bool) -> Path:
+    """Return the folder that an environment variable names, or the default; make it if it is
+    missing and something is written there."""
     chosen = os.environ.get(variable)
+    if not writes:
+        return user_path(chosen or default)
     folder = writable_folder(chosen or default, variable)
     if chosen:  # from now on absolute: later calls and child processes may run in other folders
         os.environ[variable] = str(folder)

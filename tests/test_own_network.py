@@ -1,0 +1,147 @@
+"""A network of somebody else, and the weights of the small model for other classes."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torchvision.models.segmentation import lraspp_mobilenet_v3_large
+
+from unet_utils import ClassScheme, ConfusionMatrix, evaluate, fit, load_trained, prepare, recipe
+from unet_utils.checkpoints import read_checkpoint
+from unet_utils.config import run_settings
+from unet_utils.evaluation import SMALL_MODEL
+from unet_utils.use.compare import compare_runs
+from unet_utils.use.export import export_model
+
+CONFIG = recipe("demo", image_size=64, batch_size=8, epochs=2, fold=1)
+
+
+@pytest.fixture(scope="module")
+def frames(demo, tmp_path_factory):
+    cache = tmp_path_factory.mktemp("prepared")
+    return prepare(demo, "train", cache, method="nearest", progress=False)
+
+
+def of_torchvision(classes):
+    """Returns a dict with the logits as `out`."""
+    return lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=classes)
+
+
+def of_smp(classes):
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    return smp.Unet("resnet18", encoder_weights=None, classes=classes)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def stop(history, model):
+    raise Interrupted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", [of_torchvision, of_smp])
+def test_a_network_of_somebody_else_has_all_that_ours_has(frames, tmp_path, network):
+    config = dataclasses.replace(CONFIG, encoder_rate=0.5)
+    run = {"frames": frames, "config": config, "device": "cpu", "progress": False}
+    with pytest.raises(Interrupted):
+        fit(folder=tmp_path / "cut", network=network, on_epoch=stop, **run)
+    history = fit(folder=tmp_path / "cut", network=network, **run)
+    assert [row["epoch"] for row in history] == [1, 2]
+    whole = fit(folder=tmp_path / "whole", network=network, **run)
+    assert history[1]["loss"] == whole[1]["loss"]
+    trained = load_trained(tmp_path / "cut" / "best.pt", "cpu", network=network)
+    matrix = ConfusionMatrix.total(evaluate(trained.model, frames, trained.scene_size))
+    assert matrix.matrix.sum() > 0
+    assert "| cut |" in compare_runs(tmp_path).table
+    pytest.importorskip("onnx")
+    assert export_model(trained, tmp_path / "other.onnx").stat().st_size > 0
+
+
+def test_without_its_code_the_command_says_what_it_needs(frames, tmp_path):
+    class Tiny(torch.nn.Conv2d):
+        divisor = 1
+
+    def tiny(classes):
+        return Tiny(3, classes, 1)
+
+    run = {"frames": frames, "device": "cpu", "progress": False}
+    config = dataclasses.replace(CONFIG, epochs=1)
+    fit(folder=tmp_path, network=tiny, config=config, **run)
+    with pytest.raises(
+        ValueError, match=r"network that is not in this package, .*Tiny: load it in"
+    ):
+        load_trained(tmp_path / "best.pt", "cpu")
+    longer = dataclasses.replace(CONFIG, epochs=2)
+    with pytest.raises(ValueError, match="was begun with another network"):
+        fit(folder=tmp_path, network=lambda classes: Tiny(3, classes, 3), config=longer, **run)
+    with pytest.raises(ValueError, match="was begun with another network"):
+        fit(folder=tmp_path, config=longer, **run)
+
+
+def test_a_network_that_returns_something_else_is_refused(frames, tmp_path):
+    def half_size(classes):
+        return torch.nn.Conv2d(3, classes, 1, stride=2)
+
+    with pytest.raises(ValueError, match="must return one logit for each class and pixel"):
+        fit(frames, CONFIG, tmp_path, "cpu", progress=False, network=half_size)
+
+
+THREE = {"ground": (7, 8, 9, 22), "building": (11, 12, 13), "rest": (17, 20, 21, 23, 24, 26, 28)}
+
+
+@pytest.fixture(scope="module")
+def three_classes(frames):
+    """Twenty drawn photos with three classes of one's own, and four that nobody learns from."""
+    lookup = np.full(256, 255)
+    for index, ids in enumerate(THREE.values()):
+        lookup[list(ids)] = index
+    colors = ((128, 64, 128), (70, 70, 70), (0, 130, 0))
+    scheme = ClassScheme("own", tuple(THREE), colors, tuple(lookup.tolist()))
+    own = dataclasses.replace(frames, scheme=scheme, licence="")
+    return own.part(slice(0, 20)), own.part(slice(20, None))
+
+
+def mean_iou(folder, frames):
+    trained = load_trained(folder / "best.pt", "cpu")
+    return ConfusionMatrix.total(evaluate(trained.model, frames, trained.scene_size)).mean_iou
+
+
+@pytest.mark.slow
+def test_the_small_model_learns_other_classes_faster_than_from_scratch(three_classes, tmp_path):
+    learn, unseen = three_classes
+    changed = {"image_size": 128, "growth": 0.0, "epochs": 6, "batch_size": 4, "hold_out": False}
+    config = run_settings(
+        tmp_path / "small", None, "demo", start_from=SMALL_MODEL, frozen_epochs=2, **changed
+    )
+    assert config.encoder == "efficientnet_lite2"
+    fit(learn, config, tmp_path / "small", "cpu", progress=False, start_from=SMALL_MODEL)
+    from_small = mean_iou(tmp_path / "small", unseen)
+    scratch = recipe("demo", **changed)
+    fit(learn, scratch, tmp_path / "scratch", "cpu", progress=False)
+    from_scratch = mean_iou(tmp_path / "scratch", unseen)
+    assert from_small > 0.6
+    assert from_small > from_scratch + 0.1
+    # The weights inherit the terms of what the small model learned from.
+    assert "non-commercial" in read_checkpoint(tmp_path / "small" / "best.pt")["licence"]
+    assert read_checkpoint(tmp_path / "scratch" / "best.pt")["licence"] == ""
+
+
+def test_a_frozen_contracting_path_keeps_its_weights(frames, tmp_path):
+    config = recipe("demo", base_channels=2, fold=1, image_size=32, epochs=2, frozen_epochs=1)
+    states = []
+
+    def keep(history, model):
+        states.append({name: value.clone() for name, value in model.state_dict().items()})
+
+    torch.manual_seed(config.seed)
+    from unet_utils import UNet
+
+    first = UNet(3, 19, 2).state_dict()
+    fit(frames, config, tmp_path, "cpu", progress=False, on_epoch=keep)
+    name = "encoder.levels.0.0.weight"
+    assert torch.equal(states[0][name], first[name])
+    assert not torch.equal(states[1][name], first[name])
+    assert not torch.equal(states[0]["head.weight"], first["head.weight"])
