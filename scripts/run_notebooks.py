@@ -13,6 +13,7 @@ import ast
 import base64
 import os
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import papermill
@@ -57,7 +58,7 @@ def main() -> None:
                 f"no notebook has a setting {name}: the cells with the tag `parameters` list them"
             )
         try:
-            parameters[name] = read_value(name, text, ast.literal_eval(field["default"]))
+            parameters[name] = read_value(name, text, _default(field["default"]))
         except ValueError as error:
             parser.error(str(error))
     for path in notebooks:
@@ -66,6 +67,15 @@ def main() -> None:
         run_notebook(path, results, own)
     scores = max(results.glob("*/evaluation.md"), key=lambda file: file.stat().st_mtime)
     print(scores.read_text("utf-8"))
+
+
+def _default(text: str) -> object:
+    """Return the default of a field. A field that is named again, as in `RUN = RUN`, has none: it
+    is a text, or a setting of a training."""
+    try:
+        return ast.literal_eval(text)
+    except ValueError:
+        return None
 
 
 def read_value(name: str, text: str, default: object) -> object:
@@ -79,19 +89,18 @@ def read_value(name: str, text: str, default: object) -> object:
     Raises:
         ValueError: the text is of another type; the message names the field.
     """
-    kind: type | None = type(default)
+    kind = type(default)
     if default is None:
         if text == "None":
             return None
-        settings = {setting.name.upper(): setting.type for setting in SETTINGS}
-        kind = settings.get(name)  # type: ignore[assignment]
+        settings: dict[str, Any] = {setting.name.upper(): setting.type for setting in SETTINGS}
+        kind = settings.get(name, str)
     try:
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
-        return kind(text) if kind else ast.literal_eval(text)
-    except (ValueError, KeyError, SyntaxError):
-        wanted = kind.__name__ if kind else "Python value"
-        raise ValueError(f"{name} is {text}: it must be a {wanted}") from None
+        return kind(text)
+    except (ValueError, KeyError):
+        raise ValueError(f"{name} is {text}: it must be a {kind.__name__}") from None
 
 
 def results_folder() -> Path:

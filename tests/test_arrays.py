@@ -77,7 +77,7 @@ import numpy as np, torch
 from unet_utils import Frames, fit, get_scheme, recipe
 from unet_utils.dataset import map_array
 
-LIMIT, SIDE = 64 * 2**20, 512
+LIMIT, SIDE = 128 * 2**20, 512
 folder = Path(sys.argv[1])
 n = 10 * LIMIT // (SIDE * SIDE * 4) + 1
 for name, shape in {"photos": (n, SIDE, SIDE, 3), "label_ids": (n, SIDE, SIDE)}.items():

@@ -50,10 +50,8 @@ def test_the_reference_is_the_mode_of_the_centre():
 def test_the_audit_agrees_with_a_plain_count(drawn):
     folder, label_ids = drawn
     result = audit(folder, folder / "pairs")
-    truth, mask = (
-        SCHEME.encode(label_at_centers(label_ids)),
-        read_pair(folder / "pairs" / "train" / "1.jpg")[1],
-    )
+    truth = SCHEME.encode(label_at_centers(label_ids))
+    _, mask = read_pair(folder / "pairs" / "train" / "1.jpg")
     for method in ("restored", "nearest"):
         found = restore_labels(mask[None], method=method)[0]
         assert result.agreement[method] == pytest.approx((found == truth).mean())
@@ -78,9 +76,8 @@ def test_what_is_wrong_is_named(drawn):
     write_table(folder, header=("a", "b"))
     with pytest.raises(ValueError, match="columns label_file,pair_file"):
         audit(folder, folder / "pairs")
-    write_table(
-        folder, ("b_labelIds.png", "train/1.jpg"), encoding="utf-8-sig"
-    )  # as Excel writes it
+    # As Excel writes it.
+    write_table(folder, ("b_labelIds.png", "train/1.jpg"), encoding="utf-8-sig")
     with pytest.raises(FileNotFoundError, match=r"b_labelIds\.png is missing"):
         audit(folder, folder / "pairs")
     (folder / "b_labelIds.png").write_text("no picture")

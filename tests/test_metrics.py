@@ -84,6 +84,25 @@ def test_it_agrees_with_the_official_scores_and_torchmetrics(maps, absent, tmp_p
     assert torch.isnan(matrix.iou).nonzero().flatten().tolist() == list(absent)
 
 
+def test_no_answer_is_wrong_as_in_the_official_scores(maps, tmp_path, monkeypatch):
+    pred, target = maps
+    with pytest.raises(ValueError, match="pred has classes outside"):
+        scores_of(torch.full_like(target, IGNORE), target)
+    pred[:, :8] = IGNORE
+    matrix = ConfusionMatrix(19, no_answer=True)
+    matrix.update(pred, target)
+    theirs = score_officially(pred, target, tmp_path, monkeypatch)
+    assert matrix.mean_iou == pytest.approx(theirs["averageScoreClasses"], abs=1e-6)
+    categories = get_scheme("categories7")
+    classes = [label for label in LABELS if label.train_id != IGNORE]
+    merged = matrix.merge([categories.lookup[label.id] for label in classes])
+    assert merged.mean_iou == pytest.approx(theirs["averageScoreCategories"], abs=1e-6)
+    assert merged.matrix[:, 7].sum() == (pred == IGNORE)[target != IGNORE].sum()
+    for wrong in (19, 254, -1):
+        with pytest.raises(ValueError, match="pred has classes outside"):
+            matrix.update(torch.full_like(target, wrong), target)
+
+
 def test_an_absent_class_that_was_predicted_is_0_for_them_and_left_out_here(
     maps, tmp_path, monkeypatch
 ):

@@ -88,6 +88,8 @@ def test_a_resumed_run_keeps_its_settings_on_another_machine(run, capsys):
         ("base_channels", 3),
         ("fold", 2),
         ("encoder", "efficientnet_lite0"),
+        ("skips", False),
+        ("optimizer", "adam"),
         ("hold_out", True),
         ("auxiliary", 0.4),
         ("encoder_rate", 0.1),
@@ -151,6 +153,8 @@ def test_recipes_and_what_overrides_them():
         ("learning_rate", math.nan, "learning_rate is nan"),
         ("learning_rate", math.inf, "learning_rate is inf"),
         ("encoder", "vgg", "choose one of none, efficientnet_lite0"),
+        ("optimizer", "sgd", "choose one of muon, adam"),
+        ("skips", 0, "must be of the type bool"),
     ],
 )
 def test_impossible_values_are_refused_by_name(name, value, message):

@@ -24,7 +24,7 @@ from unet_utils.frames import Frames
 from unet_utils.losses import class_weights
 from unet_utils.model import UNet
 from unet_utils.optimizer import Muon
-from unet_utils.training import OneProcess, TrainingState, train_epoch
+from unet_utils.training import OneProcess, TrainingState, make_optimizer, train_epoch
 
 TINY = recipe(
     "demo", base_channels=2, fold=1, image_size=32, batch_size=4, epochs=3, learning_rate=1e-2
@@ -315,6 +315,8 @@ def test_too_few_frames_for_a_batch_are_refused(frames, tmp_path):
         {"hold_out": False},
         {"weight_decay": 0.5},
         {"auxiliary": 0.4},
+        {"skips": False},
+        {"optimizer": "adam"},
     ],
     ids=lambda changed: next(iter(changed)),
 )
@@ -472,6 +474,28 @@ def test_a_compiler_that_is_missing_is_said_by_the_settings_name(
     monkeypatch.setattr(torch, "compile", no_compiler)
     with pytest.raises(RuntimeError, match=r"set compile to False \(COMPILE\)"):
         run(frames, tmp_path, tiny(compile=True))
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adam"])
+def test_the_encoder_takes_smaller_steps_with_both_optimizers(optimizer):
+    changes = []
+    for encoder_rate in (0.0, 0.25):
+        config = tiny(optimizer=optimizer, encoder_rate=encoder_rate)
+        torch.manual_seed(0)
+        model = UNet(3, 4, 4)
+        before = {name: values.clone() for name, values in model.state_dict().items()}
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        steps = make_optimizer(config, model, model.encoder)
+        for group in steps.param_groups:
+            group["lr"] = 0.1
+        steps.step()
+        changes.append({n: p.detach() - before[n] for n, p in model.named_parameters()})
+    full, smaller = changes
+    for name, change in full.items():
+        assert change.abs().max() > 1e-3
+        expected = 0.25 * change if name.startswith("encoder.") else change
+        torch.testing.assert_close(smaller[name], expected, rtol=1e-4, atol=1e-6)
 
 
 TORCH = tuple(map(int, torch.__version__.split(".")[:2]))

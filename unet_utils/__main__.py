@@ -24,6 +24,13 @@ from unet_utils.training import fit
 from unet_utils.use.audit import audit, official_frames
 from unet_utils.use.calibration import fit_temperature
 from unet_utils.use.compare import compare_runs, latest_run
+from unet_utils.use.exchange import (
+    IDS,
+    export_folder,
+    export_labels,
+    licence_sentence,
+    score_predictions,
+)
 from unet_utils.use.export import export_model, frames_per_second
 from unet_utils.use.photos import expand_patterns, predict_photos, printable
 from unet_utils.use.reports import (
@@ -52,14 +59,22 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _prepare(options: argparse.Namespace, env: Environment) -> None:
+    if options.export:
+        export_folder(options.export)  # refuses one that is in use before the work, not after it
     source = _source(options, env)
+    splits = {}
     for split in ("train", "val"):
         frames = _frames(options, env, source, split, options.scheme)
+        splits[split] = frames
         shares = frames.class_counts().double() / frames.label_ids.numel()
         void = 100 * (1 - shares.sum())
         print(f"{split}: {len(frames)} frames; void {void:.2f} % of the pixels")
         for name, share in zip(frames.scheme.names, shares.tolist(), strict=True):
             print(f"  {name:14} {100 * share:7.3f} %")
+    if options.export:
+        print(f"Labels: {export_labels(options.export, source, splits)}")
+        if frames.licence:
+            print(licence_sentence(frames.licence))
 
 
 def _audit(options: argparse.Namespace, env: Environment) -> None:
@@ -100,6 +115,11 @@ def _train(options: argparse.Namespace, env: Environment) -> None:
 
 
 def _evaluate(options: argparse.Namespace, env: Environment) -> None:
+    if options.predictions:
+        _evaluate_predictions(options, env)
+        return
+    if options.ids or options.scheme:
+        raise ValueError("--ids and --scheme belong to --predictions: a model has its own classes")
     source = _source(options, env)
     checkpoint = _checkpoint(options, env, source)
     trained = load_trained(checkpoint, env.device)
@@ -115,12 +135,38 @@ def _evaluate(options: argparse.Namespace, env: Environment) -> None:
     if options.official:
         print(score_table({f"this model on {len(frames)} frames": matrix.summary()}))
         return
-    print(score_report(matrix, trained.scheme, source.is_published))
     folder = scores_folder(env.results, checkpoint, trained.made_by["weights"])
     origin = made_by(env.device, frames.label_hash())
     origin |= {"weights": trained.made_by["weights"], "flip": options.flip}
+    _save_report(matrices, frames, source, folder, origin)
+
+
+def _evaluate_predictions(options: argparse.Namespace, env: Environment) -> None:
+    if options.run or options.checkpoint or options.official or options.flip:
+        raise ValueError(
+            "--predictions are scored without a model, on the validation split: leave out "
+            "--run-name, --checkpoint, --official and --flip"
+        )
+    if not options.ids:
+        raise ValueError(
+            "say with --ids what the numbers in the predictions are: class (indices, road is 0) or "
+            "official (label ids, road is 7). 0 to 18 can be either"
+        )
+    source = _source(options, env)
+    frames = _frames(options, env, source, "val", options.scheme or "cityscapes19")
+    matrices, origin = score_predictions(options.predictions, frames, options.ids, "evaluating")
+    print(class_table(ConfusionMatrix.total(matrices), frames.scheme), end="\n\n")
+    name = f"{origin['predictions']}-predictions-{origin['hash'][:8]}"
+    _save_report(matrices, frames, source, env.results / name, origin)
+
+
+def _save_report(
+    matrices: list[ConfusionMatrix], frames: Frames, source: Source, folder: Path, origin: dict
+) -> None:
+    matrix = ConfusionMatrix.total(matrices)
+    print(score_report(matrix, frames.scheme, source.is_published))
     report = save_scores(
-        matrices, trained.scheme, folder, frames.numbers, source.is_published, origin
+        matrices, frames.scheme, folder, frames.numbers, source.is_published, origin
     )
     print(f"\nsaved as {report}, and in the same folder as .json and .csv")
 
@@ -274,6 +320,8 @@ def _parser() -> argparse.ArgumentParser:
     data(sub)
     labels(sub)
     scheme(sub)
+    text = "also write the labels as PNG files, with checksums, to this new folder"
+    sub.add_argument("--export", metavar="FOLDER", help=text)
 
     sub = command("audit", _audit, "compare restored labels with official ones that you have")
     data(sub)
@@ -312,6 +360,12 @@ def _parser() -> argparse.ArgumentParser:
     flip(sub)
     text = "score on the frames of this folder of official labels (see audit) instead"
     sub.add_argument("--official", help=text)
+    text = "score the PNG files of this folder (1.png, ...), from any framework, instead of a model"
+    sub.add_argument("--predictions", metavar="FOLDER", help=text)
+    text = "what their numbers are: class indices, or official label ids (own data: mask values)"
+    sub.add_argument("--ids", choices=IDS, help=text)
+    scheme(sub)
+    sub.set_defaults(scheme=None)  # a model has classes of its own
 
     sub = command("predict", _predict, "segment photos or videos")
     text = "photos, folders of photos, and videos"

@@ -30,6 +30,8 @@ LIMITS = {
     "seed": (-math.inf, math.inf),
 }
 """Smallest and largest value of each setting that is a number."""
+CHOICES = {"encoder": ("none", *ENCODERS), "optimizer": ("muon", "adam")}
+"""Possible values of each setting that is a name."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class TrainConfig:
         fold: fold each fold x fold block of pixels into channels inside the network, see `UNet`.
         encoder: a network with ImageNet weights as the contracting path, see `encoders`, or "none"
             for the UNet's own.
+        skips: False takes the skip connections away, see `UNet`.
         image_size: height and width of the network's input at the end of the training, pixels. If
             the frames are no squares, it has their shape and as many pixels as such a square.
             Scores are always at the size of the labels.
@@ -49,6 +52,7 @@ class TrainConfig:
             it; 0 for full size from the start.
         batch_size: photos per step.
         epochs: number of times that every photo is used.
+        optimizer: "muon" or "adam". Their learning rates mean about the same.
         learning_rate: maximum of the one-cycle schedule.
         final_rate: the schedule ends at this share of `learning_rate`. Above 0, the weights keep
             moving until the end, and `averaging` takes the place of small steps.
@@ -78,10 +82,12 @@ class TrainConfig:
     base_channels: int = 64
     fold: int = 1
     encoder: str = "none"
+    skips: bool = True
     image_size: int = 256
     growth: float = 0.0
     batch_size: int = 16
     epochs: int = 60
+    optimizer: str = "muon"
     learning_rate: float = 6e-3
     final_rate: float = 0.0
     encoder_rate: float = 0.0
@@ -115,9 +121,10 @@ class TrainConfig:
 
     def _check(self, name: str, kind: Any) -> None:
         value = getattr(self, name)
-        if name == "encoder":
-            if value not in ("none", *ENCODERS):
-                raise ValueError(f"encoder is {value!r}: choose one of none, {', '.join(ENCODERS)}")
+        if name in CHOICES:
+            if value not in CHOICES[name]:
+                choices = ", ".join(CHOICES[name])
+                raise ValueError(f"{name} is {value!r}: choose one of {choices}")
             return
         # A whole number is a number, too; True and False are numbers only to Python.
         fits = isinstance(value, (int, float) if kind is float else kind)
@@ -157,6 +164,7 @@ class TrainConfig:
             "num_classes": num_classes,
             "base_channels": self.base_channels,
             "fold": self.fold,
+            "skips": self.skips,
         }
         if self.encoder != "none":
             # Coarse to fine; ConvNeXt has three levels, the others four.
@@ -255,8 +263,8 @@ def run_settings(
     changed = _chosen(changed)
     network = {}
     if start_from:
-        begun = read_checkpoint(start_from)["config"]
-        network = {name: begun[name] for name in ("base_channels", "fold", "encoder")}
+        begun = TrainConfig(**read_checkpoint(start_from)["config"]).to_dict()
+        network = {name: begun[name] for name in ("base_channels", "fold", "encoder", "skips")}
     new = recipe(machine, **network | changed)
     saved = saved_settings(folder, backup) if resume else None
     if saved is None:
@@ -264,6 +272,7 @@ def run_settings(
     before = TrainConfig(**saved)
     config = replace(before, **changed)
     check_same_run(before, config, folder)
+    saved = before.to_dict()
     differ = [name for name, value in config.to_dict().items() if value != saved[name]]
     changes = [f"{name} {getattr(config, name)} (before: {saved[name]})" for name in differ]
     print(
@@ -290,7 +299,16 @@ def check_same_run(before: TrainConfig, now: TrainConfig, folder: str | Path) ->
             )
 
 
-_FIXED = ("base_channels", "fold", "encoder", "hold_out", "auxiliary", "encoder_rate")
+_FIXED = (
+    "base_channels",
+    "fold",
+    "encoder",
+    "skips",
+    "optimizer",
+    "hold_out",
+    "auxiliary",
+    "encoder_rate",
+)
 
 
 def _fixed(config: TrainConfig) -> tuple:
@@ -300,6 +318,8 @@ def _fixed(config: TrainConfig) -> tuple:
         config.base_channels,
         config.fold,
         config.encoder,
+        config.skips,
+        config.optimizer,
         config.hold_out,
         config.auxiliary > 0,
         config.encoder_rate > 0 or config.frozen_epochs > 0,

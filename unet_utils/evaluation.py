@@ -235,12 +235,16 @@ def score(model: UNet | OtherNetwork, frames: Frames, image_size: Size) -> Confu
 
 
 def frame_matrices(
-    predicted: Tensor | np.ndarray, truth: Tensor | np.ndarray, num_classes: int
+    predicted: Tensor | np.ndarray,
+    truth: Tensor | np.ndarray,
+    num_classes: int,
+    no_answer: bool = False,
 ) -> list[ConfusionMatrix]:
-    """Return one confusion matrix per frame of class indices `uint8 [N, H, W]`."""
+    """Return one confusion matrix per frame of class indices `uint8 [N, H, W]`; `no_answer` as in
+    `ConfusionMatrix`."""
     matrices = []
     for found, true in zip(predicted, truth, strict=True):
-        matrices.append(ConfusionMatrix(num_classes))
+        matrices.append(ConfusionMatrix(num_classes, no_answer=no_answer))
         matrices[-1].update(found, true)
     return matrices
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from unet_utils.classes import IGNORE
@@ -18,22 +19,26 @@ class ConfusionMatrix:
     Args:
         num_classes: number of classes C.
         ignore_index: target value of pixels that are left out.
+        no_answer: take `ignore_index` as a prediction too, for "no class of these". It is wrong
+            wherever the target has a class, as in the official Cityscapes evaluation. Without this,
+            it is an error: our networks always answer.
 
     Attributes:
-        matrix: `int64 [C, C]`, rows are the truth, columns the prediction.
+        matrix: `int64 [C, C]`, rows are the truth, columns the prediction; with `no_answer` one
+            more column, `int64 [C, C + 1]`.
     """
 
-    def __init__(self, num_classes: int, ignore_index: int = IGNORE):
+    def __init__(self, num_classes: int, ignore_index: int = IGNORE, no_answer: bool = False):
         self.num_classes = num_classes
         self.ignore_index = ignore_index
-        self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        self.matrix = torch.zeros(num_classes, num_classes + no_answer, dtype=torch.int64)
 
     def update(self, pred: Tensor | np.ndarray, target: Tensor | np.ndarray) -> None:
         """Add a batch of label maps.
 
         Args:
             pred: predicted classes, integers of any shape, each in `[0, C)` where the target is not
-                ignored.
+                ignored; with `no_answer` also `ignore_index`.
             target: true classes, same shape, each in `[0, C)` or `ignore_index`.
 
         Raises:
@@ -53,18 +58,22 @@ class ConfusionMatrix:
         # One bincount finds everything, without selecting pixels first: values out of range land in
         # one extra row or column (number c), ignored pixels in one more row (number c + 1).
         c = self.num_classes
+        width = self.matrix.shape[1]
         rows = torch.where((target >= 0) & (target < c), target, c)
         rows.masked_fill_(target == self.ignore_index, c + 1)
-        columns = torch.where((pred >= 0) & (pred < c), pred, c)
-        cells = rows.mul_(c + 1).add_(columns)
-        counts = torch.bincount(cells, minlength=(c + 2) * (c + 1)).view(c + 2, c + 1)[: c + 1]
-        if counts[c].any() or counts[:, c].any():
+        columns = torch.where((pred >= 0) & (pred < c), pred, width)
+        if width > c:
+            columns.masked_fill_(pred == self.ignore_index, c)
+        cells = rows.mul_(width + 1).add_(columns)
+        counts = torch.bincount(cells, minlength=(c + 2) * (width + 1))
+        counts = counts.view(c + 2, width + 1)[: c + 1]
+        if counts[c].any() or counts[:, width].any():
             name, values = ("target", target) if counts[c].any() else ("pred", pred)
             seen = torch.unique(values[target != self.ignore_index]).tolist()
             raise ValueError(
                 f"{name} has classes outside 0 to {c - 1}: it holds {seen}. Another class scheme?"
             )
-        self.matrix = self.matrix.to(counts.device) + counts[:c, :c]
+        self.matrix = self.matrix.to(counts.device) + counts[:c, :width]
 
     @classmethod
     def total(cls, matrices: Iterable["ConfusionMatrix"]) -> "ConfusionMatrix":
@@ -81,9 +90,12 @@ class ConfusionMatrix:
             new_index: for each class, the index of the class that it becomes a part of.
         """
         index = torch.as_tensor(new_index, device=self.matrix.device)
-        result = ConfusionMatrix(int(index.max()) + 1, self.ignore_index)
-        flat = (index[:, None] * result.num_classes + index).flatten()
-        merged = torch.zeros(result.num_classes**2, dtype=torch.int64, device=flat.device)
+        no_answer = self.matrix.shape[1] > self.num_classes
+        result = ConfusionMatrix(int(index.max()) + 1, self.ignore_index, no_answer)
+        # The column of no answer comes after the merged classes, as before.
+        columns = F.pad(index, (0, int(no_answer)), value=result.num_classes)
+        flat = (index[:, None] * result.matrix.shape[1] + columns).flatten()
+        merged = torch.zeros(result.matrix.numel(), dtype=torch.int64, device=flat.device)
         result.matrix = merged.index_add(0, flat, self.matrix.flatten()).view_as(result.matrix)
         return result
 
@@ -91,7 +103,7 @@ class ConfusionMatrix:
     def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
         """Pixels of each class that are right, true and predicted, `float64 [C]` on the CPU."""
         counts = self.matrix.cpu().double()  # in this order: Apple GPUs have no float64
-        return counts.diagonal(), counts.sum(1), counts.sum(0)
+        return counts.diagonal(), counts.sum(1), counts.sum(0)[: self.num_classes]
 
     @property
     def pixel_accuracy(self) -> float:

@@ -90,6 +90,9 @@ class UNet(nn.Module):
             package.
         expanding_channels: channels of each level of the expanding path, coarse to fine; by default
             those of the skip connections.
+        skips: False puts zeros in the place of each skip connection. All else stays: the number of
+            weights, their first values, the time of a step. So it shows what the skips are good
+            for.
 
     Attributes:
         config: the arguments that build the same network again, without its weights.
@@ -110,6 +113,7 @@ class UNet(nn.Module):
         encoder: str | None = None,
         pretrained: bool = False,
         expanding_channels: Sequence[int] | None = None,
+        skips: bool = True,
     ):
         super().__init__()
         self.config: dict[str, Any] = {
@@ -118,6 +122,7 @@ class UNet(nn.Module):
             "base_channels": base_channels,
             "fold": fold,
             "encoder": encoder,
+            "skips": skips,
         }
         if expanding_channels is not None:
             self.config["expanding_channels"] = list(expanding_channels)
@@ -131,20 +136,20 @@ class UNet(nn.Module):
             raise ValueError(
                 f"{encoder} takes 3 channels and no fold: in_channels is {in_channels}, fold {fold}"
             )
-        *skips, bottom = self.encoder.widths
-        skips.reverse()  # coarse to fine, as the expanding path uses them
-        out = list(expanding_channels or skips)
-        if len(out) != len(skips):
+        *widths, bottom = self.encoder.widths
+        widths.reverse()  # coarse to fine, as the expanding path uses them
+        out = list(expanding_channels or widths)
+        if len(out) != len(widths):
             raise ValueError(
-                f"expanding_channels has {len(out)} entries: give {len(skips)}, one per level"
+                f"expanding_channels has {len(out)} entries: give {len(widths)}, one per level"
             )
         self.expanding_channels = out
-        self.up = nn.ModuleList(map(Up, [bottom, *out], skips, out))
+        self.up = nn.ModuleList(map(Up, [bottom, *out], widths, out))
 
         # The finest features are `scale` times smaller than the image: each pixel of theirs gives
         # the logits of a block of scale x scale pixels.
         scale = fold * self.encoder.stride
-        self.divisor = scale * 2 ** len(skips)
+        self.divisor = scale * 2 ** len(widths)
         self.head = nn.Conv2d(out[-1], num_classes * scale**2, 1)
         # A factor of 1 would copy the tensor.
         self.fold = nn.PixelUnshuffle(fold) if fold > 1 else nn.Identity()
@@ -180,7 +185,8 @@ class UNet(nn.Module):
         *skips, x = contracting
         expanding = []
         for up in self.up:
-            x = up(x, skips.pop())
+            skip = skips.pop()
+            x = up(x, skip if self.config["skips"] else torch.zeros_like(skip))
             expanding.append(x)
         return contracting, expanding
 

@@ -271,9 +271,7 @@ class TrainingState:
         self.network = processes.wrap(with_heads)
         if config.compile:
             self.network = torch.compile(self.network)  # type: ignore[assignment]
-        rate = config.encoder_rate or float(config.frozen_epochs > 0)
-        groups = parameter_groups(with_heads, model.encoder, rate)
-        self.optimizer = Muon(groups, weight_decay=config.weight_decay)
+        self.optimizer = make_optimizer(config, with_heads, model.encoder)
         uses_float16 = compute_dtype(device) == torch.float16
         self.scaler = torch.amp.GradScaler(device.type, enabled=uses_float16)
         self.class_weights = class_weights(learn.class_counts(), config.class_weighting).to(device)
@@ -330,6 +328,25 @@ class TrainingState:
         self.history = checkpoint["history"]
         ended = self.epoch >= checkpoint["config"]["epochs"]
         self.first_epoch = self.epoch if ended else checkpoint["first_epoch"]
+
+
+def make_optimizer(
+    config: TrainConfig, network: nn.Module, encoder: nn.Module
+) -> torch.optim.Optimizer:
+    """Return the optimizer of the settings for the parameters of a network with this encoder."""
+    rate = config.encoder_rate or float(config.frozen_epochs > 0)
+    groups = parameter_groups(network, encoder, rate)
+    kind = Adam if config.optimizer == "adam" else Muon
+    return kind(groups, weight_decay=config.weight_decay)
+
+
+class Adam(torch.optim.AdamW):
+    """AdamW; as in `Muon`, `"rate"` is a factor of a group's learning rate."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["lr"] *= group.get("rate", 1.0)  # the training sets it anew before each step
+        return super().step(closure)
 
 
 def _numbers(model: nn.Module) -> list[Tensor]:

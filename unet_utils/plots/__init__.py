@@ -1,1 +1,2 @@
-"""Figures: of the data (`data`), while training (`training`) and of the results (`results`)."""
+"""Figures: of the data (`data`), while training (`training`), of the results (`results`), and of
+what a trained model can bear (`robustness`)."""

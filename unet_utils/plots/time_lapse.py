@@ -152,7 +152,7 @@ def time_lapse(folder: str | Path) -> HtmlFigure:
             "curve_text": f"{name} over the epochs: {texts[first]}; {texts[last]}",
             "curve": " ".join(places.values()),
             "last": str(len(maps) - 1),
-            "last_dot": moments[-1]["dot"],
+            "last_dot": str(moments[-1]["dot"]),
             "last_text": texts[last],
             "legend": html_legend(every_map, scheme),
         },

@@ -45,13 +45,14 @@ def most_confused(matrix: ConfusionMatrix, count: int = 12) -> list[Confusion]:
     pixels = matrix.matrix.cpu().numpy()
     share = pixels / pixels.sum(1, keepdims=True).clip(1)
     np.fill_diagonal(share, 0)
-    order = np.argsort(-share, axis=None, kind="stable")[:count]
-    pairs = [
-        (int(i), int(j))
-        for i, j in zip(*np.unravel_index(order, share.shape), strict=True)
-        if share[i, j] > 0
-    ]
-    return [Confusion(i, j, int(pixels[i, j]), float(share[i, j])) for i, j in pairs]
+    found = []
+    for cell in np.argsort(-share, axis=None, kind="stable")[:count]:
+        true, other = map(int, np.unravel_index(cell, share.shape))
+        if share[true, other] > 0:
+            found.append(
+                Confusion(true, other, int(pixels[true, other]), float(share[true, other]))
+            )
+    return found
 
 
 def error_map(predicted: np.ndarray, truth: np.ndarray, cell: int = 8) -> np.ndarray:
@@ -62,14 +63,14 @@ def error_map(predicted: np.ndarray, truth: np.ndarray, cell: int = 8) -> np.nda
         cell: side of the squares that are counted together, pixels.
 
     Returns:
-        `float64 [H / cell, W / cell]`, from 0 to 1 of the pixels that are not void; NaN where all
-        are void.
+        `float64 [H / cell, W / cell]`, from 0 to 1 of the labelled pixels; NaN where there are
+        none.
     """
     n, height, width = truth.shape
     blocks = (n, height // cell, cell, width // cell, cell)
-    known = truth != IGNORE
-    wrong = ((predicted != truth) & known).reshape(blocks).sum((0, 2, 4))
-    total = known.reshape(blocks).sum((0, 2, 4))
+    labelled = truth != IGNORE
+    wrong = ((predicted != truth) & labelled).reshape(blocks).sum((0, 2, 4))
+    total = labelled.reshape(blocks).sum((0, 2, 4))
     return np.where(total > 0, wrong / total.clip(1), np.nan)
 
 
@@ -105,7 +106,8 @@ def connected_regions(classes: np.ndarray) -> np.ndarray:
     # keep the first.
     same = classes[:, 1:] == classes[:, :-1]
     same[..., 1:] &= starts[:, 1:, 1:] | starts[:, :-1, 1:]
-    upper, lower = run[:, :-1][same], run[:, 1:][same]
+    upper = run[:, :-1][same]
+    lower = run[:, 1:][same]
     # Union of the touching runs, for all pairs at the same time, as in Shiloach and Vishkin (1982),
     # https://doi.org/10.1016/0196-6774(82)90008-6. Each run points to an earlier run of its region;
     # a root points to itself. In each round the later root of a pair is pointed to the earlier one
@@ -113,12 +115,14 @@ def connected_regions(classes: np.ndarray) -> np.ndarray:
     # round), and then every run directly to its root.
     root = np.arange(run.max(initial=-1) + 1)
     while len(upper):
-        one, other = root[upper], root[lower]
+        one = root[upper]
+        other = root[lower]
         root[np.maximum(one, other)] = np.minimum(one, other)
         while (root[root] != root).any():
             root = root[root]
         apart = root[upper] != root[lower]
-        upper, lower = upper[apart], lower[apart]
+        upper = upper[apart]
+        lower = lower[apart]
     return np.unique(root, return_inverse=True)[1][run]
 
 
@@ -136,12 +140,13 @@ def region_recall(predicted: np.ndarray, truth: np.ndarray, block: int = 64) -> 
     """
     parts = []
     for start in range(0, len(truth), block):
-        true, pred = truth[start : start + block], predicted[start : start + block]
+        true = truth[start : start + block]
+        pred = predicted[start : start + block]
         region = connected_regions(true).ravel()
         areas = np.bincount(region)
         classes = np.empty(len(areas), dtype=np.uint8)
         classes[region] = true.ravel()
         found = np.bincount(region, weights=(pred == true).ravel())
-        known = classes != IGNORE
-        parts.append((classes[known], areas[known], (found / areas)[known]))
+        labelled = classes != IGNORE
+        parts.append((classes[labelled], areas[labelled], (found / areas)[labelled]))
     return Regions(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))

@@ -42,9 +42,9 @@ https://arxiv.org/abs/2111.10603."""
 
 CAUTION = (
     "The published seven-category scores compare only roughly. Those networks saw frames of "
-    "128x256 pixels in a fixed 2:1 aspect and were scored on the official labels; this model sees "
-    "scenes squeezed to 256x256 pixels, and its truth is restored from JPEG masks. They learned "
-    "the seven categories; here 19 classes are merged after the prediction."
+    "128x256 pixels in a fixed 2:1 aspect and were scored on the official labels; here, scenes "
+    "squeezed to 256x256 pixels are scored, and the truth is restored from JPEG masks. They "
+    "learned the seven categories; here 19 classes are merged after the prediction."
 )
 
 

@@ -83,10 +83,8 @@ def robustness_table(rows: list[RobustnessRow]) -> str:
     return "\n".join(lines)
 
 
-def predict_changed(
-    trained: Trained, frames: Frames, severity: int = STRONG
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return, for the first of the frames, what each change makes of photo and prediction.
+def predict_changed(trained: Trained, frames: Frames) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return what each strong change makes of the first frame and of its prediction.
 
     Returns:
         name of the change, `UNCHANGED` first -> photo `uint8 [H, W, 3]`, class indices
@@ -94,7 +92,7 @@ def predict_changed(
     """
     result = {}
     for change in (UNCHANGED, *CHANGES):
-        changed = change_frames(frames.part(slice(0, 1)), change, severity)
+        changed = change_frames(frames.part(slice(0, 1)), change, STRONG)
         _, predicted, _ = next(predict_frames(trained.model, changed, trained.scene_size))
         result[change] = (changed.photos[0].cpu().numpy(), predicted[0].cpu().numpy())
     return result
