@@ -90,13 +90,15 @@ def driver(browser, tmp_path_factory):
 
 @pytest.fixture
 def show(driver, tmp_path):
-    """Show pages in the browser. After it, the page is as wide as a laptop again."""
+    """Return a function that shows a page in the browser, at a width in pixels."""
+    from web import wait_until_read
 
     def open_page(text, width=1280):
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         (tmp_path / "page.html").write_text(text, encoding="utf-8")
         driver.get((tmp_path / "page.html").as_uri())
+        wait_until_read(driver)
         return driver
 
     return open_page

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
-from web import one, page_of, serious, told, wait_until
+from web import one, page_of, serious, told, wait_until, wait_until_read
 
 from unet_utils import IGNORE, get_scheme
 from unet_utils.classes import ClassScheme
@@ -145,6 +145,7 @@ def test_it_works_in_a_sandboxed_frame_and_twice_in_a_page(show):
     driver = show(f'<iframe sandbox="allow-scripts" style="{style}" srcdoc="{inner}"></iframe>')
     driver.switch_to.frame(0)
     try:
+        wait_until_read(driver)
         point_at(driver, 40, 50)
         wait_until(lambda: told(driver) == "truth: bus, prediction: train")
         second = driver.find_elements("css selector", ".unet-inspector")[1]

@@ -37,3 +37,9 @@ def serious(driver):
     assert len(found["passes"]) > 10
     problems = [item for item in found["violations"] if item["impact"] in ("serious", "critical")]
     return [(item["id"], [node["html"] for node in item["nodes"]]) for item in problems]
+
+
+def wait_until_read(driver):
+    """Wait until the inspectors of the page have read their pictures."""
+    unread = "return document.querySelector('.unet-inspector .frame:not([tabindex])')"
+    wait_until(lambda: driver.execute_script(unread) is None)

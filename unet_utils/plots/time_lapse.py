@@ -189,8 +189,8 @@ def _frame(lapse: dict, number: int, epoch: int) -> str:
         image = _image(name, classes, lapse["scheme"])
         cells.append(
             f'<figure><figcaption>{name}</figcaption><div class="stack">{photo}'
-            f'<img class="map {name}" {size} alt="{html.escape(image["alt"])}" src="{image["src"]}">'
-            "</div></figure>"
+            f'<img class="map {name}" {size} alt="{html.escape(image["alt"])}" '
+            f'src="{image["src"]}"></div></figure>'
         )
     return "".join(cells)
 
