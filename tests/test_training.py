@@ -268,6 +268,16 @@ def test_weights_and_statistics_that_are_not_finite_are_not_saved(
     assert read_checkpoint(tmp_path / "last.pt")["epoch"] == 1
 
 
+def test_a_setting_that_is_changed_holds_in_a_resumed_run(frames, tmp_path):
+    """The optimizer has a state of its own, which must not bring the old settings back."""
+    for name, decay in (("same", 0.02), ("changed", 0.5)):
+        with pytest.raises(Interrupted):
+            run(frames, tmp_path / name, on_epoch=stop_after(1))
+        run(frames, tmp_path / name, tiny(weight_decay=decay))
+    a, b = (read_checkpoint(tmp_path / name / "last.pt")["model"] for name in ("same", "changed"))
+    assert any(not torch.equal(a[key], b[key]) for key in a)
+
+
 def test_a_new_run_starts_from_the_weights_of_another(frames, whole, tmp_path, capsys):
     folder, _ = whole
     config = tiny(epochs=1, learning_rate=1e-9)

@@ -141,7 +141,7 @@ def weights_hash(state_dict: dict[str, Tensor]) -> str:
 
 def write_csv(path: Path, rows: list[dict]) -> None:
     """Write rows as CSV; the columns are those of the last row."""
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[-1].keys(), extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)

@@ -261,14 +261,15 @@ def run_settings(
             another run, see `check_same_run`.
     """
     changed = _chosen(changed)
-    network = {}
-    if start_from:
-        begun = TrainConfig(**read_checkpoint(start_from)["config"]).to_dict()
-        network = {name: begun[name] for name in ("base_channels", "fold", "encoder", "skips")}
-    new = recipe(machine, **network | changed)
     saved = saved_settings(folder, backup) if resume else None
     if saved is None:
-        return new
+        network = {}
+        if start_from:
+            begun = TrainConfig(**read_checkpoint(start_from)["config"]).to_dict()
+            network = {name: begun[name] for name in ("base_channels", "fold", "encoder", "skips")}
+        return recipe(machine, **network | changed)
+    if start_from:
+        print(f"The run in {folder} is resumed, so it does not start from {start_from}.")
     before = TrainConfig(**saved)
     config = replace(before, **changed)
     check_same_run(before, config, folder)

@@ -282,6 +282,8 @@ def _fetch_labels(kept: Path, file: Path, shape: tuple[int, ...]) -> None:
                 raise ValueError(f"it holds {label_ids.dtype} {list(label_ids.shape)}")
             with replacing(file) as unfinished:
                 np.save(unfinished, label_ids)
+    except OSError as error:  # the disk is full, Drive has dropped: the copy itself may be whole
+        print(f"Warning: {kept} could not be used ({error}): the labels are restored again.")
     except Exception as error:  # zipfile, zlib and numpy have different errors for a damaged file
         reason = error or type(error).__name__
         print(f"Warning: {kept} cannot be used ({reason}): the labels are restored again.")

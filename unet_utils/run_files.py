@@ -188,6 +188,8 @@ class RunFiles:
         else:
             return None
         last = read_checkpoint(source / "last.pt")
+        if "best_epoch" not in last:
+            raise ValueError(f"{source / 'last.pt'} holds a model, but nothing to resume from")
         self._best_epoch = last["best_epoch"]
         found = None
         try:

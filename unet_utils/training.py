@@ -143,7 +143,7 @@ def fit(
             model = state.model_to_use()
             if held_out:
                 row |= score(model, held_out, scene_size).summary()
-            best = max(past.get("mean_iou", 0) for past in state.history)
+            best = max((past.get("mean_iou", 0) for past in state.history[:-1]), default=0)
             origin["weights"] = weights_hash(state.averaged.state_dict())
             checkpoint = facts | state.to_dict() | {"made_by": origin, "licence": licence}
             files.save(checkpoint, is_best=row.get("mean_iou", 0) >= best)
@@ -213,7 +213,8 @@ def train_epoch(
         state.scaler.scale(with_heads * processes.size).backward()
         state.scaler.unscale_(state.optimizer)
         nn.utils.clip_grad_norm_(state.network.parameters(), 1.0)
-        # Leaves the weights as they are if a gradient is not finite.
+        # In float16 it leaves the weights as they are if a gradient is not finite; in other
+        # precisions `fit` stops after the epoch.
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.average(schedule.averaging if step else 1.0)
@@ -321,7 +322,12 @@ class TrainingState:
         self.model.load_state_dict(checkpoint["model"])
         self.heads.load_state_dict(checkpoint["heads"])
         self.averaged.load_state_dict(checkpoint["averaged"])
+        # The saved groups hold settings, too, but those of this session count.
+        own = [dict(group) for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(checkpoint["optimizer"])
+        for group, current in zip(self.optimizer.param_groups, own, strict=True):
+            group["weight_decay"] = current["weight_decay"]
+            group["rate"] = current["rate"]
         if checkpoint["scaler"] and self.scaler.is_enabled():  # empty after other precisions
             self.scaler.load_state_dict(checkpoint["scaler"])
         self.epoch = checkpoint["epoch"]

@@ -48,12 +48,14 @@ class OwnData:
         scheme: turns the values of the masks into class indices.
         pairs: split -> photo and file with its labels, in the order that a person means.
         read_labels: reads such a file.
+        more_files: others that decide the labels, such as the list of classes.
     """
 
     folder: Path
     scheme: ClassScheme
     pairs: dict[str, Pairs]
     read_labels: ReadLabels
+    more_files: tuple[Path, ...] = ()
 
     def with_scheme(self, scheme: str | ClassScheme) -> "OwnData":
         """Return the same data with the classes that a model has learned, or of that name.
@@ -73,12 +75,13 @@ class OwnData:
         return self
 
     def fingerprint(self, split: str, size: tuple[int, int]) -> str:
-        """Return a hash of the files' names, sizes and times, of the classes and of the size."""
-        facts = repr((size, self.scheme.names, self.scheme.lookup))
+        """Return a hash of the files' names and contents, of the classes and of the size."""
+        facts = repr((size, self.scheme.names, self.scheme.lookup, self.scheme.colors))
         digest = hashlib.blake2b(facts.encode(), digest_size=8)
         for path in (path for pair in self.pairs[split] for path in pair):
-            status = path.stat()
-            digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+            digest.update(path.name.encode() + path.read_bytes())
+        for path in self.more_files:
+            digest.update(path.name.encode() + path.read_bytes())
         return digest.hexdigest()
 
 
@@ -117,7 +120,9 @@ def images_and_masks(folder: Path) -> OwnData | None:
 
 def own_data(folder: Path, classes: Classes, pairs: dict[str, Pairs]) -> OwnData:
     """Return the data of photos whose labels are masks with these classes."""
-    return OwnData(folder, classes.scheme(), pairs, mask_reader(classes))
+    lists = [folder / name for name in ("classes.json", "classes.txt", "labelmap.txt")]
+    more = tuple(path for path in lists if path.is_file())
+    return OwnData(folder, classes.scheme(), pairs, mask_reader(classes), more)
 
 
 def prepare_own_data(

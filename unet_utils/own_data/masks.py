@@ -105,18 +105,22 @@ def make_classes(entries: list, merge: dict, ignore: list) -> Classes:
     for entry in entries:
         entry = {"name": entry} if isinstance(entry, str) else entry
         value = int(entry.get("value", len(names)))
-        if not 0 <= value < IGNORE:
-            raise ValueError(f"the value {value} of {entry['name']!r} is not between 0 and 254")
+        if not 0 <= value <= IGNORE:
+            raise ValueError(f"the value {value} of {entry['name']!r} is not between 0 and 255")
         names += [None] * (value + 1 - len(names))
         colors += [None] * (value + 1 - len(colors))
         if names[value] is not None or entry["name"] in names:
             raise ValueError(f"{entry['name']!r} or its value {value} is there twice")
         names[value] = entry["name"]
         color = entry.get("color")
-        if isinstance(color, str):
-            colors[value] = ImageColor.getrgb(color)
-        elif color:
-            colors[value] = tuple(int(channel) for channel in color)
+        if not color:
+            continue
+        rgb = ImageColor.getrgb(color) if isinstance(color, str) else tuple(map(int, color))
+        if len(rgb) != 3 or not all(0 <= channel <= 255 for channel in rgb):
+            raise ValueError(f"the colour of {entry['name']!r} is not red, green, blue (0 to 255)")
+        if rgb in colors:
+            raise ValueError(f"the colour of {entry['name']!r} is there twice")
+        colors[value] = rgb
     return Classes(names, colors, merge, ignore)
 
 
@@ -173,10 +177,10 @@ def _from_values(path: Path, pixels: np.ndarray, values: list[int]) -> np.ndarra
     unknown = ~np.isin(found, [*values, IGNORE])
     if pixels.max() > IGNORE:
         raise ValueError(f"{path} has 16 bits and values up to {found[-1]}. {MASK_ADVICE}")
-    if found.tolist() in ([0, 255], [255]) and len(values) == 2:
+    if found.tolist() == [0, 255] and values == [0, 1]:
         raise ValueError(
             f"{path} holds 0 and 255. 255 means void here: write 1 in its place, or say in "
-            'classes.json {"name": ..., "value": ...} which value each class has'
+            'classes.json {"name": ..., "value": 255} that it is a class'
         )
     if not unknown.any():
         return pixels.astype(np.uint8)

@@ -99,8 +99,8 @@ def _draw_shape(draw: ImageDraw.ImageDraw, shape: dict, value: int, path: Path) 
 def _json_dict(file: Path) -> dict:
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (ValueError, OSError):
-        return {}
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be read as JSON ({error}): save it again") from error
     return content if isinstance(content, dict) else {}
 
 
@@ -200,7 +200,8 @@ def label_studio(folder: Path) -> OwnData | None:
             result[part > 127] = values[label]
         return result
 
-    return OwnData(folder, classes.scheme(), split_pairs(folder, pairs), read)
+    files = tuple(path for parts in masks.values() for _, path in parts)
+    return OwnData(folder, classes.scheme(), split_pairs(folder, pairs), read, files)
 
 
 def cityscapes(folder: Path) -> OwnData | None:
