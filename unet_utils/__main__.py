@@ -246,7 +246,8 @@ def _checkpoint(
         return user_path(options.checkpoint)
     name = options.run or latest_run(env.results, data=source.fingerprint if source else "")
     if not name:
-        print(f"No run in {env.results}: using the small model of the package, {SMALL_MODEL}")
+        which = "No run that learned from this data, with this --size," if source else "No run"
+        print(f"{which} in {env.results}: using the small model of the package, {SMALL_MODEL}")
         return SMALL_MODEL
     print(f"Run: {name}")
     best = env.run_folders(name)[0] / "best.pt"

@@ -291,40 +291,31 @@ def check_same_run(before: TrainConfig, now: TrainConfig, folder: str | Path) ->
     Raises:
         ValueError: one of them differs; the message names it.
     """
-    for name, was, value in zip(_FIXED, _fixed(before), _fixed(now), strict=True):
-        if was != value:
+    is_now = _fixed(now)
+    for name, was in _fixed(before).items():
+        if was != is_now[name]:
             raise ValueError(
-                f"the run in {folder} was begun with {name} = {getattr(before, name)}, now it is "
-                f"{getattr(now, name)}, which makes it another run: set it back, choose another "
-                "run name, or switch resume off to begin again"
+                f"the run in {folder} was begun with {name} {was}, now it is {is_now[name]}, which "
+                "makes it another run: set it back, choose another run name, or switch resume off "
+                "to begin again"
             )
 
 
-_FIXED = (
-    "base_channels",
-    "fold",
-    "encoder",
-    "skips",
-    "optimizer",
-    "hold_out",
-    "auxiliary",
-    "encoder_rate",
-)
-
-
-def _fixed(config: TrainConfig) -> tuple:
-    """Of the last two, only whether they are 0 counts: that decides whether there are heads, and
-    a group of the optimizer for the contracting path."""
-    return (
-        config.base_channels,
-        config.fold,
-        config.encoder,
-        config.skips,
-        config.optimizer,
-        config.hold_out,
-        config.auxiliary > 0,
-        config.encoder_rate > 0 or config.frozen_epochs > 0,
-    )
+def _fixed(config: TrainConfig) -> dict[str, object]:
+    """Return what may not change, under the name that messages use."""
+    return {
+        "base_channels": config.base_channels,
+        "fold": config.fold,
+        "encoder": config.encoder,
+        "skips": config.skips,
+        "optimizer": config.optimizer,
+        "hold_out": config.hold_out,
+        "auxiliary above 0:": config.auxiliary > 0,
+        # These decide whether the contracting path is a group of its own in the optimizer.
+        "encoder_rate or frozen_epochs above 0:": (
+            config.encoder_rate > 0 or config.frozen_epochs > 0
+        ),
+    }
 
 
 def run_name(data: str | Path, scheme: str, labels: str, **changed) -> str:
