@@ -11,7 +11,14 @@ from PIL import Image
 from unet_utils import IGNORE
 from unet_utils.own_data.folders import images_and_masks, prepare_own_data, read_frame
 from unet_utils.own_data.masks import read_classes
-from unet_utils.own_data.tools import cityscapes, cvat, label_studio, labelme, roboflow
+from unet_utils.own_data.tools import (
+    cityscapes,
+    cvat,
+    find_own_data,
+    label_studio,
+    labelme,
+    roboflow,
+)
 
 FIXTURES = Path(__file__).parent / "fixtures"
 COLORS = {"road": (128, 64, 128), "car": (0, 0, 142), "sky": (70, 130, 180)}
@@ -270,3 +277,22 @@ def test_roboflow_masks(tmp_path):
     (tmp_path / "train" / "x-street1_mask.png").unlink()
     with pytest.raises(FileNotFoundError, match="has no mask x-street1_mask.png"):
         roboflow(tmp_path)
+
+
+def test_what_lies_in_one_more_folder_is_found(folder, tmp_path):
+    """As in the zip of a folder."""
+    outer = tmp_path / "unpacked" / "mine"
+    outer.mkdir(parents=True)
+    for name in ("images", "masks", "classes.txt"):
+        shutil.move(folder / name, outer / name)
+    assert find_own_data(tmp_path / "unpacked").folder == outer
+    assert find_own_data(FIXTURES) is None
+
+
+def test_changed_colours_are_other_data(folder):
+    """Arrays that were prepared with wrong colours must not be used again."""
+    write_colors(folder)
+    before = images_and_masks(folder).fingerprint("train", (48, 32))
+    text = (folder / "classes.txt").read_text()
+    (folder / "classes.txt").write_text(text.replace("0 0 142", "0 0 143"))
+    assert images_and_masks(folder).fingerprint("train", (48, 32)) != before

@@ -32,7 +32,7 @@ from unet_utils.own_data.masks import (
     open_picture,
     read_classes,
 )
-from unet_utils.platform.files import natural_order
+from unet_utils.platform.files import list_folder, natural_order
 
 
 def find_own_data(folder: Path) -> OwnData | None:
@@ -45,6 +45,9 @@ def find_own_data(folder: Path) -> OwnData | None:
     for reader in (cityscapes, roboflow, cvat, label_studio, images_and_masks, labelme):
         if found := reader(folder):
             return found
+    inside = list_folder(folder)
+    if len(inside) == 1 and inside[0].is_dir():  # archives often hold a folder that holds all
+        return find_own_data(inside[0])
     return None
 
 
@@ -106,27 +109,26 @@ def _json_dict(file: Path) -> dict:
 
 def cvat(folder: Path) -> OwnData | None:
     """https://docs.cvat.ai, format "Segmentation mask": colours in labelmap.txt."""
-    table = next((path for path in folder.rglob("labelmap.txt")), None)
-    if table is None:
+    table = folder / "labelmap.txt"
+    if not table.is_file():
         return None
-    root = table.parent
     entries = []
     for line in table.read_text(encoding="utf-8-sig").splitlines():
         if line.strip() and not line.startswith("#"):
             name, color, *_ = line.split(":")
             entries.append({"name": name, "color": color.split(",")})
-    classes = read_classes(root) or make_classes(entries, {}, [])
-    photos = pictures(root / "JPEGImages") or pictures(root / "images")
-    masks = pictures(root / "SegmentationClass")
+    classes = read_classes(folder) or make_classes(entries, {}, [])
+    photos = pictures(folder / "JPEGImages") or pictures(folder / "images")
+    masks = pictures(folder / "SegmentationClass")
     if not photos:
         raise FileNotFoundError(
-            f"there are no photos in {root / 'JPEGImages'}: export again with *Save images*, or "
+            f"there are no photos in {folder / 'JPEGImages'}: export again with *Save images*, or "
             "put them there"
         )
     names = {mask.stem for mask in masks}
     labelled = [photo for photo in photos if photo.stem in names]
     pairs = pair_up(labelled, masks, "export photos and masks together")
-    return own_data(root, classes, split_pairs(root, pairs))
+    return own_data(folder, classes, split_pairs(folder, pairs))
 
 
 def roboflow(folder: Path) -> OwnData | None:
@@ -159,7 +161,7 @@ TASK = re.compile(r"task-(\d+)-annotation-\d+-by-.*?-tag-(.+)-\d+\.png")
 def label_studio(folder: Path) -> OwnData | None:
     """https://labelstud.io, export "Brush labels to PNG": a file for each task and label."""
     masks: dict[str, list[tuple[str, Path]]] = {}
-    for path in natural_order(folder.rglob("task-*.png")):
+    for path in natural_order(folder.glob("task-*.png")):
         if found := TASK.fullmatch(path.name):
             masks.setdefault(found[1], []).append((found[2], path))
     if not masks:
