@@ -23,8 +23,8 @@ from unet_utils.evaluation import predict_classes
 from unet_utils.frames import Frames
 from unet_utils.losses import class_weights
 from unet_utils.model import UNet
-from unet_utils.optimizer import Muon
-from unet_utils.training import OneProcess, TrainingState, make_optimizer, train_epoch
+from unet_utils.optimizer import Muon, make_optimizer
+from unet_utils.training import OneProcess, TrainingState, train_epoch
 
 TINY = recipe(
     "demo", base_channels=2, fold=1, image_size=32, batch_size=4, epochs=3, learning_rate=1e-2

@@ -1,11 +1,22 @@
-"""The optimizer: Muon for the kernels, Adam for everything else."""
+"""The optimizer: Muon for the kernels and Adam for everything else, or Adam alone."""
 
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
+from unet_utils.config import TrainConfig
 from unet_utils.device import compute_dtype
+
+
+def make_optimizer(
+    config: TrainConfig, network: nn.Module, encoder: nn.Module
+) -> torch.optim.Optimizer:
+    """Return the optimizer of the settings for the parameters of a network with this encoder."""
+    rate = config.encoder_rate or float(config.frozen_epochs > 0)
+    groups = parameter_groups(network, encoder, rate)
+    kind = Adam if config.optimizer == "adam" else Muon
+    return kind(groups, weight_decay=config.weight_decay)
 
 
 class Muon(torch.optim.Optimizer):
@@ -88,6 +99,15 @@ class Muon(torch.optim.Optimizer):
             if name not in self.state[param]:
                 self.state[param][name] = torch.zeros_like(param)
         return [self.state[param][name] for param in params]
+
+
+class Adam(torch.optim.AdamW):
+    """AdamW; as in `Muon`, `"rate"` is a factor of a group's learning rate."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["lr"] *= group.get("rate", 1.0)  # the training sets it anew before each step
+        return super().step(closure)
 
 
 def parameter_groups(module: nn.Module, encoder: nn.Module, encoder_rate: float) -> list[dict]:

@@ -29,7 +29,7 @@ from unet_utils.evaluation import score
 from unet_utils.frames import Frames
 from unet_utils.losses import AuxiliaryHeads, class_weights, prior_correction, segmentation_loss
 from unet_utils.model import OtherNetwork, UNet
-from unet_utils.optimizer import Muon, parameter_groups
+from unet_utils.optimizer import make_optimizer
 from unet_utils.platform.environment import progress_bar
 from unet_utils.run_files import RunFiles
 from unet_utils.schedule import Schedule
@@ -334,25 +334,6 @@ class TrainingState:
         self.history = checkpoint["history"]
         ended = self.epoch >= checkpoint["config"]["epochs"]
         self.first_epoch = self.epoch if ended else checkpoint["first_epoch"]
-
-
-def make_optimizer(
-    config: TrainConfig, network: nn.Module, encoder: nn.Module
-) -> torch.optim.Optimizer:
-    """Return the optimizer of the settings for the parameters of a network with this encoder."""
-    rate = config.encoder_rate or float(config.frozen_epochs > 0)
-    groups = parameter_groups(network, encoder, rate)
-    kind = Adam if config.optimizer == "adam" else Muon
-    return kind(groups, weight_decay=config.weight_decay)
-
-
-class Adam(torch.optim.AdamW):
-    """AdamW; as in `Muon`, `"rate"` is a factor of a group's learning rate."""
-
-    def step(self, closure=None):
-        for group in self.param_groups:
-            group["lr"] *= group.get("rate", 1.0)  # the training sets it anew before each step
-        return super().step(closure)
 
 
 def _numbers(model: nn.Module) -> list[Tensor]:
