@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from unet_utils.device import compute_dtype
+from unet_utils.device import compute_dtype, first_line
 from unet_utils.platform.files import user_path
 
 FORMAT = 1
@@ -46,10 +46,9 @@ def read_checkpoint(path: str | Path) -> dict:
     except OSError:  # says nothing of the file
         raise
     except Exception as error:  # torch, pickle and zipfile have different errors for a damaged file
-        problem = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
-            f"{path} is not a usable checkpoint of unet_utils ({problem}): name another file, "
-            "or train again"
+            f"{path} is not a usable checkpoint of unet_utils ({first_line(error)}): name another "
+            "file, or train again"
         ) from error
     return checkpoint
 

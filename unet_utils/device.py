@@ -22,7 +22,7 @@ def find_device() -> torch.device:
             torch.cuda.synchronize()
             return torch.device("cuda")
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             print(
                 f"Warning: PyTorch {torch.__version__} cannot use this GPU ({reason}), so the CPU "
                 "is used instead. On Kaggle, the P100 is too old: choose Settings > Accelerator > "
@@ -98,6 +98,11 @@ def reuse_memory() -> None:
     mallopt(*never_trim)
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message; its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def explain_errors(memory_advice: str) -> Callable:
     """Return a decorator that names the setting to change for errors of torch that it avoids.
 
@@ -136,6 +141,5 @@ def _problem(error: Exception, memory_advice: str) -> str:
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")) or (
         isinstance(error, RuntimeError) and "torch.compile" in str(error)
     ):
-        first_line = next(iter(str(error).splitlines()), type(error).__name__)
-        return f"torch.compile failed ({first_line}): set compile to False (COMPILE)"
+        return f"torch.compile failed ({first_line(error)}): set compile to False (COMPILE)"
     return ""

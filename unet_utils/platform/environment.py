@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from unet_utils.device import find_device, reuse_memory
+from unet_utils.device import find_device, first_line, reuse_memory
 from unet_utils.platform.files import copy_verified, make_backup_folder, user_path, writable_folder
 
 # Colab's machine is wiped at the end of a session; Google Drive, if the person agrees to mount it,
@@ -189,7 +189,7 @@ def _mount_drive() -> Path | None:
             return folder
     # Refused, forbidden by a company, timed out, not in Colab's own page, full, ...
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         print(
             f"Warning: Google Drive is not used ({reason}): results stay on this machine and are "
             "lost with it. To use Drive after all, mount it in the Files panel (folder symbol, "
