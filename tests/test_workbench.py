@@ -12,7 +12,8 @@ from unet_utils import UNet, fit, get_scheme, prepare, recipe
 from unet_utils.classes import IGNORE
 from unet_utils.plots.strip import plot_strip
 from unet_utils.use.compare import compare_runs
-from unet_utils.use.workbench import KEPT, Strip, Tries, diverged, run_strip
+from unet_utils.use.strip import Strip, run_strip
+from unet_utils.use.workbench import KEPT, Tries, diverged
 
 TINY = {"photos": 20, "base_channels": 2, "image_size": 32}
 """A try of a fraction of a second, which learns nothing."""

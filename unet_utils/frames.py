@@ -67,6 +67,10 @@ class Frames:
         photos = to_device(self.photos[where], device)
         return self._encoded(photos, to_device(self.label_ids[where], device))
 
+    def spread(self, count: int) -> Tensor:
+        """Return the indices of up to `count` evenly spaced frames, `int64 [n]`."""
+        return torch.linspace(0, len(self) - 1, min(count, len(self))).long()
+
     def batches(
         self, order: Iterable[Tensor], device: torch.device | str
     ) -> Iterator[tuple[Tensor, Tensor]]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from unet_utils.config import TrainConfig
 from unet_utils.evaluation import predict_classes
@@ -38,8 +37,7 @@ class LiveTraining:
     """
 
     def __init__(self, frames: Frames, config: TrainConfig, folder: Path | None = None):
-        shown = torch.linspace(0, len(frames) - 1, min(SHOWN_FRAMES, len(frames)))
-        self._photos, self._truth = frames.batch(shown.long())
+        self._photos, self._truth = frames.batch(frames.spread(SHOWN_FRAMES))
         self._scheme = frames.scheme
         self._config = config
         self._folder = folder

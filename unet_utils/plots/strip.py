@@ -37,7 +37,7 @@ def plot_strip(
     White lines enclose what the first prediction sees differently.
 
     Args:
-        As the attributes of `use.workbench.Strip`.
+        As the attributes of `use.strip.Strip`.
     """
     shown = {name: np.where(truth == IGNORE, IGNORE, found) for name, found in predictions.items()}
     first, *others = shown

@@ -8,25 +8,23 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from unet_utils.checkpoints import made_by
-from unet_utils.classes import ClassScheme
 from unet_utils.config import TrainConfig, recipe
 from unet_utils.device import explain_errors
-from unet_utils.evaluation import load_trained, predict_classes, score
+from unet_utils.evaluation import predict_classes, score
 from unet_utils.frames import Frames
 from unet_utils.model import UNet
 from unet_utils.platform.files import list_folder, replacing, user_path
 from unet_utils.schedule import Schedule
 from unet_utils.training import OneProcess, TrainingState, train_epoch
-from unet_utils.use.compare import compare_runs
+from unet_utils.use.reports import markdown_table, score_text
+from unet_utils.use.strip import SHOWN, Strip
 
 BASELINE = {
     "fold": 1,
@@ -40,33 +38,11 @@ few photos."""
 PHOTOS = 400
 """How many photos the baseline learns from."""
 PART = 40  # photos between two points of the loss curve
-SHOWN = 3  # held-out frames in the strip
 SCORED = 32  # held-out frames that are scored, at most
 KEPT = 5  # tries in the strip, beside the baseline
 LONG = 30  # seconds: a longer try says so after its first part
 SEEDS = (0, 1, 2)  # of the baseline, for the spread
 NAMES = {"base_channels": "width", "image_size": "size"}
-
-
-class Strip(NamedTuple):
-    """Predictions side by side, the arguments of `plots.strip.plot_strip`.
-
-    Attributes:
-        photos: `uint8 [N, H, W, 3]`.
-        truth: class indices, `uint8 [N, H, W]`.
-        predictions: name -> class indices, `uint8 [N, H, W]`. The first is what the others are
-            compared with.
-        scheme: names and colours of the classes.
-        curves: name -> how far the training was, and the loss there, one entry per point.
-        unit: of how far the training was: "photos" or "epochs".
-    """
-
-    photos: np.ndarray
-    truth: np.ndarray
-    predictions: dict[str, np.ndarray]
-    scheme: ClassScheme
-    curves: dict[str, tuple[list[float], list[float]]]
-    unit: str
 
 
 @dataclass(frozen=True)
@@ -120,8 +96,7 @@ class Tries:
         self._learn, held_out = frames.split(hold_out=True)
         assert held_out is not None
         self._scored = held_out.part(slice(None, None, math.ceil(len(held_out) / SCORED)))
-        self._shown = torch.linspace(0, len(held_out) - 1, min(SHOWN, len(held_out))).long()
-        self._photos, self._truth = held_out.batch(self._shown)
+        self._photos, self._truth = held_out.batch(held_out.spread(SHOWN))
         self._device = torch.device(device)
         self._device_name = made_by(device)["device"]
         self._progress = progress
@@ -187,13 +162,11 @@ class Tries:
     @property
     def table(self) -> str:
         """The baseline and the last tries as a Markdown table."""
-        lines = ["| try | mIoU | seconds | |", "|---|---|---|---|"]
+        rows = []
         for one in self._last():
             remark = "diverged" if diverged(one, self._num_classes) else ""
-            lines.append(
-                f"| {self._name(one)} | {one.mean_iou:.3f} | {one.seconds:.0f} | {remark} |"
-            )
-        return "\n".join(lines)
+            rows.append([self._name(one), score_text(one.mean_iou), f"{one.seconds:.0f}", remark])
+        return markdown_table(["try", "mIoU", "seconds", ""], rows)
 
     def dares(self) -> str:
         """Return three dares as a Markdown list: which are met, and by which try."""
@@ -341,54 +314,6 @@ def diverged(one: Try, num_classes: int) -> bool:
     all classes equally likely."""
     losses = [loss for _, loss in one.history]
     return not sum(losses) / len(losses) <= math.log(num_classes)
-
-
-def run_strip(
-    results: str | Path, names: Sequence[str], frames: Frames, device: torch.device | str
-) -> Strip:
-    """Predict the same frames with several runs; with a single one, also with the best other run.
-
-    Args:
-        results: folder that holds one folder per run.
-        names: of the runs; the first is what the others are compared with.
-        frames: held-out frames; three of them are shown.
-        device: where the models go.
-
-    Raises:
-        FileNotFoundError, ValueError: as `load_trained`.
-    """
-    results = user_path(results)
-    names = list(names)
-    if len(names) == 1:
-        names = _best_other(results, names[0]) + names
-    shown = torch.linspace(0, len(frames) - 1, min(SHOWN, len(frames))).long()
-    photos, truth = frames.batch(shown)
-    predictions = {}
-    curves = {}
-    for name in names:
-        run = load_trained(results / name / "best.pt", device, frames.scheme.name)
-        size = TrainConfig(**run.config).scene_size(*photos.shape[2:])
-        predictions[name] = predict_classes(run.model, photos, size).cpu().numpy()
-        curves[name] = (
-            [row["epoch"] for row in run.history],
-            [row["loss"] for row in run.history],
-        )
-    images = photos.permute(0, 2, 3, 1).numpy()
-    return Strip(images, truth.numpy(), predictions, frames.scheme, curves, "epochs")
-
-
-def _best_other(results: Path, name: str) -> list[str]:
-    """Return the best run that learned the same classes from the same data, if there is one."""
-    rows = compare_runs(results).rows
-    own = next((row for row in rows if row["run"] == name), None)
-    for row in rows:  # best first
-        same = own and all(
-            row["settings"].get(key) == own["settings"].get(key)
-            for key in ("classes", "labels", "data")
-        )
-        if same and row is not own and row["held_out"] is not None:
-            return [row["run"]]
-    return []
 
 
 def _outcome(one: Try, num_classes: int) -> str:
