@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from unet_utils import checkpoints, run_files
+from unet_utils import backup, checkpoints, run_files
 from unet_utils.checkpoints import (
     load_matching,
     made_by,
@@ -35,7 +35,7 @@ needs_posix = pytest.mark.skipif(os.name != "posix", reason="there is no fork or
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
-    monkeypatch.setattr(run_files, "BACKUP_SECONDS", 0.02)
+    monkeypatch.setattr(backup, "BACKUP_SECONDS", 0.02)
 
 
 def state(epoch, run="a", size=100):
@@ -428,7 +428,7 @@ def save_for_ever(folder, backup):
 @pytest.mark.slow
 @needs_posix
 def test_killed_at_any_moment_the_run_is_whole_and_free(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_files, "BACKUP_SECONDS", 0.005)
+    monkeypatch.setattr(backup, "BACKUP_SECONDS", 0.005)
     here, drive = tmp_path / "here", tmp_path / "drive"
     generator = random.Random(0)
     reached = in_backup = 0
@@ -575,18 +575,18 @@ def test_a_folder_that_cannot_be_locked_is_used(tmp_path, monkeypatch, capsys, e
 def copies(monkeypatch):
     """Record the names and epochs of all copies."""
     made = []
-    copy = run_files.copy_verified
+    copy = backup.copy_verified
 
     def record(source, target):
         made.append((source.name, epoch_of(source) if source.suffix == ".pt" else None))
         copy(source, target)
 
-    monkeypatch.setattr(run_files, "copy_verified", record)
+    monkeypatch.setattr(backup, "copy_verified", record)
     return made
 
 
 def test_copies_pause_and_the_last_state_arrives(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_files, "BACKUP_SECONDS", 0.3)
+    monkeypatch.setattr(backup, "BACKUP_SECONDS", 0.3)
     made = copies(monkeypatch)
     began = time.monotonic()
     with RunFiles(tmp_path / "here", tmp_path / "drive") as files:
@@ -646,7 +646,7 @@ def test_what_was_not_copied_is_copied_by_the_next_session(tmp_path):
 
 def test_a_copy_is_of_one_moment(tmp_path, monkeypatch):
     """best.pt and last.pt in the backup belong together, though training replaces them."""
-    copy = run_files.copy_verified
+    copy = backup.copy_verified
     saved = threading.Event()
 
     def slow(source, target):
@@ -655,8 +655,8 @@ def test_a_copy_is_of_one_moment(tmp_path, monkeypatch):
         copy(source, target)
 
     copied = threading.Event()
-    monkeypatch.setattr(run_files, "copy_verified", slow)
-    monkeypatch.setattr(run_files, "BACKUP_SECONDS", 1000)
+    monkeypatch.setattr(backup, "copy_verified", slow)
+    monkeypatch.setattr(backup, "BACKUP_SECONDS", 1000)
     with RunFiles(tmp_path / "here", tmp_path / "drive") as files:
         files.begin(resume=True)
         files.save(state(1), True)
@@ -731,7 +731,7 @@ def test_a_full_drive_is_named_and_used_again(tmp_path, monkeypatch, capsys):
         RunFiles(tmp_path / "here", tmp_path / "drive") as files,
         monkeypatch.context() as full,  # which ends first
     ):
-        full.setattr(run_files, "copy_verified", full_disk)
+        full.setattr(backup, "copy_verified", full_disk)
         files.begin(resume=True)
         files.save(state(1), True)
         wait_for(lambda: "Free some space there." in capsys.readouterr().out)
@@ -745,8 +745,8 @@ def test_a_copy_that_hangs_does_not_hold_the_end_up(tmp_path, monkeypatch, capsy
         released.wait(PATIENCE)
         raise OSError(errno.EIO, "gone")
 
-    monkeypatch.setattr(run_files, "copy_verified", hang)
-    monkeypatch.setattr(run_files, "FINISH_SECONDS", 0.1)
+    monkeypatch.setattr(backup, "copy_verified", hang)
+    monkeypatch.setattr(backup, "FINISH_SECONDS", 0.1)
     files = train(tmp_path / "here", 1, tmp_path / "drive")
     assert "only in" in capsys.readouterr().out
     assert epoch_of(train(tmp_path / "here", 2).last) == 2  # the run is free
@@ -784,7 +784,7 @@ def test_two_machines_on_one_drive(tmp_path, capsys):
 
 
 def test_another_machine_begins_during_a_copy(tmp_path, monkeypatch):
-    copy = run_files.copy_verified
+    copy = backup.copy_verified
 
     def overtaken(source, target):
         copy(source, target)
@@ -794,7 +794,7 @@ def test_another_machine_begins_during_a_copy(tmp_path, monkeypatch):
 
     drive = tmp_path / "drive"
     train(tmp_path / "here", 1, drive)
-    monkeypatch.setattr(run_files, "copy_verified", overtaken)
+    monkeypatch.setattr(backup, "copy_verified", overtaken)
     train(tmp_path / "here", 2, drive)
     assert (drive / "last.pt").read_bytes() == b"of the other machine"
     [aside] = tmp_path.glob("drive-*")

@@ -1,4 +1,4 @@
-"""The folder of a run: whole at any moment, one owner, copied to a backup.
+"""The folder of a run: whole at any moment, and of one process.
 
 It holds `last.pt` (all that is needed to resume), `best.pt` (all that is needed to use the model of
 the best epoch), `history.csv` (the history as a table) and `run.lock`; where somebody watches the
@@ -8,35 +8,19 @@ training, `time-lapse.json`.
 import contextlib
 import io
 import os
-import secrets
-import shutil
 import threading
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
 
+from unet_utils.backup import NAMES, TIME_LAPSE, Backup, rename_files
 from unet_utils.checkpoints import read_checkpoint, write_csv
-from unet_utils.platform.files import (
-    copy_verified,
-    is_disk_full,
-    make_backup_folder,
-    replacing,
-    user_path,
-)
+from unet_utils.platform.files import copy_verified, is_disk_full, replacing, user_path
 
 ONLY_TO_RESUME = ("averaged", "heads", "optimizer", "scaler", "first_epoch", "best_epoch")
 """Keys of `last.pt` that `best.pt` has not. Its `model` is the averaged one."""
-TIME_LAPSE = "time-lapse.json"
-"""What the network saw epoch by epoch, see `plots.time_lapse`: written after an epoch is saved."""
-NAMES = ("best.pt", "last.pt", "history.csv", TIME_LAPSE)
-"""The files of a run, in the order of copying: where `last.pt` has arrived, `best.pt` has too."""
 LOCK_FILE = "run.lock"
-OWNER_FILE = "owner.txt"
-BACKUP_SECONDS = 300
-"""Pause between two copies. Drive keeps each replaced file in its bin, which counts as used."""
-FINISH_SECONDS = 300
-"""How long the end of a run waits for the last copy."""
 
 
 class LockedError(RuntimeError):
@@ -86,7 +70,7 @@ class RunFiles:
         self.saved = True
         self._lock = FileLock(self.folder / LOCK_FILE, timeout=0)
         self._changing = threading.Lock()  # held while the files change, so that a copy fits
-        self._backup = _Backup(self.folder, user_path(backup), self._changing) if backup else None
+        self._backup = Backup(self.folder, user_path(backup), self._changing) if backup else None
         self._set_aside: tuple[str, ...] = ()  # files to rename before the next ones are written
         self._best_epoch = 0
         self._unsaved_best: memoryview | None = None  # what best.pt shall hold, until it does
@@ -117,7 +101,7 @@ class RunFiles:
                 "notebooks at once."
             )
         if self._backup:
-            self._backup.thread.start()
+            self._backup.start()
         return self
 
     def __exit__(self, *_) -> None:
@@ -221,7 +205,7 @@ class RunFiles:
                             file.write(content)
                             file.flush()
                             os.fsync(file.fileno())  # some disks say only here that they are full
-                _rename_files(self.folder, self._set_aside)
+                rename_files(self.folder, self._set_aside)
                 self._set_aside = ()
             self._write_history(last["history"])
             if self._backup:
@@ -241,162 +225,6 @@ class RunFiles:
             self._history_failed = True
 
 
-class _Backup:
-    """The copy of a run in a second folder, made by a thread so that training does not wait.
-
-    Two machines may train one run with one backup. Who begins writes its own id into the folder.
-    Who finds the id of another before it copies leaves the folder to it, and copies to a folder of
-    its own beside it from then on.
-
-    Args:
-        folder: the folder of the run.
-        target: where the copy goes.
-        changing: held by whoever changes the files of the run.
-    """
-
-    def __init__(self, folder: Path, target: Path, changing: threading.Lock):
-        self.folder = folder
-        self.target = target
-        self.changing = changing
-        self.owner = secrets.token_hex(4)
-        self.claimed = False  # whether `target` has our id, and nothing that we may not replace
-        self.failed = False
-        self.history: list[dict] = []
-        self.here: dict[str, int] = {}  # which epoch each file is from
-        self.there: dict[str, int] = {}  # which epoch its copy is from
-        self.news = threading.Event()
-        self.ended = threading.Event()
-        self.thread = threading.Thread(target=self._work, daemon=True)
-
-    def hand_on(self, last: dict) -> None:
-        """Let the thread know that files have changed; `last` is what last.pt holds."""
-        self.history = list(last["history"])
-        self.here = _epochs(last)
-        self.news.set()
-
-    def finish(self) -> None:
-        """Wait until the newest state is copied, or say that it is not."""
-        self.ended.set()
-        self.news.set()
-        if self._is_behind():
-            print(f"Copying the last state of the run to {self.target} ...")
-        self.thread.join(FINISH_SECONDS)
-        if self._is_behind():
-            print(
-                f"The last state of the run is not in {self.target}, only in {self.folder}: "
-                "download it, or start the run again when the backup is available."
-            )
-
-    def _work(self) -> None:
-        while not self.ended.is_set():
-            self.news.wait()
-            self.news.clear()
-            self._try()
-            self.ended.wait(BACKUP_SECONDS)
-        self.there.pop(TIME_LAPSE, None)  # the last epoch was added after its other files
-        self._try()
-
-    def _is_behind(self) -> bool:
-        return any(self.there.get(name) != epoch for name, epoch in self.here.items())
-
-    def _try(self) -> None:
-        if not self._is_behind():
-            return
-        try:
-            self._update()
-        except LockedError:
-            self._try()  # to another folder
-        except Exception as error:  # whatever it is: the thread must live, Drive may come back
-            if not self.failed:
-                advice = " Free some space there." if is_disk_full(error) else ""
-                print(
-                    f"Could not copy the checkpoint to {self.target} ({error}).{advice} "
-                    f"It is safe in {self.folder}, and copies are tried again."
-                )
-            self.failed = True
-            self.news.set()
-        else:
-            if self.failed:
-                print(f"Copies of the checkpoint in {self.target} work again.")
-            self.failed = False
-
-    def _update(self) -> None:
-        """Copy the files that have changed, as they are at one moment."""
-        snapshot = self.folder / ".snapshot"
-        try:
-            with self.changing:
-                epochs, history = self.here, self.history
-                shutil.rmtree(snapshot, ignore_errors=True)  # of a process that was killed
-                snapshot.mkdir()
-                for path in (self.folder / name for name in NAMES):
-                    if path.exists():
-                        _link(path, snapshot / path.name)
-            self._claim(history)
-            for name, epoch in epochs.items():
-                if self.there.get(name) != epoch:
-                    if (snapshot / name).exists():  # a table may never have been written
-                        with replacing(self.target / name) as unfinished:
-                            copy_verified(snapshot / name, unfinished)
-                            if self._owner_there() != self.owner:  # since the copy began
-                                raise LockedError
-                    self.there[name] = epoch
-        finally:
-            shutil.rmtree(snapshot, ignore_errors=True)
-
-    def _claim(self, history: list[dict]) -> None:
-        """Make sure that `target` is ours, and that what is in it may be replaced by a state with
-        this history."""
-        make_backup_folder(self.target)
-        owner = self._owner_there()
-        if self.claimed and owner == self.owner:
-            return
-        if self.claimed and owner is not None:
-            taken = self.target
-            self.target = taken.with_name(f"{taken.name}-{self.owner}")
-            make_backup_folder(self.target)
-            print(
-                f"Another machine has begun to train the run in {taken}: this one is now copied "
-                f"to {self.target}, as a run of its own."
-            )
-        with replacing(self.target / OWNER_FILE) as unfinished:
-            unfinished.write_text(self.owner)
-        there = self._epochs_there(history)
-        if there is None:
-            _rename_files(self.target, NAMES)
-        self.there = there or {}
-        self.claimed = True
-
-    def _owner_there(self) -> str | None:
-        try:
-            return (self.target / OWNER_FILE).read_text()
-        except FileNotFoundError:
-            return None
-
-    def _epochs_there(self, history: list[dict]) -> dict[str, int] | None:
-        """Return which epoch each file in `target` is from; None if they are not an earlier state
-        of the run with this history."""
-        found = [name for name in NAMES if os.path.isfile(self.target / name)]
-        if not found:
-            return {}
-        try:
-            last = read_checkpoint(self.target / "last.pt")
-        except (FileNotFoundError, ValueError):
-            return None
-        if str(last["history"]) != str(history[: len(last["history"])]):
-            return None
-        return {name: epoch for name, epoch in _epochs(last).items() if name in found}
-
-
-def _epochs(last: dict) -> dict[str, int]:
-    """Return which epoch each file of a run is from; `last` is what last.pt holds."""
-    return {
-        "best.pt": last["best_epoch"],
-        "last.pt": last["epoch"],
-        "history.csv": last["epoch"],
-        TIME_LAPSE: last["epoch"],
-    }
-
-
 def _model_to_use(checkpoint: dict) -> dict:
     """Return what best.pt holds."""
     rest = {part: value for part, value in checkpoint.items() if part not in ONLY_TO_RESUME}
@@ -409,22 +237,3 @@ def _packed(checkpoint: dict) -> memoryview:
     file = io.BytesIO()
     torch.save(checkpoint, file)
     return file.getbuffer()
-
-
-def _rename_files(folder: Path, names: tuple[str, ...]) -> None:
-    """Rename those of the files that are there: last.pt becomes last-1.pt, and so on."""
-    number = 1
-    while any(folder.glob(f"*-{number}.*")):
-        number += 1
-    for path in (folder / name for name in names):
-        if path.exists():
-            earlier = path.rename(path.with_stem(f"{path.stem}-{number}"))
-            print(f"An earlier {path.name} in {folder} is kept as {earlier.name}.")
-
-
-def _link(source: Path, target: Path) -> None:
-    """Give a file a second name, under which it stays when the first one is replaced."""
-    try:
-        os.link(source, target)
-    except OSError:  # not every file system has links
-        shutil.copyfile(source, target)
