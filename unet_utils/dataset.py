@@ -9,10 +9,11 @@ import hashlib
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +33,8 @@ from unet_utils.platform.files import (
     user_path,
 )
 from unet_utils.restoring import SIDE
+
+Item = TypeVar("Item")
 
 
 def find_pairs(root: str | Path) -> Path:
@@ -144,17 +147,8 @@ class CityscapesPairs(Dataset):
     def blocks(
         self, size: int = 128, progress: str = ""
     ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-        """Yield `(where, photos, masks)` for all pairs in order, `uint8 [n, 256, 256, 3]` each.
-
-        Files are decoded in as many threads as there are cores.
-        """
-        bar = progress_bar(total=len(self), desc=progress, unit="pair", disable=not progress)
-        with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
-            for start in range(0, len(self), size):
-                pairs = list(pool.map(read_pair, self.paths[start : start + size]))
-                photos, masks = (np.stack(halves) for halves in zip(*pairs, strict=True))
-                yield slice(start, start + len(pairs)), photos, masks
-                bar.update(len(pairs))
+        """Yield `(where, photos, masks)` for all pairs in order, `uint8 [n, 256, 256, 3]` each."""
+        yield from read_blocks(read_pair, self.paths, size, progress, "pair")
 
     @property
     def fingerprint(self) -> str:
@@ -163,6 +157,34 @@ class CityscapesPairs(Dataset):
         for path in self.paths:
             digest.update(path.name.encode() + path.read_bytes())
         return digest.hexdigest()
+
+
+def read_blocks(
+    read: Callable[[Item], tuple[np.ndarray, np.ndarray]],
+    items: Sequence[Item],
+    size: int,
+    progress: str,
+    unit: str,
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Read frames in order, in as many threads as there are cores.
+
+    Args:
+        read: returns photo and labels of an item.
+        items: what to read.
+        size: frames per block.
+        progress: title of a progress bar; empty for none.
+        unit: what the bar counts.
+
+    Yields:
+        where the block lies, and its photos and labels, one array each.
+    """
+    bar = progress_bar(total=len(items), desc=progress, unit=unit, disable=not progress)
+    with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
+        for start in range(0, len(items), size):
+            frames = list(pool.map(read, items[start : start + size]))
+            photos, labels = (np.stack(arrays) for arrays in zip(*frames, strict=True))
+            yield slice(start, start + len(frames)), photos, labels
+            bar.update(len(frames))
 
 
 def prepare(

@@ -7,17 +7,16 @@ A mask has the name of its photo. What labelling tools write is read as it is, s
 """
 
 import hashlib
-import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from unet_utils.classes import ClassScheme, get_scheme
-from unet_utils.dataset import build_arrays, map_array
+from unet_utils.dataset import build_arrays, map_array, read_blocks
 from unet_utils.frames import Frames
 from unet_utils.own_data.masks import (
     MASK_ADVICE,
@@ -27,7 +26,6 @@ from unet_utils.own_data.masks import (
     open_picture,
     read_classes,
 )
-from unet_utils.platform.environment import progress_bar
 from unet_utils.platform.files import natural_order, user_path
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -78,9 +76,7 @@ class OwnData:
         """Return a hash of the files' names and contents, of the classes and of the size."""
         facts = repr((size, self.scheme.names, self.scheme.lookup, self.scheme.colors))
         digest = hashlib.blake2b(facts.encode(), digest_size=8)
-        for path in (path for pair in self.pairs[split] for path in pair):
-            digest.update(path.name.encode() + path.read_bytes())
-        for path in self.more_files:
+        for path in (*chain.from_iterable(self.pairs[split]), *self.more_files):
             digest.update(path.name.encode() + path.read_bytes())
         return digest.hexdigest()
 
@@ -153,15 +149,10 @@ def prepare_own_data(
     def read(pair: tuple[Path, Path]) -> tuple[np.ndarray, np.ndarray]:
         return read_frame(data, *pair, size)
 
-    def blocks(_: set[Path], step: int = 16) -> Iterator[tuple[slice, dict[Path, np.ndarray]]]:
-        title = f"preparing {split}"
-        bar = progress_bar(total=len(pairs), desc=title, unit="photo", disable=not progress)
-        with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
-            for start in range(0, len(pairs), step):
-                frames = list(pool.map(read, pairs[start : start + step]))
-                photos, labels = (np.stack(arrays) for arrays in zip(*frames, strict=True))
-                yield slice(start, start + len(frames)), {photos_file: photos, labels_file: labels}
-                bar.update(len(frames))
+    def blocks(_: set[Path]) -> Iterator[tuple[slice, dict[Path, np.ndarray]]]:
+        title = f"preparing {split}" * progress
+        for where, photos, labels in read_blocks(read, pairs, 16, title, "photo"):
+            yield where, {photos_file: photos, labels_file: labels}
 
     build_arrays({photos_file: (*shape, 3), labels_file: shape}, blocks)
     return Frames(
