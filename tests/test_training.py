@@ -303,7 +303,7 @@ def test_a_last_epoch_that_was_not_saved_is_an_error(frames, tmp_path, monkeypat
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("unet_utils.run_files.torch.save", full)
+    monkeypatch.setattr("torch.save", full)
     seen = []
     with pytest.raises(OSError, match="the last epoch could not be saved"):
         run(frames, tmp_path, on_epoch=lambda history, model: seen.append(len(history)))

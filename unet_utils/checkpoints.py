@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import os
 import subprocess
 import tomllib
@@ -51,6 +52,14 @@ def read_checkpoint(path: str | Path) -> dict:
             "file, or train again"
         ) from error
     return checkpoint
+
+
+def packed_checkpoint(checkpoint: dict) -> memoryview:
+    """Return the content of a checkpoint's file. Where torch itself writes a file, a full disk ends
+    in errors such as "unexpected pos 576 vs 534"; Python says what it is."""
+    file = io.BytesIO()
+    torch.save(checkpoint, file)
+    return file.getbuffer()
 
 
 def saved_settings(folder: str | Path, backup: str | Path | None = None) -> dict | None:

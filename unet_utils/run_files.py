@@ -6,16 +6,14 @@ training, `time-lapse.json`.
 """
 
 import contextlib
-import io
 import os
 import threading
 from pathlib import Path
 
-import torch
 from filelock import FileLock, Timeout
 
 from unet_utils.backup import NAMES, TIME_LAPSE, Backup, rename_files
-from unet_utils.checkpoints import read_checkpoint, write_csv
+from unet_utils.checkpoints import packed_checkpoint, read_checkpoint, write_csv
 from unet_utils.platform.files import copy_verified, is_disk_full, replacing, user_path
 
 ONLY_TO_RESUME = ("averaged", "heads", "optimizer", "scaler", "first_epoch", "best_epoch")
@@ -148,7 +146,7 @@ class RunFiles:
         epoch = checkpoint["epoch"]
         try:
             if is_best:
-                self._unsaved_best = _packed(_model_to_use(checkpoint))
+                self._unsaved_best = packed_checkpoint(_model_to_use(checkpoint))
                 self._best_epoch = epoch
             self._write(checkpoint | {"best_epoch": self._best_epoch}, self._unsaved_best)
         except (OSError, RuntimeError, MemoryError) as error:
@@ -185,7 +183,7 @@ class RunFiles:
         if best["epoch"] < self._best_epoch == last["epoch"]:
             best = _model_to_use(last)  # the process ended between last.pt and best.pt
         if best is not found or source != self.folder:
-            self._write(last, _packed(best))
+            self._write(last, packed_checkpoint(best))
         if source != self.folder and os.path.isfile(source / TIME_LAPSE):
             with contextlib.suppress(OSError):  # no training depends on it
                 copy_verified(source / TIME_LAPSE, self.folder / TIME_LAPSE)
@@ -198,7 +196,7 @@ class RunFiles:
             # The contexts end in reverse order, so last.pt is replaced first. If the process ends
             # just then, best.pt can be made from last.pt: the best epoch is the last one.
             with contextlib.ExitStack() as replaced:
-                for path, content in ((self.best, best), (self.last, _packed(last))):
+                for path, content in ((self.best, best), (self.last, packed_checkpoint(last))):
                     if content is not None:
                         unfinished = replaced.enter_context(replacing(path))
                         with open(unfinished, "wb") as file:
@@ -229,11 +227,3 @@ def _model_to_use(checkpoint: dict) -> dict:
     """Return what best.pt holds."""
     rest = {part: value for part, value in checkpoint.items() if part not in ONLY_TO_RESUME}
     return rest | {"model": checkpoint["averaged"]}
-
-
-def _packed(checkpoint: dict) -> memoryview:
-    """Return the content of a file. Where torch itself writes a file, a full disk ends in errors
-    such as "unexpected pos 576 vs 534"; Python says what it is."""
-    file = io.BytesIO()
-    torch.save(checkpoint, file)
-    return file.getbuffer()

@@ -7,7 +7,6 @@ the number for which the cross-entropy is lowest; a calibration error that is sm
 fall.
 """
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from unet_utils.checkpoints import read_checkpoint
+from unet_utils.checkpoints import packed_checkpoint, read_checkpoint
 from unet_utils.classes import IGNORE, ClassScheme
 from unet_utils.evaluation import Trained, load_trained, predict
 from unet_utils.frames import Frames
@@ -178,11 +177,9 @@ def fit_temperature(
         _check_same_frames(checkpoint, frames, path)
         trained = load_trained(path, device, network=network)
         temperature = best_temperature(sample_pixels(trained, held_out))
-        # In memory first: on a full disk, torch's own writing ends in an error of another kind.
-        content = io.BytesIO()
-        torch.save(checkpoint | {"temperature": temperature}, content)
+        content = packed_checkpoint(checkpoint | {"temperature": temperature})
         with replacing(path) as unfinished:
-            unfinished.write_bytes(content.getbuffer())
+            unfinished.write_bytes(content)
     if backup:
         _update_backup(path, user_path(backup) / path.name, checkpoint)
     return temperature
