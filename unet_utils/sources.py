@@ -17,7 +17,7 @@ from unet_utils.images import Size, height_and_width
 from unet_utils.own_data.folders import OwnData, prepare_own_data
 from unet_utils.own_data.tools import find_own_data
 from unet_utils.platform.download import get_kaggle
-from unet_utils.platform.files import list_folder, user_path, writable_folder
+from unet_utils.platform.files import list_folder, some_of, user_path, writable_folder
 from unet_utils.platform.unpacking import unpack
 
 FULL_SET = {"train": 2975, "val": 500}
@@ -157,8 +157,7 @@ def get_pairs(source: str | Path, data_dir: str | Path, drive: str | Path | None
     files = [path for split in counts for path in list_folder(root / split)]
     pairs = {path for split in counts for path in pair_files(root / split)}
     if unused := [str(path.relative_to(root)) for path in files if path not in pairs]:
-        more = f" and {len(unused) - 5} more" if len(unused) > 5 else ""
-        print(f"Not used, because pairs are named 1.jpg, 2.jpg, ...: {', '.join(unused[:5])}{more}")
+        print(f"Not used, because pairs are named 1.jpg, 2.jpg, ...: {some_of(unused)}")
     return root
 
 

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 # Prefix of everything that is not complete yet; hidden, so that nobody reads it.
@@ -64,6 +64,12 @@ def list_folder(folder: Path) -> list[Path]:
     return natural_order(
         folder / name for name in names if not name.startswith(".") and name != "__MACOSX"
     )
+
+
+def some_of(names: Sequence[str], most: int = 5) -> str:
+    """Return the first of many names for a message: "a, b, c, d, e and 7 more"."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 @contextlib.contextmanager

@@ -20,7 +20,13 @@ from unet_utils.evaluation import frame_matrices
 from unet_utils.frames import Frames
 from unet_utils.metrics import ConfusionMatrix
 from unet_utils.platform.environment import progress_bar
-from unet_utils.platform.files import list_folder, make_backup_folder, publishing, user_path
+from unet_utils.platform.files import (
+    list_folder,
+    make_backup_folder,
+    publishing,
+    some_of,
+    user_path,
+)
 from unet_utils.sources import Source
 
 IDS = ("class", "official")
@@ -211,14 +217,12 @@ def _prediction_files(folder: Path, numbers: tuple[int, ...]) -> list[Path]:
         elif (first := found.setdefault(int(path.stem), path)) != path:
             raise ValueError(f"{first} and {path} are predictions for the same frame: remove one")
     if others:
-        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
-        print(f"Not used in {folder}: {', '.join(others[:5])}{more}")
+        print(f"Not used in {folder}: {some_of(others)}")
     if missing := [number for number in numbers if number not in found]:
-        names = ", ".join(f"{number}.png" for number in missing[:5])
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        names = some_of([f"{number}.png" for number in missing])
         raise FileNotFoundError(
             f"{folder} has no prediction for {len(missing)} of {len(numbers)} frames: "
-            f"{names}{more}. Each frame needs a PNG file that is named by its number"
+            f"{names}. Each frame needs a PNG file that is named by its number"
         )
     return [found[number] for number in numbers]
 

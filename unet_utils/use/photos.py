@@ -14,7 +14,7 @@ from unet_utils.classes import IGNORE, ClassScheme
 from unet_utils.demo.street import draw_scene
 from unet_utils.evaluation import Trained, predict_classes
 from unet_utils.platform.environment import Environment
-from unet_utils.platform.files import list_folder, natural_order, replacing, user_path
+from unet_utils.platform.files import list_folder, natural_order, replacing, some_of, user_path
 from unet_utils.use.pictures import printable, read_photo
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -56,9 +56,8 @@ def find_photos(paths: Iterable[str | Path]) -> list[Path]:
             is_photo = file.suffix.lower() in SUFFIXES and not file.is_dir()
             (found if is_photo else others).append(file)
         if others:
-            names = ", ".join(file.name for file in others[:10])
-            more = f" and {len(others) - 10} more" if len(others) > 10 else ""
-            print(printable(f"Not read in {path}: {names}{more} (not {', '.join(SUFFIXES)})"))
+            names = some_of([file.name for file in others], 10)
+            print(printable(f"Not read in {path}: {names} (not {', '.join(SUFFIXES)})"))
         if not found:
             raise FileNotFoundError(f"no photo in {path}")
         photos += found
