@@ -24,6 +24,7 @@ from unet_utils.evaluation import Trained, predict_frames, score
 from unet_utils.frames import Frames
 from unet_utils.platform.environment import progress_bar
 from unet_utils.restoring import jpeg
+from unet_utils.use.reports import markdown_table, score_text
 
 MILD, STRONG = 1, 3
 """The two severities, by their number in ImageNet-C, which goes from 1 to 5."""
@@ -73,14 +74,11 @@ def robustness(trained: Trained, frames: Frames, progress: bool = True) -> list[
 
 def robustness_table(rows: list[RobustnessRow]) -> str:
     """Return a Markdown table: a row per change, pixel accuracy and mIoU at each severity."""
-    lines = [
-        "| photos | severity | pixel accuracy | mIoU |",
-        "|---|---|---|---|",
-    ]
+    lines = []
     for row in rows:
-        scores = f"{row.pixel_accuracy:.3f} | {row.mean_iou:.3f}"
-        lines.append(f"| {row.change} | {row.severity or ''} | {scores} |")
-    return "\n".join(lines)
+        scores = [score_text(row.pixel_accuracy), score_text(row.mean_iou)]
+        lines.append([row.change, str(row.severity or ""), *scores])
+    return markdown_table(["photos", "severity", "pixel accuracy", "mIoU"], lines)
 
 
 def predict_changed(trained: Trained, frames: Frames) -> dict[str, tuple[np.ndarray, np.ndarray]]:
