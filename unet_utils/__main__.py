@@ -63,8 +63,10 @@ def _prepare(options: argparse.Namespace, env: Environment) -> None:
         export_folder(options.export)  # refuses one that is in use before the work, not after it
     source = _source(options, env)
     splits = {}
+    scheme: str | ClassScheme = options.scheme
     for split in ("train", "val"):
-        frames = _frames(options, env, source, split, options.scheme)
+        frames = _frames(options, env, source, split, scheme)
+        scheme = frames.scheme  # clusters are found once
         splits[split] = frames
         shares = frames.class_counts().double() / frames.label_ids.numel()
         void = 100 * (1 - shares.sum())
@@ -163,11 +165,9 @@ def _evaluate_predictions(options: argparse.Namespace, env: Environment) -> None
 def _save_report(
     matrices: list[ConfusionMatrix], frames: Frames, source: Source, folder: Path, origin: dict
 ) -> None:
-    matrix = ConfusionMatrix.total(matrices)
-    print(score_report(matrix, frames.scheme, source.is_published))
-    report = save_scores(
-        matrices, frames.scheme, folder, frames.numbers, source.is_published, origin
-    )
+    published = source.is_published  # looks at all files
+    print(score_report(ConfusionMatrix.total(matrices), frames.scheme, published))
+    report = save_scores(matrices, frames.scheme, folder, frames.numbers, published, origin)
     print(f"\nsaved as {report}, and in the same folder as .json and .csv")
 
 

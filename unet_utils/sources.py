@@ -111,13 +111,14 @@ def open_source(
     Raises:
         As `get_pairs`, and for own data as `own_data.tools.find_own_data`.
     """
-    if source not in ("kaggle", "demo"):
-        folder = _get_own(user_path(source), writable_folder(data_dir, "UNET_UTILS_DATA"))
-        if own := find_own_data(folder):
-            counts = {split: len(pairs) for split, pairs in own.pairs.items()}
-            print(f"{counts['train']} training and {counts['val']} validation photos in {folder}")
-            return Source(own.folder, own, size)
-    return Source(get_pairs(source, data_dir, drive))
+    if source in ("kaggle", "demo"):
+        return Source(get_pairs(source, data_dir, drive))
+    folder = _get_own(user_path(source), writable_folder(data_dir, "UNET_UTILS_DATA"))
+    if own := find_own_data(folder):
+        counts = {split: len(pairs) for split, pairs in own.pairs.items()}
+        print(f"{counts['train']} training and {counts['val']} validation photos in {folder}")
+        return Source(own.folder, own, size)
+    return Source(_find_pairs(folder))
 
 
 def get_pairs(source: str | Path, data_dir: str | Path, drive: str | Path | None = None) -> Path:
@@ -146,10 +147,15 @@ def get_pairs(source: str | Path, data_dir: str | Path, drive: str | Path | None
         folder = get_kaggle(data_dir, user_path(drive) if drive else None, check_pairs)
     else:
         folder = _get_own(user_path(source), data_dir)
+    return _find_pairs(folder, is_drawn=source == "demo")
+
+
+def _find_pairs(folder: Path, is_drawn: bool = False) -> Path:
+    """Return the folder in `folder` that holds train/ and val/, and print what is in it."""
     root = find_pairs(folder)
     counts = check_pairs(root)
     print(f"{counts['train']} training and {counts['val']} validation pairs in {root}")
-    if source != "demo" and counts != FULL_SET:
+    if not is_drawn and counts != FULL_SET:
         print(
             f"Note: the full Kaggle set has {FULL_SET['train']} and {FULL_SET['val']}; a smaller "
             "set works too."
