@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 
 from unet_utils import restoring
 from unet_utils.classes import PALETTE_COLORS, ClassScheme, get_scheme
+from unet_utils.device import first_line
 from unet_utils.frames import Frames
 from unet_utils.platform.environment import progress_bar
 from unet_utils.platform.files import (
@@ -153,10 +154,16 @@ class CityscapesPairs(Dataset):
     @property
     def fingerprint(self) -> str:
         """Hash of the names and contents of all files. Changed files get a new cache."""
-        digest = hashlib.blake2b(digest_size=8)
-        for path in self.paths:
-            digest.update(path.name.encode() + path.read_bytes())
-        return digest.hexdigest()
+        return hash_files(self.paths)
+
+
+def hash_files(paths: Iterable[Path], facts: str = "") -> str:
+    """Return 16 hexadecimal digits that identify the names and contents of files, and other
+    facts."""
+    digest = hashlib.blake2b(facts.encode(), digest_size=8)
+    for path in paths:
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def read_blocks(
@@ -307,8 +314,9 @@ def _fetch_labels(kept: Path, file: Path, shape: tuple[int, ...]) -> None:
     except OSError as error:  # the disk is full, Drive has dropped: the copy itself may be whole
         print(f"Warning: {kept} could not be used ({error}): the labels are restored again.")
     except Exception as error:  # zipfile, zlib and numpy have different errors for a damaged file
-        reason = error or type(error).__name__
-        print(f"Warning: {kept} cannot be used ({reason}): the labels are restored again.")
+        print(
+            f"Warning: {kept} cannot be used ({first_line(error)}): the labels are restored again."
+        )
         with suppress(OSError):
             kept.unlink(missing_ok=True)  # so that it is written again
 

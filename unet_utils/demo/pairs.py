@@ -3,7 +3,6 @@ Kaggle pairs."""
 
 import json
 from pathlib import Path
-from shutil import rmtree
 
 import numpy as np
 from PIL import Image
@@ -11,7 +10,7 @@ from PIL import Image
 from unet_utils.demo.canvas import COLORS, HEIGHT, WIDTH
 from unet_utils.demo.street import draw_scene
 from unet_utils.platform.environment import progress_bar
-from unet_utils.platform.files import publishing, user_path
+from unet_utils.platform.files import discard, publishing, user_path
 from unet_utils.restoring import SIDE, jpeg, shrink
 
 SPLITS = ("train", "val")
@@ -60,7 +59,7 @@ def make_demo(root: str | Path, train: int = 240, val: int = 60, progress: bool 
             Image.fromarray(pair).save(path, "JPEG", quality=95, subsampling="4:2:0")
         (unfinished / STAMP).write_text(stamp)
         if not _is_complete(folder, stamp):  # otherwise another process has finished first
-            rmtree(folder, ignore_errors=True)
+            discard(folder)
     return folder
 
 

@@ -6,7 +6,6 @@
 A mask has the name of its photo. What labelling tools write is read as it is, see `tools`.
 """
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -16,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from unet_utils.classes import ClassScheme, get_scheme
-from unet_utils.dataset import build_arrays, map_array, read_blocks
+from unet_utils.dataset import build_arrays, hash_files, map_array, read_blocks
 from unet_utils.frames import Frames
 from unet_utils.own_data.masks import (
     MASK_ADVICE,
@@ -26,9 +25,8 @@ from unet_utils.own_data.masks import (
     open_picture,
     read_classes,
 )
-from unet_utils.platform.files import natural_order, user_path
+from unet_utils.platform.files import PICTURES, list_folder, user_path
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
 """The folders of each split: tools name them differently."""
 SHARE = 5
@@ -75,10 +73,7 @@ class OwnData:
     def fingerprint(self, split: str, size: tuple[int, int]) -> str:
         """Return a hash of the files' names and contents, of the classes and of the size."""
         facts = repr((size, self.scheme.names, self.scheme.lookup, self.scheme.colors))
-        digest = hashlib.blake2b(facts.encode(), digest_size=8)
-        for path in (*chain.from_iterable(self.pairs[split]), *self.more_files):
-            digest.update(path.name.encode() + path.read_bytes())
-        return digest.hexdigest()
+        return hash_files((*chain.from_iterable(self.pairs[split]), *self.more_files), facts)
 
 
 def images_and_masks(folder: Path) -> OwnData | None:
@@ -191,7 +186,7 @@ def read_frame(
 
 
 def pair_up(photos: list[Path], labels: list[Path], advice: str) -> Pairs:
-    """Return each photo with the labels of the same name, in the order that a person means.
+    """Return each photo with the labels of the same name, in the order of the photos.
 
     Raises:
         FileNotFoundError: one of them is alone, or there is none; the message names it.
@@ -206,7 +201,7 @@ def pair_up(photos: list[Path], labels: list[Path], advice: str) -> Pairs:
             raise FileNotFoundError(f"{path} belongs to no photo: {advice}")
     if not photos:
         raise FileNotFoundError(f"there is no photo: {advice}")
-    return [(photo, by_name[photo.stem]) for photo in natural_order(photos)]
+    return [(photo, by_name[photo.stem]) for photo in photos]
 
 
 def split_pairs(folder: Path, pairs: Pairs) -> dict[str, Pairs]:
@@ -245,8 +240,5 @@ def split_folder(folder: Path, split: str) -> Path | None:
 
 
 def pictures(folder: Path) -> list[Path]:
-    """Return the pictures in a folder, none if there is no such folder."""
-    if not folder.is_dir():
-        return []
-    files = (path for path in folder.iterdir() if not path.name.startswith("."))
-    return [path for path in files if path.suffix.lower() in PICTURES]
+    """Return the pictures in a folder in natural order, none if there is no such folder."""
+    return [path for path in list_folder(folder) if path.suffix.lower() in PICTURES]

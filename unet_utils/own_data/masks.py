@@ -11,6 +11,8 @@ import numpy as np
 from PIL import Image, ImageColor, ImageOps
 
 from unet_utils.classes import IGNORE, ClassScheme
+from unet_utils.device import first_line
+from unet_utils.restoring import pack_colors
 
 MASK_ADVICE = "Save masks as PNG with 8 bits, without smooth edges, in the size of their photos."
 
@@ -86,7 +88,7 @@ def read_classes(folder: Path) -> Classes | None:
             lines = file.read_text(encoding="utf-8-sig").splitlines()
             return make_classes([_class_of_line(line) for line in lines if line.strip()], {}, [])
     except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
-        raise ValueError(f"{file} cannot be used: {error or type(error).__name__}") from error
+        raise ValueError(f"{file} cannot be used: {first_line(error)}") from error
     return None
 
 
@@ -166,8 +168,8 @@ def mask_reader(classes: Classes) -> ReadLabels:
 
 
 def _packed(color: Any) -> int:
-    """Return a colour as one number."""
-    return color[0] << 16 | color[1] << 8 | color[2]
+    """Return a colour as one number, as `pack_colors` does."""
+    return color[0] | color[1] << 8 | color[2] << 16
 
 
 def _from_values(path: Path, pixels: np.ndarray, values: list[int]) -> np.ndarray:
@@ -198,7 +200,7 @@ def _from_values(path: Path, pixels: np.ndarray, values: list[int]) -> np.ndarra
 
 
 def _from_colors(path: Path, pixels: np.ndarray, by_color: dict[int, int]) -> np.ndarray:
-    packed = pixels.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.int32)
+    packed = pack_colors(pixels)
     labels = np.full(packed.shape, IGNORE, dtype=np.uint8)
     unknown = packed != 0  # black is void, unless it is the colour of a class
     for color, value in by_color.items():

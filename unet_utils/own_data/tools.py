@@ -13,7 +13,6 @@ from PIL import Image, ImageDraw
 
 from unet_utils.classes import IGNORE, LABELS, get_scheme
 from unet_utils.own_data.folders import (
-    PICTURES,
     SPLITS,
     OwnData,
     Pairs,
@@ -32,7 +31,7 @@ from unet_utils.own_data.masks import (
     open_picture,
     read_classes,
 )
-from unet_utils.platform.files import list_folder, natural_order
+from unet_utils.platform.files import PICTURES, list_folder, natural_order
 
 
 def find_own_data(folder: Path) -> OwnData | None:
@@ -146,7 +145,7 @@ def roboflow(folder: Path) -> OwnData | None:
         files = {path.stem: path for path in pictures(part)} if part else {}
         photos = [path for name, path in files.items() if not name.endswith("_mask")]
         pairs[split] = []
-        for photo in natural_order(photos):
+        for photo in photos:
             if f"{photo.stem}_mask" not in files:
                 raise FileNotFoundError(f"{photo} has no mask {photo.stem}_mask.png: export again")
             pairs[split].append((photo, files[f"{photo.stem}_mask"]))

@@ -19,6 +19,8 @@ UNFINISHED = ".unfinished-"
 LEFTOVER_SECONDS = 3600
 # Google Drive makes these folders; if one is missing, Drive is not mounted.
 MOUNTED_FOLDERS = ("MyDrive", "Shareddrives")
+# Suffixes of pictures that Pillow reads.
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 SPACE_ADVICE = (
     "Free some, or set the environment variable UNET_UTILS_DATA to a folder on a larger disk"
 )

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from unet_utils.checkpoints import read_checkpoint
+from unet_utils.device import first_line
 from unet_utils.platform.files import user_path
 from unet_utils.use.reports import markdown_table, score_text
 
@@ -70,7 +71,7 @@ def compare_runs(results: str | Path, names: Sequence[str] = ()) -> Comparison:
         try:
             row, curves[name] = _read_run(results / name)
         except UNUSABLE as error:
-            print(f"Left out: {name} ({error or type(error).__name__})")
+            print(f"Left out: {name} ({first_line(error)})")
             continue
         rows.append(row)
     if not rows:

@@ -12,12 +12,18 @@ from PIL import Image
 
 from unet_utils.classes import IGNORE, ClassScheme
 from unet_utils.demo.street import draw_scene
+from unet_utils.device import first_line
 from unet_utils.evaluation import Trained, predict_classes
 from unet_utils.platform.environment import Environment
-from unet_utils.platform.files import list_folder, natural_order, replacing, some_of, user_path
+from unet_utils.platform.files import (
+    PICTURES,
+    list_folder,
+    natural_order,
+    replacing,
+    some_of,
+    user_path,
+)
 from unet_utils.use.pictures import printable, read_photo
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def expand_patterns(paths: Iterable[str | Path]) -> list[str | Path]:
@@ -53,11 +59,11 @@ def find_photos(paths: Iterable[str | Path]) -> list[Path]:
         found: list[Path] = []
         others: list[Path] = []
         for file in list_folder(path):
-            is_photo = file.suffix.lower() in SUFFIXES and not file.is_dir()
+            is_photo = file.suffix.lower() in PICTURES and not file.is_dir()
             (found if is_photo else others).append(file)
         if others:
             names = some_of([file.name for file in others], 10)
-            print(printable(f"Not read in {path}: {names} (not {', '.join(SUFFIXES)})"))
+            print(printable(f"Not read in {path}: {names} (not {', '.join(PICTURES)})"))
         if not found:
             raise FileNotFoundError(f"no photo in {path}")
         photos += found
@@ -80,7 +86,7 @@ def choose_photo(path: str, env: Environment) -> Path:
                 return user_path(name)
             print("Nothing was uploaded.")
         except Exception as error:  # not in Colab, or one of Colab's many, such as in VS Code
-            print(f"The upload failed ({error or type(error).__name__}).")
+            print(f"The upload failed ({first_line(error)}).")
     elif path.strip():
         return user_path(path)
     drawn = env.data / "drawn_street.png"

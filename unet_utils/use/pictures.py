@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, ImageOps
 
+from unet_utils.device import first_line
 from unet_utils.platform.files import user_path
 
 MOST_PIXELS = 50 * 10**6
@@ -62,8 +63,7 @@ def read_photo(path: str | Path) -> np.ndarray:
                 image = _srgb(_flatten(_decode(file)), profile)
     except Exception as error:  # each of Pillow's formats has errors of its own
         raise ValueError(
-            f"{path} cannot be read as a photo ({error or type(error).__name__}): "
-            "save it as a JPEG or PNG"
+            f"{path} cannot be read as a photo ({first_line(error)}): save it as a JPEG or PNG"
         ) from error
     finally:
         Image.MAX_IMAGE_PIXELS = limit

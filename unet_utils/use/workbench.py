@@ -16,7 +16,7 @@ import torch
 
 from unet_utils.checkpoints import made_by
 from unet_utils.config import TrainConfig, recipe
-from unet_utils.device import explain_errors
+from unet_utils.device import explain_errors, first_line
 from unet_utils.evaluation import predict_classes, score
 from unet_utils.frames import Frames
 from unet_utils.model import UNet
@@ -340,5 +340,5 @@ def _read(file: Path) -> Try | None:
         with np.load(file) as kept:
             return Try(**json.loads(str(kept["facts"])), predictions=kept["predictions"])
     except Exception as error:  # zipfile, zlib, json and numpy have different errors
-        print(f"Warning: {file} cannot be read ({error or type(error).__name__}): it is left out.")
+        print(f"Warning: {file} cannot be read ({first_line(error)}): it is left out.")
         return None
