@@ -214,6 +214,9 @@ def test_full_size_cityscapes_as_it_is_unpacked(tmp_path):
         data = cityscapes(root)
         ((_, found),) = [read_frame(data, *pair, (64, 32)) for pair in data.pairs["val"]]
         assert np.array_equal(data.scheme.encode(found), np.array([0, 13, 10])[labels])
+        # A run of other official classes is found again for the same files.
+        merged = data.with_scheme("categories7")
+        assert merged.fingerprint("train", (64, 32)) == data.fingerprint("train", (64, 32))
 
 
 TRUTH = draw((36, 24))[1]
@@ -256,6 +259,13 @@ def test_label_studio_brushes(tmp_path):
     assert data.scheme.names == ("background", "car", "road", "sky")
     assert agreement(data) == 1
     shutil.copytree(FIXTURES / "label_studio", tmp_path / "own")
+    classes = tmp_path / "own" / "classes.json"
+    classes.write_text('["background", "road", "sky", "car"]')
+    assert label_studio(tmp_path / "own").scheme.names == ("background", "road", "sky", "car")
+    classes.write_text('["background",')
+    with pytest.raises(ValueError, match="classes.json cannot be read as JSON"):
+        label_studio(tmp_path / "own")
+    classes.unlink()
     (tmp_path / "own" / "project.json").unlink()
     with pytest.raises(FileNotFoundError, match="the photo of task 1 is not known.*JSON export"):
         label_studio(tmp_path / "own")

@@ -71,8 +71,13 @@ class OwnData:
         return self
 
     def fingerprint(self, split: str, size: tuple[int, int]) -> str:
-        """Return a hash of the files' names and contents, of the classes and of the size."""
-        facts = repr((size, self.scheme.names, self.scheme.lookup, self.scheme.colors))
+        """Return a hash of the files' names and contents, of the size, and of classes of one's own.
+
+        The official schemes all read the same label ids, so they are not part of it.
+        """
+        scheme = self.scheme
+        classes = (scheme.names, scheme.lookup, scheme.colors) if scheme.name == "own" else ()
+        facts = repr((size, *classes))
         return hash_files((*chain.from_iterable(self.pairs[split]), *self.more_files), facts)
 
 

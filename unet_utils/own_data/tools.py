@@ -7,6 +7,7 @@ import csv
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -55,8 +56,8 @@ def labelme(folder: Path) -> OwnData | None:
     found = []
     names = set()
     for file in natural_order(folder.glob("*.json")):
-        content = _json_dict(file)
-        if "shapes" in content and "imagePath" in content:
+        content = _read_json(file)
+        if isinstance(content, dict) and "shapes" in content and "imagePath" in content:
             photo = file.parent / Path(content["imagePath"].replace("\\", "/")).name
             if not photo.is_file():
                 raise FileNotFoundError(f"{photo} is missing, although {file.name} belongs to it")
@@ -70,7 +71,7 @@ def labelme(folder: Path) -> OwnData | None:
     def read(path: Path, size: tuple[int, int]) -> np.ndarray:
         image = Image.new("L", size, values.get("_background_", IGNORE))
         draw = ImageDraw.Draw(image)
-        for shape in _json_dict(path)["shapes"]:
+        for shape in _read_json(path)["shapes"]:
             if shape["label"] not in values:
                 raise ValueError(f"{path} has the label {shape['label']!r}, which is no class")
             _draw_shape(draw, shape, values[shape["label"]], path)
@@ -98,12 +99,11 @@ def _draw_shape(draw: ImageDraw.ImageDraw, shape: dict, value: int, path: Path) 
         raise ValueError(f"{path} has a shape of the kind {kind!r}: draw it as a polygon")
 
 
-def _json_dict(file: Path) -> dict:
+def _read_json(file: Path) -> Any:
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        return json.loads(file.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{file} cannot be read as JSON ({error}): save it again") from error
-    return content if isinstance(content, dict) else {}
 
 
 def cvat(folder: Path) -> OwnData | None:
@@ -167,8 +167,10 @@ def label_studio(folder: Path) -> OwnData | None:
         return None
     photo_of = {}
     for file in folder.glob("*.json"):  # the same project, exported as JSON
-        tasks = json.loads(file.read_text(encoding="utf-8-sig"))
+        tasks = _read_json(file)
         for task in tasks if isinstance(tasks, list) else []:
+            if not isinstance(task, dict):  # classes.json may be a list of names
+                continue
             values = task.get("data", task)
             address = next((v for v in values.values() if str(v).lower().endswith(PICTURES)), None)
             if address:
