@@ -50,6 +50,16 @@ class Environment:
     results: Path
     drive: Path | None = None
 
+    @property
+    def prepared(self) -> Path:
+        """The folder for prepared frames, on the machine's own disk."""
+        return self.data / "prepared"
+
+    @property
+    def prepared_copy(self) -> Path | None:
+        """The folder on Drive that keeps the labels of prepared frames, None without Drive."""
+        return self.drive / "prepared" if self.drive else None
+
     def run_folders(self, name: str) -> tuple[Path, Path | None]:
         """Return the folder of the training run `name`, and the folder for its backup.
 
