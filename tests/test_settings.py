@@ -125,13 +125,14 @@ def test_a_run_names_itself_from_what_the_person_set():
 
 def test_recipes_and_what_overrides_them():
     assert recipe("cpu", epochs=3, seed=None).epochs == 3
+    assert replace(recipe("t4"), fold=1, epochs=60) == recipe("gpu")
     assert recipe("cpu", seed=None).seed == RECIPES["cpu"].seed
     assert recipe("cpu", encoder="efficientnet_lite2").image_size == 320
     assert recipe("cpu", encoder="efficientnet_lite2", image_size=256).image_size == 256
-    assert recipe_for(torch.device("cuda"), "kaggle") == "gpu"
+    assert recipe_for(torch.device("cuda"), "kaggle") == "t4"
     assert recipe_for(torch.device("cpu"), "kaggle") == "cpu"
     assert recipe_for(torch.device("cuda"), "demo") == "demo"
-    with pytest.raises(ValueError, match="no recipe 'cuda': choose one of gpu, cpu, demo"):
+    with pytest.raises(ValueError, match="no recipe 'cuda': choose one of t4, gpu, cpu, demo"):
         recipe("cuda")
     with pytest.raises(ValueError, match="no setting 'image_sise': choose from base_channels"):
         recipe("cpu", image_sise=64)

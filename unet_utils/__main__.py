@@ -334,7 +334,8 @@ def _parser() -> argparse.ArgumentParser:
     labels(sub)
     scheme(sub)
     run(sub, "from what you set")
-    sub.add_argument("--recipe", choices=RECIPES, help="settings (default: by device, or demo)")
+    text = "settings (default: t4 on a GPU, cpu, or demo); gpu takes longer than t4"
+    sub.add_argument("--recipe", choices=RECIPES, help=text)
     sub.add_argument(
         "--resume",
         action=argparse.BooleanOptionalAction,

@@ -1,4 +1,4 @@
-"""The settings of a training run, and the recipes: good values for a GPU, a CPU, the demo set."""
+"""The settings of a training run, and the recipes: good values for GPUs, a CPU, the demo set."""
 
 import math
 from dataclasses import asdict, dataclass, fields, replace
@@ -182,6 +182,7 @@ SETTINGS = fields(TrainConfig)
 """The dataclass fields of all settings, for the command line and tables."""
 
 RECIPES = {
+    "t4": TrainConfig(fold=2, epochs=45, prior_correction=0.5, auxiliary=0.4),
     "gpu": TrainConfig(prior_correction=0.5, auxiliary=0.4),
     "cpu": TrainConfig(
         base_channels=32,
@@ -195,8 +196,9 @@ RECIPES = {
     ),
     "demo": TrainConfig(base_channels=16, fold=2, batch_size=8, epochs=20, augmentation=0.5),
 }
-"""Settings for a GPU, for two CPU cores, and for the 240 pairs of the demo set; docs/training.md
-has the evidence."""
+"""Settings for about 15 minutes on a T4, for a long training on a GPU, for two CPU cores, and for
+the 240 pairs of the demo set. docs/training.md has the evidence, docs/gpu.md how the times on a GPU
+were estimated."""
 
 ENCODER_SETTINGS = {
     "fold": 1,
@@ -230,10 +232,13 @@ def recipe(name: str, **changes) -> TrainConfig:
 
 
 def recipe_for(device: torch.device, data: str | Path) -> str:
-    """Return the name of the recipe for a device and a data set (`"demo"` has its own)."""
+    """Return the name of the recipe for a device and a data set (`"demo"` has its own).
+
+    The recipe `gpu` takes longer and is chosen by its name alone.
+    """
     if data == "demo":
         return "demo"
-    return "cpu" if device.type == "cpu" else "gpu"
+    return "cpu" if device.type == "cpu" else "t4"
 
 
 def run_settings(
