@@ -11,7 +11,7 @@ from unet_utils.metrics import ConfusionMatrix, bootstrap_mean_iou
 from unet_utils.model import UNet, count_parameters, model_summary
 from unet_utils.platform.environment import Environment, setup
 from unet_utils.restoring import restore_labels
-from unet_utils.sources import check_pairs, get_pairs
+from unet_utils.sources import check_pairs, get_pairs, open_source
 from unet_utils.training import fit
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "get_scheme",
     "load_trained",
     "model_summary",
+    "open_source",
     "predict",
     "prepare",
     "recipe",
