@@ -517,6 +517,7 @@ TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 def test_on_a_gpu_no_devices_are_mixed(encoder, monkeypatch):
     """What a GPU would do, with tensors that have a device but no values."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     with FakeTensorMode():
         with torch.device("cuda"):
             model = UNet(3, 19, 4, 1, encoder, False)

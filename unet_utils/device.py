@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import os
+import re
 import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -10,9 +11,27 @@ from pathlib import Path
 
 import torch
 
+RESTART = "close whatever else uses it, or restart this notebook and run only what you need"
+"""What to do against a full memory where no setting helps."""
+FULL_MEMORY = (
+    "out of memory",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "unable to find an engine",  # cuDNN, where no kernel's buffers fit
+)
+"""What errors say that mean a full memory and are no `torch.OutOfMemoryError`."""
 
+
+class FullMemoryError(RuntimeError):
+    """The memory of the GPU is full; the message says what to do."""
+
+
+@functools.cache
 def find_device() -> torch.device:
-    """Return the first of these that works: CUDA GPU, Apple GPU, CPU."""
+    """Return the first of these that works: CUDA GPU, Apple GPU, CPU.
+
+    It is tried once per process, so that a GPU that cannot be used is reported once.
+    """
     if torch.cuda.is_available():
         try:
             # A GPU that is too old for this torch is reported as available, and fails at the first
@@ -34,16 +53,31 @@ def find_device() -> torch.device:
 def compute_dtype(device: torch.device | str) -> torch.dtype:
     """Return the data type in which the device computes fastest and networks still train.
 
-    bfloat16 on Ampere GPUs and later and on CPUs with fast bfloat16, float16 on older GPUs such as
-    Colab's T4, float32 elsewhere.
+    bfloat16 on Ampere GPUs and later and on CPUs with fast bfloat16, float16 on older GPUs with
+    tensor cores such as Colab's T4, float32 elsewhere.
     """
     device = torch.device(device)
     if device.type == "cuda":
-        is_ampere = torch.cuda.get_device_capability(device) >= (8, 0)
-        return torch.bfloat16 if is_ampere else torch.float16
+        if torch.cuda.get_device_capability(device) >= (8, 0):
+            return torch.bfloat16
+        return torch.float16 if _has_tensor_cores(device) else torch.float32
     if device.type == "cpu" and _cpu_has_fast_bfloat16():
         return torch.bfloat16
     return torch.float32
+
+
+def _has_tensor_cores(device: torch.device) -> bool:
+    """Return whether a GPU older than Ampere has tensor cores.
+
+    Without them, float16 was reported to be ten times slower than float32
+    (https://github.com/LeelaChessZero/lc0/issues/849), and to give NaN on GTX 16xx
+    (https://github.com/pytorch/pytorch/issues/58123).
+    """
+    capability = torch.cuda.get_device_capability(device)
+    if capability != (7, 5):
+        return capability >= (7, 0)
+    # Turing: RTX, T4 and its relatives have them; GTX 16xx, MX, Quadro T and T400 to T2000 do not.
+    return bool(re.search(r"RTX|\bT(4|4G|10|40)\b", torch.cuda.get_device_name(device)))
 
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -74,11 +108,14 @@ def autocast(device: torch.device | str) -> AbstractContextManager:
 def memory_format(device: torch.device | str) -> torch.memory_format:
     """Return the memory layout in which the device convolves fastest, and correctly.
 
-    Apple GPUs are reported to compute wrong gradients of batch normalization with channels last:
-    https://github.com/pytorch/pytorch/issues/175189.
+    Channels last is for tensor cores and for CPUs. Apple GPUs are reported to compute wrong
+    gradients of batch normalization with it: https://github.com/pytorch/pytorch/issues/175189.
     """
-    is_apple = torch.device(device).type == "mps"
-    return torch.contiguous_format if is_apple else torch.channels_last
+    device = torch.device(device)
+    is_plain_gpu = device.type == "cuda" and compute_dtype(device) == torch.float32
+    if is_plain_gpu or device.type == "mps":
+        return torch.contiguous_format
+    return torch.channels_last
 
 
 def reuse_memory() -> None:
@@ -106,11 +143,14 @@ def first_line(error: Exception) -> str:
 def explain_errors(memory_advice: str) -> Callable:
     """Return a decorator that names the setting to change for errors of torch that it avoids.
 
+    Where such functions call each other, the advice of the outermost one counts.
+
     Args:
         memory_advice: what to do when the GPU's memory is full.
 
     Raises:
-        RuntimeError: in the place of an out-of-memory error, or one of torch.compile.
+        FullMemoryError: in the place of an error that says that the GPU's memory is full.
+        RuntimeError: in the place of an error of torch.compile.
     """
 
     def decorate(function: Callable) -> Callable:
@@ -119,27 +159,33 @@ def explain_errors(memory_advice: str) -> Callable:
             try:
                 return function(*args, **kwargs)
             except Exception as error:
-                problem = _problem(error, memory_advice)
-                if not problem:
+                explained = _explained(error, memory_advice)
+                if not explained:
                     raise
                 # Notebooks keep the traceback, and it keeps all variables of the calls: what was
                 # on the GPU would still be there when the person tries again with less.
                 traceback.clear_frames(error.__traceback__)
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()
-            raise RuntimeError(problem)  # out here, so that it does not carry that error along
+            raise explained  # out here, so that it does not carry that error along
 
         return call
 
     return decorate
 
 
-def _problem(error: Exception, memory_advice: str) -> str:
-    """Return what to tell a person about an error of torch; nothing for other errors."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return f"the GPU's memory is full: {memory_advice}"
+def _explained(error: Exception, memory_advice: str) -> RuntimeError | None:
+    """Return what to tell a person about an error of torch; None for other errors."""
+    if isinstance(error, (torch.OutOfMemoryError, FullMemoryError)):
+        return FullMemoryError(f"the GPU's memory is full: {memory_advice}")
+    if isinstance(error, RuntimeError):
+        text = str(error).lower()
+        if any(sign.lower() in text for sign in FULL_MEMORY):
+            reason = first_line(error)
+            return FullMemoryError(f"the GPU's memory seems full ({reason}): {memory_advice}")
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")) or (
         isinstance(error, RuntimeError) and "torch.compile" in str(error)
     ):
-        return f"torch.compile failed ({first_line(error)}): set compile to False (COMPILE)"
-    return ""
+        reason = first_line(error)
+        return RuntimeError(f"torch.compile failed ({reason}): set compile to False (COMPILE)")
+    return None

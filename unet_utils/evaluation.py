@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unet_utils.checkpoints import check_same_network, read_checkpoint
 from unet_utils.classes import ClassScheme
-from unet_utils.device import autocast, memory_format
+from unet_utils.device import RESTART, autocast, explain_errors, memory_format
 from unet_utils.frames import Frames
 from unet_utils.images import Size, enlarge_classes, height_and_width, photo_size, to_input
 from unet_utils.metrics import ConfusionMatrix
@@ -58,6 +58,7 @@ class Trained:
         return photo_size(height, width, self.scene_size, self.model.divisor)
 
 
+@explain_errors(RESTART)
 def load_trained(
     path: str | Path,
     device: torch.device | str,
@@ -120,6 +121,7 @@ def find_checkpoint(run: str | Path) -> Path:
     return SMALL_MODEL
 
 
+@explain_errors(RESTART)
 @torch.inference_mode()
 def predict(
     model: UNet | OtherNetwork,
@@ -147,6 +149,7 @@ def predict(
     return logits.softmax(1)
 
 
+@explain_errors(RESTART)
 @torch.inference_mode()
 def predict_classes(
     model: UNet | OtherNetwork, photos: Tensor, image_size: Size, flip: bool = False

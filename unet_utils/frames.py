@@ -92,11 +92,15 @@ class Frames:
         return photos.permute(0, 3, 1, 2), lookup[label_ids.int()]
 
     def to(self, device: torch.device | str) -> "Frames":
-        """Return the frames on a CUDA device, if three quarters of its free memory can hold them;
-        else unchanged."""
+        """Return the frames on a CUDA device, if they fit in a quarter of its free memory; else
+        unchanged.
+
+        The rest is for the training, whose memory is not known before its first step. Frames that
+        stay on the CPU are read ahead.
+        """
         if torch.device(device).type != "cuda":
             return self
-        if self.photos.nbytes + self.label_ids.nbytes > 0.75 * torch.cuda.mem_get_info(device)[0]:
+        if self.photos.nbytes + self.label_ids.nbytes > 0.25 * torch.cuda.mem_get_info(device)[0]:
             return self
         return replace(self, photos=self.photos.to(device), label_ids=self.label_ids.to(device))
 

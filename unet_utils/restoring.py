@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle
 
 from unet_utils.classes import PALETTE_COLORS, PALETTE_IDS, ClassScheme, get_scheme
-from unet_utils.device import find_device
+from unet_utils.device import RESTART, explain_errors, find_device
 
 SIDE = 256
 """Height and width of a photo and of a mask, in pixels."""
@@ -259,6 +259,7 @@ def _restore(masks: Tensor) -> Tensor:
     return found
 
 
+@explain_errors(RESTART)
 @torch.inference_mode()
 def restore_label_ids(
     masks: np.ndarray,
@@ -285,6 +286,7 @@ def restore_label_ids(
     Raises:
         ValueError: unknown method, or masks of another shape or type.
         FileNotFoundError: the restorer's weights are missing.
+        FullMemoryError: the memory of the GPU is full.
     """
     if masks.ndim != 4 or masks.shape[-1] != 3 or masks.dtype != np.uint8:
         raise ValueError(f"masks must be uint8 [N, H, W, 3], got {masks.dtype} {list(masks.shape)}")
