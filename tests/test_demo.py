@@ -7,6 +7,7 @@ from PIL import Image, JpegImagePlugin
 from unet_utils.classes import LABELS, PALETTE_COLORS, PALETTE_IDS
 from unet_utils.demo import canvas
 from unet_utils.demo import pairs as demo
+from unet_utils.demo.objects import VEHICLES, vehicle
 from unet_utils.restoring import damage, nearest_color
 
 EVALUATED = {label.id: label.name for label in LABELS if label.train_id != 255}
@@ -135,3 +136,17 @@ def test_a_set_that_appears_while_drawing_is_used(tmp_path, monkeypatch):
     folder = demo.make_demo(tmp_path, train=1, val=1, progress=False)
     assert (folder / "train" / "1.jpg").stat().st_ino == first[1]
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_tram_is_told_from_a_bus_by_its_pantograph_and_its_hidden_wheels():
+    heights = {}
+    gaps = {}
+    for kind in ("bus", "tram"):
+        scene = canvas.Canvas(np.random.default_rng(0))
+        vehicle(scene, 0, 15, 0, kind)
+        drawn = np.asarray(scene.labels) == canvas.ID[VEHICLES[kind][0]]
+        rows = np.flatnonzero(drawn.any(1))
+        heights[kind] = len(rows)
+        gaps[kind] = drawn[rows[-1] - 2].sum() / drawn.any(0).sum()  # just above the ground
+    assert heights["tram"] > 1.2 * heights["bus"]
+    assert gaps["bus"] < 0.5 < gaps["tram"]

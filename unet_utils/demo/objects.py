@@ -13,6 +13,7 @@ from unet_utils.demo.canvas import HEIGHT, ID, WIDTH, At, Canvas, Color, place, 
 # Heading of an object whose local u axis points along the street, such as the front of a house.
 ALONG = -math.pi / 2
 DARK, WHITE, RED, BLUE = (28, 28, 30), (222, 222, 216), (196, 30, 34), (30, 70, 160)
+LINE_NUMBER = (255, 190, 50)
 LAMPS = ((255, 50, 40), (255, 190, 50), (70, 240, 140))  # of a traffic light, from the top
 SIGNS = ((24, 0, RED), (24, 0, BLUE), (4, 0.125, BLUE), (3, 0.25, RED))  # corners, turn, rim
 POLES = ("lamp", "lamp", "sign", "sign", "sign", "traffic light", "bare")
@@ -43,7 +44,10 @@ VEHICLES = {
          (74, 70)),
     ),
     "bus": ("bus", 11, 1.25, BUS_WINDOWS, range(14, 98, 14), BUS),
-    "tram": ("train", 20, 1.2, BUS_WINDOWS, range(10, 98, 10), BUS),
+    "tram": (
+        "train", 20, 1.2, BUS_WINDOWS, range(10, 98, 10),
+        ((0, 12), (0, 135), (0, 270), (1, 300), (99, 300), (100, 270), (100, 135), (100, 12)),
+    ),
 }  # fmt: skip
 
 
@@ -189,7 +193,7 @@ def vehicle(c: Canvas, x: float, z: float, heading: float, kind: str) -> None:
     glass = c.pick("glass", 5)
     away = math.cos(heading) > 0
     at = place(x, z + length / 2, heading)
-    axles = (-0.31 * length, 0.31 * length)
+    axles: tuple[float, ...] = (-0.31 * length, 0.31 * length)
     # Cars get narrower above the lower edge of the windows.
     taper, wheel = (0.2, 0.34) if label == "car" else (0, 0.5)
 
@@ -197,6 +201,11 @@ def vehicle(c: Canvas, x: float, z: float, heading: float, kind: str) -> None:
         u = half - taper * min(1, max(0, (height - 90) / 50))
         return side * u, height / 100, (percent / 100 - 0.5) * length
 
+    # The end that the camera sees; just outside of it, so that it is not drawn over.
+    near = math.copysign(length / 2 + 0.01, -math.cos(heading))
+    if label == "train":  # its wheels are behind its skirt
+        axles = ()
+        _pantograph(c, at, 0.6 * near)
     for w in axles:  # wheels from the front and the back
         for u in (0.14 - half, half - 0.14):
             c.patch(at, u - 0.1, u + 0.1, 0, 0.7, DARK, label, w)
@@ -225,11 +234,26 @@ def vehicle(c: Canvas, x: float, z: float, heading: float, kind: str) -> None:
             x, _, z = at(side * half, 0, w)
             for radius, color in ((wheel, DARK), (wheel * 0.6, (140, 142, 144))):
                 c.regular(place(x, z, heading + ALONG), 0, wheel, radius, color, label)
-    # The visible end: lights and number plate.
-    back = math.copysign(length / 2 + 0.01, -math.cos(heading))
     for u in (0.2 - half, half - 0.2):
-        c.patch(at, u - 0.14, u + 0.14, 0.65, 0.81, RED if away else (250, 250, 236), w=back)
-    c.patch(at, -0.25, 0.25, 0.48, 0.6, WHITE, w=back)
+        c.patch(at, u - 0.14, u + 0.14, 0.65, 0.81, RED if away else (250, 250, 236), w=near)
+    if label == "train":  # a line number above the windscreen instead of a number plate
+        c.patch(at, -0.5, 0.5, 2.6, 2.85, LINE_NUMBER, w=near)
+    else:
+        c.patch(at, -0.25, 0.25, 0.48, 0.6, WHITE, w=near)
+
+
+def _pantograph(c: Canvas, at: At, w: float) -> None:
+    """Draw what a tram takes its current with: two arms and a bar above its roof. Its body is drawn
+    over the lower part."""
+    for sign in (-1, 1):
+        arm = (
+            (sign * 0.7, 2.9, w),
+            (sign * 0.2, 4.3, w),
+            (sign * 0.35, 4.3, w),
+            (sign * 0.85, 2.9, w),
+        )
+        c.face(at, arm, DARK, "train")
+    c.patch(at, -0.9, 0.9, 4.2, 4.35, DARK, "train", w)
 
 
 def hood(c: Canvas) -> None:
