@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from unet_utils import ConfusionMatrix, UNet, get_scheme, recipe
+from unet_utils.__main__ import main
 from unet_utils.evaluation import SMALL_MODEL
-from unet_utils.use.compare import compare_runs, latest_run
+from unet_utils.use.compare import compare_results, compare_runs, latest_run, save_result
 from unet_utils.use.reports import save_scores, scores_folder
 
 HEADER = "| run | what differs | epochs | minutes | held-out mIoU | val mIoU (95 % interval) |"
@@ -184,3 +185,61 @@ def test_without_a_run_it_says_what_to_do(tmp_path):
     for folder in (tmp_path, tmp_path / "gone"):
         with pytest.raises(FileNotFoundError, match="train a model first"):
             compare_runs(folder)
+
+
+def test_a_result_holds_settings_seed_origin_and_scores(results, tmp_path_factory):
+    path = save_result(results / "wide", results / "wide")
+    assert path == results / "wide" / "result.json"
+    result = json.loads(path.read_text())
+    assert result["run"] == "wide"
+    assert result["seed"] == 0
+    assert result["settings"]["base_channels"] == 32
+    assert result["settings"]["classes"] == "cityscapes19"
+    assert result["epochs"] == [2, 5]
+    assert result["made_by"]["weights"] == "hash of wide"
+    assert result["scores"] == {"held_out": 0.4, "val": 0.35, "val_95": [0.3, 0.41]}
+
+    backup = tmp_path_factory.mktemp("drive") / "wide"  # not scored there yet
+    scores = json.loads(save_result(results / "wide", backup).read_text())["scores"]
+    assert scores == {"held_out": 0.4, "val": None, "val_95": None}
+    assert list(compare_runs(results).curves) == ["wide", "plain"]  # as before
+
+
+def test_a_folder_of_sixty_results_is_ranked(tmp_path, monkeypatch, capsys):
+    """As a teacher has them: one folder or one file per student, and all kinds of other files."""
+    write_run(tmp_path / "runs", "demo", [0.2], seed=3)
+    handed_in = tmp_path / "handed in"
+    result = json.loads(save_result(tmp_path / "runs" / "demo", handed_in / "anna").read_text())
+    for number in range(59):
+        scores = {"held_out": 0.3, "val": (number + 1) / 100, "val_95": [0.01, 0.99]}
+        changed = {**result, "scores": scores}
+        changed["settings"] = result["settings"] | {"learning_rate": number / 1000}
+        (handed_in / f"student {number:02}.json").write_text(json.dumps(changed))
+    (handed_in / "anna" / "evaluation.json").write_text('{"mean_iou": 0.99}')
+    (handed_in / "broken.json").write_text("{")
+    cheat = {**result, "scores": {"held_out": 0.3, "val": 17, "val_95": [0, 1]}}
+    (handed_in / "cheat.json").write_text(json.dumps(cheat))
+    monkeypatch.setenv("UNET_UTILS_RESULTS", str(tmp_path / "none"))
+    main(["compare", str(handed_in)])
+    out = capsys.readouterr().out
+    assert "Left out: broken.json (" in out
+    assert "Left out: cheat.json (a score is 17: it must be between 0 and 1)" in out
+    names = [line.split(" | ")[0].removeprefix("| ") for line in out.splitlines() if "of 5" in line]
+    assert names == [*(f"student {number:02}" for number in reversed(range(59))), "anna"]
+    assert "| student 58 | learning_rate 0.058 | 1 of 5 | 1.0 | 0.300 | 0.590 (" in out
+    assert "2026-01-01" not in out
+
+
+def test_results_of_other_classes_stand_apart(tmp_path):
+    for name, score, changed in (
+        ("one", 0.3, {}),
+        ("two", 0.2, {}),
+        ("seven", 0.7, {"scheme": "categories7"}),
+    ):
+        write_run(tmp_path / "runs", name, [score], **changed)
+        save_result(tmp_path / "runs" / name, tmp_path / "results" / name)
+    rows = compare_results(tmp_path / "results").rows
+    assert [row["run"] for row in rows] == ["one", "two", "seven"]
+    assert rows[2]["settings"] == {"classes": "categories7"}
+    with pytest.raises(FileNotFoundError, match=r"no result\.json in"):
+        compare_results(tmp_path / "runs")

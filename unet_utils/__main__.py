@@ -23,7 +23,7 @@ from unet_utils.sources import Source, get_pairs, open_source
 from unet_utils.training import fit
 from unet_utils.use.audit import audit, official_frames
 from unet_utils.use.calibration import fit_temperature
-from unet_utils.use.compare import compare_runs, latest_run
+from unet_utils.use.compare import compare_results, compare_runs, latest_run
 from unet_utils.use.exchange import (
     IDS,
     export_folder,
@@ -204,7 +204,12 @@ def _export(options: argparse.Namespace, env: Environment) -> None:
 
 
 def _compare(options: argparse.Namespace, env: Environment) -> None:
-    print(compare_runs(env.results, options.runs).table)
+    runs = options.runs
+    is_folder = len(runs) == 1 and user_path(runs[0]).is_dir()
+    if is_folder and not (env.results / runs[0] / "best.pt").exists():
+        print(compare_results(runs[0]).table)
+    else:
+        print(compare_runs(env.results, runs).table)
 
 
 def _source(options: argparse.Namespace, env: Environment) -> Source:
@@ -387,7 +392,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--size", type=_size, metavar="WIDTHxHEIGHT", help=text)
 
     sub = command("compare", _compare, "compare runs: settings that differ, time, scores")
-    sub.add_argument("runs", nargs="*", metavar="RUN", help="names of runs (default: all)")
+    text = "names of runs (default: all); or a folder that holds result.json files, of many people"
+    sub.add_argument("runs", nargs="*", metavar="RUN|FOLDER", help=text)
     return parser
 
 

@@ -1,7 +1,12 @@
-"""All runs in a folder side by side: the settings that differ, the time and the scores."""
+"""All runs in a folder side by side: the settings that differ, the time and the scores.
+
+`save_result` writes what a run came to into one small file, `result.json`, that can be handed in;
+`compare_results` ranks such files, whoever made them.
+"""
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,9 +15,10 @@ import numpy as np
 
 from unet_utils.checkpoints import read_checkpoint
 from unet_utils.device import first_line
-from unet_utils.platform.files import user_path
+from unet_utils.platform.files import replacing, user_path
 from unet_utils.use.reports import markdown_table, score_text
 
+RESULT = "result.json"
 ADVICE = "train a model first (notebook 03, or the command train)"
 # What a file of somebody else, or of another kind, may end in.
 UNUSABLE = (OSError, ValueError, LookupError, TypeError, AttributeError)
@@ -40,7 +46,7 @@ class Comparison(NamedTuple):
         for row in self.rows:
             settings = []
             for name, value in row["settings"].items():
-                text = f"{value:g}" if isinstance(value, float) else str(value)
+                text = f"{value:g}" if isinstance(value, float) else " ".join(str(value).split())
                 settings.append(f"{name} {text}")
             done, planned = row["epochs"]
             val = score_text(row["val"])
@@ -69,7 +75,7 @@ def compare_runs(results: str | Path, names: Sequence[str] = ()) -> Comparison:
     curves = {}
     for name in names or _find_runs(results):
         try:
-            row, curves[name] = _read_run(results / name)
+            row, curves[name] = _read_run(results / name, results / name)
         except UNUSABLE as error:
             print(f"Left out: {name} ({first_line(error)})")
             continue
@@ -77,6 +83,12 @@ def compare_runs(results: str | Path, names: Sequence[str] = ()) -> Comparison:
     if not rows:
         raise FileNotFoundError(f"no run in {results}: {ADVICE}")
     rows.sort(key=lambda row: -(row["held_out"] or 0))
+    _keep_what_differs(rows)
+    return Comparison(rows, {row["run"]: curves[row["run"]] for row in rows})
+
+
+def _keep_what_differs(rows: list[dict]) -> None:
+    """Leave out the settings that all rows share."""
     # What a run does not have (it is not scored yet) is no difference.
     values: dict[str, set[str]] = {}
     for row in rows:
@@ -84,7 +96,124 @@ def compare_runs(results: str | Path, names: Sequence[str] = ()) -> Comparison:
             values.setdefault(key, set()).add(str(value))
     for row in rows:
         row["settings"] = {k: value for k, value in row["settings"].items() if len(values[k]) > 1}
-    return Comparison(rows, {row["run"]: curves[row["run"]] for row in rows})
+
+
+def save_result(run: str | Path, folder: str | Path) -> Path:
+    """Write what a run came to as `result.json`: its settings and seed, what made it, its scores.
+
+        save_result(run, env.results / name)
+
+    Args:
+        run: folder of the run, with `best.pt`.
+        folder: where the file goes. If the scores of this very model on the validation frames are
+            there (`reports.save_scores`), they are in it; else only those on the held-out frames.
+
+    Returns:
+        The path of the file. Its `scores` are mIoU and None where not measured, `epochs` are those
+        done and planned.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_checkpoint`.
+    """
+    run = user_path(run)
+    folder = user_path(folder)
+    row, _ = _read_run(run, folder)
+    result = {
+        "kind": "result of a run",
+        "run": row["run"],
+        "seed": row["settings"]["seed"],
+        "settings": row["settings"],
+        "epochs": row["epochs"],
+        "minutes": round(row["minutes"], 2),
+        "made_by": read_checkpoint(run / "best.pt")["made_by"],
+        "scores": {
+            "held_out": row["held_out"],
+            "val": row["val"],
+            "val_95": row["interval"],
+        },
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / RESULT) as file:
+        file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return folder / RESULT
+
+
+def compare_results(folder: str | Path) -> Comparison:
+    """Rank the result files in a folder and below it, as `save_result` writes them.
+
+    They may have any name that ends in `.json`. Those of the same classes and data stand together,
+    the largest such group first: scores of different ones do not compare. In a group, the best mIoU
+    on the validation frames comes first, then the runs that have none, by their held-out frames.
+
+    Args:
+        folder: for example one folder or one file per student.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no result in it.
+    """
+    folder = user_path(folder)
+    rows = []
+    for file in sorted(folder.rglob("*.json")):
+        try:
+            row = _read_result(file)
+        except UNUSABLE as error:
+            print(f"Left out: {file.relative_to(folder)} ({first_line(error)})")
+            continue
+        if row:
+            # The folder tells whose it is, unless the file has a name of its own.
+            named = file.parent if file.name == RESULT and file.parent != folder else file
+            row["run"] = named.relative_to(folder).as_posix().removesuffix(".json")
+            rows.append(row)
+    if not rows:
+        raise FileNotFoundError(f"no {RESULT} in {folder}: notebooks 03 and 04 write it")
+
+    def learned(row: dict) -> tuple[str, ...]:
+        return tuple(str(row["settings"].get(key)) for key in ("classes", "data"))
+
+    sizes = Counter(map(learned, rows))
+    rows.sort(
+        key=lambda row: (
+            -sizes[learned(row)],
+            learned(row),
+            row["val"] is None,
+            -(row["val"] or row["held_out"] or 0),
+        )
+    )
+    for row in rows:
+        del row["settings"]["date"]  # differs always
+    _keep_what_differs(rows)
+    return Comparison(rows, {})
+
+
+def _read_result(file: Path) -> dict | None:
+    """Return the row of a result file; None for JSON of another kind.
+
+    Raises:
+        One of `UNUSABLE`: it is damaged, or has no result of the expected form.
+    """
+    result = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(result, dict) or result.get("kind") != "result of a run":
+        return None
+    scores = result["scores"]
+    done, planned = map(int, result["epochs"])
+    val = _score(scores["val"])
+    return {
+        "settings": {"date": "", **result["settings"]},
+        "epochs": (done, planned),
+        "minutes": float(result["minutes"]),
+        "held_out": _score(scores["held_out"]),
+        "val": val,
+        "interval": None if val is None else tuple(map(float, scores["val_95"])),
+    }
+
+
+def _score(value: float | None) -> float | None:
+    """Check a score of a file that anybody may have changed."""
+    if value is None:
+        return None
+    if not 0 <= value <= 1:
+        raise ValueError(f"a score is {value}: it must be between 0 and 1")
+    return float(value)
 
 
 def latest_run(results: str | Path, scheme: str = "", data: str = "") -> str | None:
@@ -114,14 +243,15 @@ def _find_runs(results: Path) -> list[str]:
     return sorted({path.parent.name for path in results.glob("[!.]*/*.pt")})
 
 
-def _read_run(folder: Path) -> tuple[dict, tuple[np.ndarray, np.ndarray]]:
-    """Return the row and the curve of a run."""
+def _read_run(folder: Path, scored: Path) -> tuple[dict, tuple[np.ndarray, np.ndarray]]:
+    """Return the row and the curve of the run in a folder; its scores on the validation frames are
+    in `scored`."""
     best = read_checkpoint(folder / "best.pt")
     try:
         last = read_checkpoint(folder / "last.pt")  # best.pt ends with the best epoch
     except (FileNotFoundError, ValueError):
         last = best
-    scores = _read_scores(folder / "evaluation.json", best["made_by"]["weights"])
+    scores = _read_scores(scored / "evaluation.json", best["made_by"]["weights"])
     settings = {
         "classes": last["scheme"]["name"],
         "labels": last["data"]["labels"],
