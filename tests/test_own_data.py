@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unet_utils import IGNORE
+from unet_utils import IGNORE, sources
 from unet_utils.own_data.folders import images_and_masks, prepare_own_data, read_frame
 from unet_utils.own_data.masks import read_classes
 from unet_utils.own_data.tools import (
@@ -19,6 +19,7 @@ from unet_utils.own_data.tools import (
     labelme,
     roboflow,
 )
+from unet_utils.sources import open_source
 
 FIXTURES = Path(__file__).parent / "fixtures"
 COLORS = {"road": (128, 64, 128), "car": (0, 0, 142), "sky": (70, 130, 180)}
@@ -80,6 +81,20 @@ def test_a_folder_becomes_frames_of_one_size(folder, tmp_path, capsys):
     assert shares.tolist() == pytest.approx([0.61, 0.06, 0.33], abs=0.02)
     again = prepare_own_data(data, "train", tmp_path / "cache", (48, 32), progress=False)
     assert again.data == frames.data
+
+
+def test_lessons_about_colour_masks_use_drawn_pairs(
+    folder, tmp_path, tiny_pairs, monkeypatch, capsys
+):
+    monkeypatch.setattr(sources, "make_demo", lambda folder: tiny_pairs)
+    mine = open_source(folder, tmp_path / "data")
+    assert [path.stem for path in mine.files("val")] == ["frame11"]
+    assert len(mine.files("train")) == 5
+    drawn = mine.with_pairs(tmp_path / "data")
+    assert "this lesson is about drawn pairs" in capsys.readouterr().out
+    assert drawn.root == tiny_pairs
+    assert [path.name for path in drawn.files("val")] == ["1.jpg", "2.jpg", "3.jpg"]
+    assert drawn.with_pairs(tmp_path / "data") is drawn
 
 
 def test_masks_may_hold_numbers_a_palette_or_colours(folder):

@@ -1,4 +1,5 @@
 import io
+import json
 import os
 import re
 import struct
@@ -485,6 +486,25 @@ def test_predicting_needs_no_right_to_write_beside_the_model(picture, tmp_path, 
     pattern = str(tmp_path / "a*.png")
     main(["predict", pattern, "--checkpoint", str(SMALL_MODEL), "--out", str(tmp_path / "mine")])
     assert len(list((tmp_path / "mine").iterdir())) == 4
+
+
+def test_demo_is_the_drawn_street_unless_there_is_a_file_of_that_name(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    main(["predict", "demo", "--checkpoint", str(SMALL_MODEL)])
+    shares = json.loads(capsys.readouterr().out.partition("overlay.png: ")[2])
+    assert shares["road"] > 0.2
+    assert shares["car"] > 0.05
+    street = tmp_path / "predictions" / "drawn_street.png"
+    assert read_photo(street).shape == (512, 1024, 3)
+    assert street.with_name("drawn_street-overlay.png").exists()
+    street.rename(tmp_path / "demo")
+    main(["predict", "demo", "--checkpoint", str(SMALL_MODEL), "--out", "mine"])
+    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == [
+        "demo-classes.png",
+        "demo-overlay.png",
+    ]
 
 
 @pytest.fixture

@@ -375,7 +375,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.set_defaults(scheme=None)  # a model has classes of its own
 
     sub = command("predict", _predict, "segment photos or videos")
-    text = "photos, folders of photos, and videos"
+    text = "photos, folders of photos, and videos; demo: a street drawn by this package"
     sub.add_argument("photos", nargs="+", metavar="PHOTO", help=text)
     model(sub)
     flip(sub)

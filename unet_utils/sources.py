@@ -76,6 +76,20 @@ class Source:
             frames = prepare_own_data(own, split, cache, (width, height), progress)
         return replace(frames, licence=self.licence)
 
+    def files(self, split: str) -> list[Path]:
+        """Return the files of a split: its pairs, or its photos if they are one's own."""
+        if self.own is None:
+            return CityscapesPairs(self.root, split).paths
+        return [photo for photo, _ in self.own.pairs[split]]
+
+    def with_pairs(self, data_dir: str | Path) -> "Source":
+        """Return a source of pairs, for lessons about colour masks: this one, or the demo set if
+        this one has photos of one's own."""
+        if self.own is None:
+            return self
+        print("Your data has no damaged colour masks: this lesson is about drawn pairs.")
+        return open_source("demo", data_dir)
+
     @property
     def licence(self) -> str:
         """What models that learn from this data may be used for; empty for anything."""

@@ -25,6 +25,11 @@ from unet_utils.platform.files import (
 )
 from unet_utils.use.pictures import printable, read_photo
 
+DEMO = "demo"
+"""What stands for the drawn street on the command line."""
+DRAWN = "drawn_street"
+"""Name of its file."""
+
 
 def expand_patterns(paths: Iterable[str | Path]) -> list[str | Path]:
     """Replace patterns such as `*.jpg` by the files that match, in natural order.
@@ -70,6 +75,15 @@ def find_photos(paths: Iterable[str | Path]) -> list[Path]:
     return photos
 
 
+def drawn_street() -> tuple[np.ndarray, np.ndarray]:
+    """Return the street for those who have no photo: it is drawn by this package, always the same.
+
+    Returns:
+        photo `uint8 [512, 1024, 3]` and its official label ids `uint8 [512, 1024]`.
+    """
+    return draw_scene(np.random.default_rng(2024))
+
+
 def choose_photo(path: str, env: Environment) -> Path:
     """Return the path of a photo to segment.
 
@@ -89,9 +103,7 @@ def choose_photo(path: str, env: Environment) -> Path:
             print(f"The upload failed ({first_line(error)}).")
     elif path.strip():
         return user_path(path)
-    drawn = env.data / "drawn_street.png"
-    with replacing(drawn) as file:
-        Image.fromarray(draw_scene(np.random.default_rng(2024))[0]).save(file)
+    drawn = _save(drawn_street()[0], env.data / f"{DRAWN}.png")
     print("This is a street drawn by this package. For a photo of your own set PHOTO to its path.")
     return drawn
 
@@ -189,7 +201,7 @@ def predict_photos(
 
     Args:
         trained: the model.
-        paths: as in `find_photos`.
+        paths: as in `find_photos`; "demo" is the drawn street.
         folder: of the pictures, made if missing.
         flip: as in `evaluation.predict`.
         label_ids: also write the official label ids of each photo, for other tools to score. They
@@ -207,6 +219,8 @@ def predict_photos(
     problems = []
     for path in expand_patterns(paths):
         try:
+            if path == DEMO and not os.path.exists(DEMO):
+                path = _save(drawn_street()[0], folder / f"{DRAWN}.png")
             found = find_photos([path])
         except (OSError, ValueError) as error:
             problems.append(str(error))
