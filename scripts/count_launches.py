@@ -24,13 +24,14 @@ from torch.nn.functional import conv2d
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from unet_utils import Frames, TrainConfig, UNet, get_scheme, recipe
+from unet_utils.device import computing_in
 from unet_utils.optimizer import Muon
 from unet_utils.training import OneProcess, TrainingState, train_epoch
 
 CLASSES = 19
 SECTIONS = ("batch, forward and loss", "backward", "clipping", "Muon", "averaging")
 NETWORKS = {
-    "GPU recipe": recipe("gpu"),
+    "recipe `gpu`": recipe("gpu"),
     "... on resnet34": recipe("gpu", encoder="resnet34"),
     "... on convnext_tiny": recipe("gpu", encoder="convnext_tiny"),
     "... on efficientnet_lite2": recipe("gpu", encoder="efficientnet_lite2"),
@@ -95,9 +96,7 @@ def count(config: TrainConfig, size: int = 64) -> Counter[tuple[str, str]]:
     label_ids = torch.full((4, size, size), 7, dtype=torch.uint8)
     frames = Frames(photos, label_ids, get_scheme("cityscapes19"), (1, 2, 3, 4))
     with ExitStack() as stack:
-        for module in ("device", "optimizer", "training"):
-            place = f"unet_utils.{module}.compute_dtype"
-            stack.enter_context(mock.patch(place, return_value=torch.bfloat16))
+        stack.enter_context(computing_in(torch.bfloat16))
         stack.enter_context(mock.patch("unet_utils.encoders.Depthwise", TorchDepthwise))
         model = UNet(**config.network(CLASSES))
         state = TrainingState(model, frames, config, torch.device("cpu"), OneProcess())

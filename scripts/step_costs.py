@@ -15,7 +15,6 @@ state and averaged weights are added. Temporary buffers of the convolutions, and
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -26,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from unet_utils import TrainConfig, UNet, count_parameters, recipe
+from unet_utils.device import computing_in
 from unet_utils.losses import AuxiliaryHeads, segmentation_loss
 from unet_utils.optimizer import make_optimizer
 
@@ -122,7 +122,7 @@ def step_costs(config: TrainConfig, size: int) -> StepCosts:
     costs = StepCosts()
     with (
         torch.device("meta"),
-        mock.patch("unet_utils.optimizer.compute_dtype", return_value=torch.half),
+        computing_in(torch.half),
         costs,
     ):
         network = AuxiliaryHeads(UNet(**config.network(19)), config.auxiliary > 0).train()

@@ -1,5 +1,6 @@
 """The steps of Muon: what they are, and that kernels which share a batch do not see each other."""
 
+import contextlib
 import copy
 import math
 import sys
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from unet_utils import UNet, recipe
+from unet_utils.device import computing_in
 from unet_utils.losses import AuxiliaryHeads
 from unet_utils.optimizer import Muon, _batches, _matrix_shape, _orthogonalize, parameter_groups
 
@@ -21,11 +23,10 @@ ENCODERS = ("none", "resnet34", "convnext_tiny", "efficientnet_lite2")
 
 
 @pytest.fixture
-def compute_in(monkeypatch):
-    def use(dtype: torch.dtype) -> None:
-        monkeypatch.setattr("unet_utils.optimizer.compute_dtype", lambda device: dtype)
-
-    return use
+def compute_in():
+    """Return a function that sets the data type for the rest of the test."""
+    with contextlib.ExitStack() as stack:
+        yield lambda dtype: stack.enter_context(computing_in(dtype))
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from unet_utils import ConfusionMatrix, evaluate, fit, get_scheme, load_trained, prepare, recipe
 from unet_utils.augment import augment, draw_changes
 from unet_utils.checkpoints import read_checkpoint
+from unet_utils.device import computing_in
 from unet_utils.evaluation import predict_classes
 from unet_utils.frames import Frames
 from unet_utils.losses import class_weights
@@ -385,11 +386,6 @@ def test_averaging_is_torchs(frames):
             assert torch.equal(values, expected[name])
 
 
-def compute_in(dtype, monkeypatch):
-    for module in ("device", "training", "optimizer"):
-        monkeypatch.setattr(f"unet_utils.{module}.compute_dtype", lambda device: dtype)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "dtypes",
@@ -399,21 +395,21 @@ def compute_in(dtype, monkeypatch):
         (torch.bfloat16, torch.float16, torch.bfloat16),
     ],
 )
-def test_a_checkpoint_moves_between_machines(frames, tmp_path, monkeypatch, dtypes):
+def test_a_checkpoint_moves_between_machines(frames, tmp_path, dtypes):
     """A CPU, an A100 and a T4 differ in precision, and only float16 scales the loss."""
     for epoch, dtype in enumerate(dtypes, 1):
-        compute_in(dtype, monkeypatch)
-        history = run(frames, tmp_path, tiny(epochs=epoch))
+        with computing_in(dtype):
+            history = run(frames, tmp_path, tiny(epochs=epoch))
     assert [row["epoch"] for row in history] == [1, 2, 3]
     assert all(math.isfinite(row["loss"]) for row in history)
 
 
 @pytest.mark.slow
-def test_float16_learns_what_float32_does(frames, tmp_path, monkeypatch):
+def test_float16_learns_what_float32_does(frames, tmp_path):
     losses = {}
     for dtype in (torch.float16, torch.float32):
-        compute_in(dtype, monkeypatch)
-        history = run(frames, tmp_path / str(dtype), tiny(base_channels=4, epochs=6))
+        with computing_in(dtype):
+            history = run(frames, tmp_path / str(dtype), tiny(base_channels=4, epochs=6))
         losses[dtype] = [row["loss"] for row in history]
     assert losses[torch.float16] == pytest.approx(losses[torch.float32], rel=0.05)
     assert losses[torch.float16][-1] < 0.95 * losses[torch.float16][0]

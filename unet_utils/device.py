@@ -5,8 +5,9 @@ import functools
 import os
 import re
 import traceback
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from pathlib import Path
 
 import torch
@@ -50,12 +51,28 @@ def find_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+_CHOSEN_DTYPE: ContextVar[torch.dtype | None] = ContextVar("chosen dtype", default=None)
+
+
+@contextmanager
+def computing_in(dtype: torch.dtype) -> Iterator[None]:
+    """Compute in this data type inside, whatever is fastest on the device: for measurements and
+    tests."""
+    token = _CHOSEN_DTYPE.set(dtype)
+    try:
+        yield
+    finally:
+        _CHOSEN_DTYPE.reset(token)
+
+
 def compute_dtype(device: torch.device | str) -> torch.dtype:
     """Return the data type in which the device computes fastest and networks still train.
 
     bfloat16 on Ampere GPUs and later and on CPUs with fast bfloat16, float16 on older GPUs with
     tensor cores such as Colab's T4, float32 elsewhere.
     """
+    if chosen := _CHOSEN_DTYPE.get():
+        return chosen
     device = torch.device(device)
     if device.type == "cuda":
         if torch.cuda.get_device_capability(device) >= (8, 0):
