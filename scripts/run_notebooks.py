@@ -1,8 +1,12 @@
-"""Run all notebooks in order with papermill, and print the final scores.
+"""Run all notebooks in order, and print the final scores.
 
     python scripts/run_notebooks.py                              the demo set
     python scripts/run_notebooks.py --data kaggle                the real pairs, downloaded
     python scripts/run_notebooks.py --data pairs.zip EPOCHS=4    from a file, with a setting
+
+NAME=VALUE changes a field: a line `NAME = value  # @param ...` of a form, wherever it stands. A
+setting of the training that has no field goes into the field MORE: IMAGE_SIZE=64 becomes
+MORE = {"image_size": 64}.
 
 Executed notebooks are written to runs/notebooks/, their figures to runs/figures/, checkpoint and
 scores to runs/<RUN>/. The environment variables UNET_UTILS_DATA and UNET_UTILS_RESULTS choose other
@@ -12,16 +16,22 @@ import argparse
 import ast
 import base64
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import nbformat
-import papermill
+from nbclient import NotebookClient
 
 from unet_utils.config import SETTINGS
 from unet_utils.platform.files import user_path
 
 ROOT = Path(__file__).resolve().parent.parent
+# A line of a form: name, value, and the comment that makes it a field.
+FIELD = re.compile(r"^(\w+) = (.*?)(  # @param\b.*)$", re.MULTILINE)
+TRAINING = {setting.name.upper(): setting.type for setting in SETTINGS}
+"""The settings of a training, and the type of each."""
 
 
 def main() -> None:
@@ -38,69 +48,146 @@ def main() -> None:
         "settings", nargs="*", metavar="NAME=VALUE", help="fields of the notebooks, as EPOCHS=4"
     )
     arguments = parser.parse_args()
-    data = arguments.data
+    paths = sorted((ROOT / "notebooks").glob("0*.ipynb"))
+    notebooks = {path.name: nbformat.read(path, as_version=4) for path in paths}
     try:
+        data = arguments.data
         if data not in ("demo", "kaggle"):
             data = str(user_path(data))
         results = results_folder()
+        values = {"DATA": data} | read_values(arguments.settings, find_fields(notebooks.values()))
+        set_fields(notebooks.values(), values)
     except ValueError as error:
         parser.error(str(error))
-    parameters: dict[str, object] = {"DATA": data}
-    notebooks = sorted((ROOT / "notebooks").glob("0*.ipynb"))
-    known = {path: papermill.inspect_notebook(path) for path in notebooks}
-    for setting in arguments.settings:
-        name, equals, text = setting.partition("=")
-        if not equals:
-            parser.error(f"{setting} is not of the form NAME=VALUE")
-        field = next((fields[name] for fields in known.values() if name in fields), None)
-        if field is None:
-            parser.error(
-                f"no notebook has a setting {name}: the cells with the tag `parameters` list them"
-            )
-        try:
-            parameters[name] = read_value(name, text, _default(field["default"]))
-        except ValueError as error:
-            parser.error(str(error))
-    for path in notebooks:
-        print(f"== {path.name}", flush=True)
-        own = {name: value for name, value in parameters.items() if name in known[path]}
-        run_notebook(path, results, own)
+    for name, notebook in notebooks.items():
+        print(f"== {name}", flush=True)
+        notebook.metadata["fields"] = values
+        executed = results / "notebooks" / name
+        execute(notebook, executed)
+        count = save_figures(notebook, results / "figures", executed.stem)
+        print(f"   {executed}, {count} figures", flush=True)
     scores = max(results.glob("*/evaluation.md"), key=lambda file: file.stat().st_mtime)
     print(scores.read_text("utf-8"))
 
 
-def _default(text: str) -> object:
-    """Return the default of a field. A field that is named again, as in `RUN = RUN`, has none: it
-    is a text, or a setting of a training."""
-    try:
-        return ast.literal_eval(text)
-    except ValueError:
-        return None
+def find_fields(notebooks: Iterable[nbformat.NotebookNode]) -> dict[str, Any]:
+    """Return the fields of all forms of some notebooks: the value of each, by name."""
+    fields = {}
+    for notebook in notebooks:
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                for name, value, _ in FIELD.findall(cell.source):
+                    fields[name] = ast.literal_eval(value)
+    return fields
 
 
-def read_value(name: str, text: str, default: object) -> object:
+def read_values(settings: Iterable[str], fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of settings of the form NAME=VALUE, by name.
+
+    Raises:
+        ValueError: one is not of that form, or its value is of another type than the field.
+    """
+    values = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise ValueError(f"{setting} is not of the form NAME=VALUE")
+        values[name] = read_value(name, text, fields.get(name))
+    return values
+
+
+def read_value(name: str, text: str, default: Any) -> Any:
     """Return the value of a field, read by the type of that field: a name may look like a number.
 
     Args:
         name: of the field.
         text: what the person wrote.
-        default: of the field in the notebook; None for settings of a training.
+        default: value of the field in the notebook; None has no type, then the settings of a
+            training are asked.
 
     Raises:
         ValueError: the text is of another type; the message names the field.
     """
-    kind = type(default)
-    if default is None:
-        if text == "None":
-            return None
-        settings: dict[str, Any] = {setting.name.upper(): setting.type for setting in SETTINGS}
-        kind = settings.get(name, str)
+    kind = TRAINING.get(name) if default is None else type(default)
+    if default is None and text == "None":
+        return None
     try:
+        if kind is str:
+            return text
+        if kind in (int, float):
+            return kind(text)
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
-        return kind(text)
-    except (ValueError, KeyError):
+        value = ast.literal_eval(text)
+    except (ValueError, KeyError, SyntaxError):
+        if kind is None:
+            return text  # the name of something
         raise ValueError(f"{name} is {text}: it must be a {kind.__name__}") from None
+    if kind is not None and not isinstance(value, kind):
+        raise ValueError(f"{name} is {text}: it must be a {kind.__name__}")
+    return value
+
+
+def set_fields(notebooks: Iterable[nbformat.NotebookNode], values: dict[str, Any]) -> None:
+    """Write values into the fields of some notebooks: into every line `NAME = ...  # @param`.
+
+    A setting of the training without a field of its own, and each name that the comment above the
+    field MORE has in backticks, is added to MORE, with its name in lower case.
+
+    Args:
+        notebooks: are changed.
+        values: by the name of the field.
+
+    Raises:
+        ValueError: there is no such field; the message lists those there are.
+    """
+    notebooks = list(notebooks)
+    fields = find_fields(notebooks)
+    extra = {name: value for name, value in values.items() if name not in fields}
+    takers = dict.fromkeys(extra, False)
+    possible = set(fields)
+    for notebook in notebooks:
+        own = find_fields([notebook])
+        taken = {}
+        if "MORE" in own:
+            accepted = _names_for_more(notebook)
+            possible |= accepted
+            taken = {name: value for name, value in extra.items() if name in accepted}
+            takers |= dict.fromkeys(taken, True)
+        new = {name: value for name, value in values.items() if name in own}
+        if taken:
+            more = new.get("MORE", own["MORE"])
+            new["MORE"] = more | {name.lower(): value for name, value in taken.items()}
+        _write_fields(notebook, new)
+    unknown = [name for name, found in takers.items() if not found]
+    if unknown:
+        raise ValueError(
+            f"no notebook has a field {unknown[0]}: choose from {', '.join(sorted(possible))}"
+        )
+
+
+def _names_for_more(notebook: nbformat.NotebookNode) -> set[str]:
+    """Return the names that the field MORE of a notebook takes, in upper case."""
+    names = set(TRAINING)
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and "MORE" in [
+            name for name, _, _ in FIELD.findall(cell.source)
+        ]:
+            comment = cell.source.split("\nMORE = ")[0].rpartition("# @param")[2]
+            names |= {name.upper() for name in re.findall(r"`([a-z_]+)`", comment)}
+    return names
+
+
+def _write_fields(notebook: nbformat.NotebookNode, values: dict[str, Any]) -> None:
+    """Write values into all lines of a notebook that have these fields."""
+
+    def line(match: re.Match) -> str:
+        name, _, comment = match.groups()
+        return f"{name} = {values[name]!r}{comment}" if name in values else match[0]
+
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.source = FIELD.sub(line, cell.source)
 
 
 def results_folder() -> Path:
@@ -112,27 +199,43 @@ def results_folder() -> Path:
     return Path(os.environ.get("UNET_UTILS_RESULTS") or ROOT / "runs")
 
 
-def run_notebook(path: Path, results: Path, parameters: dict) -> None:
-    """Execute a notebook to `results/notebooks/` and save its figures to `results/figures/`."""
-    executed = results / "notebooks" / path.name
-    figures = results / "figures"
+def execute(
+    notebook: nbformat.NotebookNode, executed: Path, folder: Path = ROOT, **variables: str
+) -> None:
+    """Execute a notebook, as *Run all* does, and write it with its outputs.
+
+    Args:
+        notebook: gets its outputs.
+        executed: the file to write; it is there after an error, too.
+        folder: where the notebook runs.
+        variables: of the environment, beside those of this process.
+
+    Raises:
+        nbclient.exceptions.CellExecutionError: a cell fails; its message has the traceback.
+    """
     executed.parent.mkdir(parents=True, exist_ok=True)
-    figures.mkdir(parents=True, exist_ok=True)
-    notebook = papermill.execute_notebook(
-        path,
-        executed,
-        parameters,
-        cwd=ROOT,
+    client = NotebookClient(
+        notebook,
+        timeout=None,
         kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
         coalesce_streams=True,  # the last state of a progress bar, not all of them
-        log_output=False,
     )
-    for old in figures.glob(f"{path.stem}-*.png"):
+    try:
+        client.execute(env=os.environ | variables)
+    finally:
+        nbformat.write(notebook, executed)
+
+
+def save_figures(notebook: nbformat.NotebookNode, folder: Path, stem: str) -> int:
+    """Save the figures of an executed notebook as `folder/stem-NAME.png`; return their number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob(f"{stem}-*.png"):
         old.unlink()
     images = find_figures(notebook)
     for name, image in images.items():
-        (figures / f"{path.stem}-{name}.png").write_bytes(image)
-    print(f"   {executed}, {len(images)} figures", flush=True)
+        (folder / f"{stem}-{name}.png").write_bytes(image)
+    return len(images)
 
 
 def find_figures(notebook: nbformat.NotebookNode) -> dict[str, bytes]:

@@ -18,7 +18,7 @@ def main() -> None:
     """Reduce each picture in size and to 256 colours, and save it in docs/."""
     for path in sorted((results_folder() / "notebooks").glob("0*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
-        if notebook.metadata.papermill.parameters.get("DATA") != "demo":
+        if notebook.metadata.fields["DATA"] != "demo":
             sys.exit(f"{path} was not run on the demo set: run `make pictures` without DATA")
         for name, figure in find_figures(notebook).items():
             if name.isdigit():

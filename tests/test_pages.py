@@ -7,7 +7,6 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
-import papermill
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
@@ -56,13 +55,10 @@ SHOWN = (
 
 
 def test_tables_and_figures_fit_a_laptop_and_a_phone(browser, demo, tmp_path):
-    knobs = new_code_cell('DEMO = CACHE = ""', metadata={"tags": ["parameters"]})
-    cells = [new_markdown_cell("# Figures"), knobs, *map(new_code_cell, (FIGURES, *SHOWN))]
-    notebook, executed = write(tmp_path / "figures.ipynb", *cells), tmp_path / "executed.ipynb"
-    parameters = {"DEMO": str(demo), "CACHE": str(tmp_path / "cache")}
-    papermill.execute_notebook(
-        notebook, executed, parameters, cwd=ROOT, kernel_name="python3", progress_bar=False
-    )
+    fields = new_code_cell(f"DEMO = {str(demo)!r}\nCACHE = {str(tmp_path / 'cache')!r}")
+    cells = [new_markdown_cell("# Figures"), fields, *map(new_code_cell, (FIGURES, *SHOWN))]
+    executed = tmp_path / "executed.ipynb"
+    run_notebooks.execute(new_notebook(cells=cells), executed)
     assert pages.check_page(executed, browser) == []
     outputs = nbformat.read(executed, as_version=4).cells[-1].outputs
     shown = [output.metadata["image/png"] for output in outputs if "image/png" in output.data]
@@ -166,7 +162,7 @@ def test_tagged_pictures_of_the_demo_set_are_published_and_no_others(tmp_path, m
     monkeypatch.setenv("UNET_UTILS_RESULTS", str(tmp_path / "runs"))
     notebook = new_notebook(cells=[picture(png(1440), tag="picture:shares"), picture(png(20))])
     for data in ("demo", "kaggle"):
-        notebook.metadata["papermill"] = {"parameters": {"DATA": data}}
+        notebook.metadata["fields"] = {"DATA": data}
         nbformat.write(notebook, tmp_path / "runs" / "notebooks" / "01_download.ipynb")
         if data == "demo":
             update_pictures.main()
@@ -183,7 +179,7 @@ def test_tagged_pictures_of_the_demo_set_are_published_and_no_others(tmp_path, m
     [
         (["--data", "https://example.org/pairs.zip"], "is an address"),
         (["EPOCHS"], "EPOCHS is not of the form NAME=VALUE"),
-        (["EPOCH=1"], "no notebook has a setting EPOCH"),
+        (["EPOCH=1"], "no notebook has a field EPOCH: choose from AUGMENTATION"),
     ],
 )
 def test_wrong_arguments_are_refused_in_words(arguments, message, monkeypatch, capsys):
@@ -215,3 +211,31 @@ def test_each_field_is_read_by_its_own_type(name, text, default, value):
 def test_a_value_of_another_type_is_named(name, default):
     with pytest.raises(ValueError, match=f"{name} is many: it must be a (int|bool)"):
         run_notebooks.read_value(name, "many", default)
+
+
+SETTINGS_CELL = """\
+# @title Settings
+# @markdown Which pairs.
+DATA = "kaggle"  # @param ["kaggle", "demo"] {"allow-input": true}
+# @markdown Other settings of the training, and also `gpus`.
+MORE = {"growth": 0.5}  # @param {"type": "raw"}"""
+
+
+def test_fields_are_replaced_in_all_cells_of_all_notebooks():
+    solution = 'SHOW_SOLUTION = False  # @param {type:"boolean"}\nif SHOW_SOLUTION:\n    DATA = 1'
+    sources = [SETTINGS_CELL, solution, solution, 'print("DATA = 1")']
+    train = new_notebook(cells=[new_code_cell(source) for source in sources])
+    other = new_notebook(cells=[new_code_cell(SETTINGS_CELL.split("\n# @markdown Other")[0])])
+    values = {"DATA": "demo", "SHOW_SOLUTION": True, "IMAGE_SIZE": 64, "GPUS": 2}
+    run_notebooks.set_fields([train, other], values)
+    assert [cell.source for cell in train.cells] == [
+        SETTINGS_CELL.replace('"kaggle"  #', "'demo'  #").replace(
+            '{"growth": 0.5}', "{'growth': 0.5, 'image_size': 64, 'gpus': 2}"
+        ),
+        solution.replace("= False", "= True"),
+        solution.replace("= False", "= True"),
+        sources[3],
+    ]
+    assert "DATA = 'demo'  # @param" in other.cells[0].source
+    with pytest.raises(ValueError, match=r"no notebook has a field EPOCHS: choose from DATA$"):
+        run_notebooks.set_fields([other], {"EPOCHS": 2})
