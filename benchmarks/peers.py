@@ -1,6 +1,7 @@
 """Other ways of doing the same work: the widely copied recipe and plain textbook code, rewritten
 from descriptions."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -112,6 +113,40 @@ class PlainUNet(nn.Module):
         for up, join in zip(self.up, self.join, strict=True):
             x = join(torch.cat([skips.pop(), up(x)], dim=1))
         return self.head(x)
+
+
+class NamedClusters(nn.Module):
+    """The trained network of the copied recipe, whose clusters have no names: each counts as the
+    most frequent class of its pixels.
+
+    Args:
+        network: returns the logits of the clusters.
+        dataset: what it learned from.
+        frames: the same photos, with labels.
+        clusters: how many.
+    """
+
+    def __init__(self, network: nn.Module, dataset: CopiedDataset, frames: Frames, clusters: int):
+        super().__init__()
+        self.network = network
+        self.num_classes = frames.scheme.num_classes
+        seen = torch.zeros(clusters, 256, dtype=torch.int64)
+        for index in range(0, len(frames), max(1, len(frames) // 64)):
+            found = torch.from_numpy(copied_pair(dataset.paths[index], dataset.label_model)[1])
+            labels = frames.batch(slice(index, index + 1))[1][0].long()
+            pairs = (found.long() * 256 + labels).flatten()
+            seen += torch.bincount(pairs, minlength=seen.numel()).view_as(seen)
+        seen[:, IGNORE] = 0
+        self.classes = seen.argmax(1).tolist()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits of the classes: the highest one of the clusters that count as the class."""
+        clusters = self.network(x)
+        batch, _, height, width = clusters.shape
+        logits = clusters.new_full((batch, self.num_classes, height, width), -1e4)
+        for cluster, index in enumerate(self.classes):
+            logits[:, index] = torch.maximum(logits[:, index], clusters[:, cluster])
+        return logits
 
 
 class TextbookDataset(Dataset):
@@ -229,3 +264,13 @@ class Trainer:
         """Take a step on each batch."""
         for photos, labels in loader:
             self.step(photos, labels)
+
+    def train(self, loader: DataLoader, epochs: int, seconds: float) -> float:
+        """Train for some epochs, or until the time is up; return the seconds that it took."""
+        start = time.perf_counter()
+        for _ in range(epochs):
+            for photos, labels in loader:
+                self.step(photos, labels)
+                if time.perf_counter() - start >= seconds:
+                    return time.perf_counter() - start
+        return time.perf_counter() - start

@@ -15,15 +15,17 @@ from torch.utils.data import DataLoader
 from benchmarks.peers import (
     CopiedDataset,
     CopiedDoubleConv,
+    NamedClusters,
     PlainUNet,
     TextbookDataset,
     Trainer,
-    copied_pair,
 )
 from benchmarks.setting import Setting
 from benchmarks.timing import Comparison, Result, interleave
-from unet_utils import IGNORE, ConfusionMatrix, Frames, TrainConfig, UNet, fit
+from unet_utils import Frames, TrainConfig, UNet, fit
 from unet_utils.device import autocast
+from unet_utils.evaluation import score
+from unet_utils.model import OtherNetwork
 
 COPIED_CLUSTERS, COPIED_BATCH, COPIED_RATE = 10, 4, 0.01
 """Settings of the copied recipe."""
@@ -188,18 +190,15 @@ def _copied_curve(setting: Setting) -> list[tuple[float, float]]:
     paths: dict[int, Path] = {int(path.stem): path for path in setting.paths}
     dataset = CopiedDataset([paths[number] for number in learn.numbers], setting.config.image_size)
     trainer = copied_trainer(setting.config, setting.device)
-    # The most frequent class of each cluster, on some of the training masks.
-    seen = torch.zeros(COPIED_CLUSTERS, 256, dtype=torch.int64)
-    for index in range(0, len(learn), max(1, len(learn) // 64)):
-        clusters = torch.from_numpy(
-            copied_pair(dataset.paths[index], dataset.label_model)[1]
-        ).long()
-        labels = learn.batch(slice(index, index + 1))[1][0].long()
-        seen += torch.bincount((clusters * 256 + labels).flatten(), minlength=seen.numel()).view_as(
-            seen
-        )
-    seen[:, IGNORE] = 0
-    classes = seen.argmax(1).to(setting.device)
+    named = NamedClusters(trainer.model, dataset, learn, COPIED_CLUSTERS)
+    model = OtherNetwork(named, learn.scheme.num_classes).to(setting.device)
+    size = setting.config.image_size
+
+    def scored() -> float:
+        model.eval()  # the copies forget this, which would lower their score
+        result = score(model, held_out, size).mean_iou
+        model.train()
+        return result
 
     curve, spent, next_score = [], 0.0, setting.minutes / 8
     loader = DataLoader(dataset, COPIED_BATCH)
@@ -209,9 +208,7 @@ def _copied_curve(setting: Setting) -> list[tuple[float, float]]:
             trainer.step(*batch)
             minutes = spent + (time.perf_counter() - start) / 60
             if minutes >= next_score:
-                curve.append(
-                    (minutes, _copied_score(trainer, held_out, setting.config.image_size, classes))
-                )
+                curve.append((minutes, scored()))
                 start, spent, next_score = (
                     time.perf_counter(),
                     minutes,
@@ -221,17 +218,3 @@ def _copied_curve(setting: Setting) -> list[tuple[float, float]]:
                 break
         spent += (time.perf_counter() - start) / 60
     return curve
-
-
-@torch.inference_mode()
-def _copied_score(trainer: Trainer, frames: Frames, size: int, classes: torch.Tensor) -> float:
-    matrix = ConfusionMatrix(frames.scheme.num_classes)
-    trainer.model.eval()  # the copies forget this, which would lower their score
-    transform = CopiedDataset([], size).transform
-    for start in range(0, len(frames), 8):
-        photos, labels = frames.batch(slice(start, start + 8), trainer.device)
-        logits = trainer.model(transform(photos))
-        found = torch.nn.functional.interpolate(logits, labels.shape[1:], mode="bilinear").argmax(1)
-        matrix.update(classes[found], labels)
-    trainer.model.train()
-    return matrix.mean_iou

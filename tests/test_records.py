@@ -1,0 +1,129 @@
+"""Records: each row runs from its command, and its line says what it is."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.peers import CopiedDataset, NamedClusters, Trainer
+from scripts import model_card, record
+from unet_utils import prepare
+from unet_utils.use import robustness
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(autouse=True)
+def folders(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("UNET_UTILS_DATA", str(data))
+    monkeypatch.setenv("UNET_UTILS_RESULTS", str(tmp_path / "runs"))
+
+
+def run_trial(row, demo, out):
+    record.main([row, "--data", str(demo), "--trial", "--out", str(out)])
+    return json.loads((out / "trial" / f"{row}-0.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", list(record.ROWS))
+def test_each_row_runs_from_its_command(row, demo, tmp_path, capsys):
+    result = run_trial(row, demo, tmp_path)
+    assert 0 < result["scores"]["pixel_accuracy"] < 1
+    assert result["seconds"] > 0
+    assert result["clock"] > 0
+    text = capsys.readouterr().out
+    last = text.strip().splitlines()[-1]
+    assert last.startswith(f"| {record.ROWS[row].title}")
+    assert "not the Kaggle pairs" in last
+    assert "a trial" in last
+
+
+@pytest.mark.slow
+def test_labels_by_nearest_colour_are_learned_but_not_scored_on(demo, tmp_path):
+    nearest = run_trial("nearest", demo, tmp_path)
+    restored = run_trial("scratch", demo, tmp_path)
+    assert nearest["made_by"]["labels"] == restored["made_by"]["labels"]
+    runs = [
+        torch.load(tmp_path / "trial" / f"{row}-0" / "best.pt", weights_only=True)
+        for row in ("nearest", "scratch")
+    ]
+    assert [run["data"]["labels"] for run in runs] == ["nearest", "restored"]
+
+
+@pytest.mark.slow
+def test_a_seed_that_is_kept_is_not_trained_again(demo, tmp_path, monkeypatch):
+    first = run_trial("scratch", demo, tmp_path)
+    monkeypatch.setattr(record, "run", lambda *_: pytest.fail("trained again"))
+    assert run_trial("scratch", demo, tmp_path) == first
+
+
+def result(seed, mean_iou, **changes):
+    made_by = {"device": "CPU", "cores": 2, "precision": "float32", "torch": "2.11.0"}
+    made_by |= {"date": "2026-01-01T00:00", "labels": "abc", "commit": "1234", "pairs": True}
+    return {
+        "seed": seed,
+        "scores": {"mean_iou": mean_iou, "pixel_accuracy": 0.9},
+        "seconds": 1800,
+        "clock": 3600,
+        "trial": False,
+        "made_by": made_by,
+    } | changes
+
+
+def test_the_line_has_the_mean_and_the_range_of_the_seeds():
+    cells = record.line("scratch", [result(0, 0.5), result(1, 0.53), result(2, 0.52)])
+    assert cells[2] == "0.517 (0.500 to 0.530, 3 seeds)"
+    assert cells[3:5] == ["0.900", "1800 (0.50)"]
+    assert cells[6] == "1234"
+    assert record.line("scratch", [result(0, 0.5)])[2] == "0.500 (one seed)"
+
+
+def test_a_record_is_no_trial():
+    assert record.line("scratch", [result(0, 0.5)])[0] == "our recipe from scratch"
+    assert "not a record" in record.line("scratch", [result(0, 0.5, trial=True)])[0]
+
+
+def test_the_clock_stops_the_ways_of_others():
+    model = nn.Conv2d(3, 2, 1)
+    trainer = Trainer(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        lambda device: torch.autocast(device.type, enabled=False),
+    )
+    used = []
+
+    def batches():
+        for number in range(5):
+            used.append(number)
+            yield torch.randn(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)
+
+    trainer.train(batches(), epochs=1, seconds=0)
+    assert used == [0]
+    trainer.train(batches(), epochs=1, seconds=1000)
+    assert used == [0, *range(5)]
+
+
+def test_clusters_count_as_the_most_frequent_class_of_their_pixels(demo, data):
+    frames = prepare(demo, "train", data / "prepared", progress=False).part(slice(4))
+    paths = sorted((demo / "train").glob("*.jpg"), key=lambda path: int(path.stem))[:4]
+    named = NamedClusters(nn.Identity(), CopiedDataset(paths, 256), frames, 10)
+    counts = frames.class_counts()
+    # The clusters of the copied recipe have no names: the large classes take most of them.
+    assert counts.argmax().item() in named.classes
+    clusters = torch.full((1, 10, 2, 2), -5.0)
+    clusters[0, 3] = 5.0
+    assert named(clusters).argmax(1).unique().tolist() == [named.classes[3]]
+
+
+@pytest.mark.slow
+def test_the_figures_of_the_model_card_come_from_one_command(demo, capsys):
+    model_card.main(["--data", str(demo)])
+    text = capsys.readouterr().out
+    assert "calibration error" in text
+    assert "This model has no temperature" in text
+    for change in robustness.CHANGES:
+        assert text.count(f"| {change} |") == 2
