@@ -66,9 +66,9 @@ def draw_all(data):
     yield training_plots.plot_runs(
         {"unet": ([1, 2, 3], [0.1, 0.2, 0.3]), "unscored": ([1, 2], [np.nan, np.nan])}
     )
-    yield training_plots.plot_feature_maps(
-        {"level 1": torch.rand(16, 32, 32), "bottom": torch.ones(3, 4, 4)}
-    )
+    with torch.no_grad():
+        maps = UNet(3, 19, 2).eval().features(torch.rand(1, 3, 64, 64))
+    yield training_plots.plot_u(photos[0], *maps, classes[0], SCHEME)
     yield result_plots.plot_predictions(photos, classes, one, SCHEME)
     yield result_plots.plot_predictions(photos[:1], classes[:1], {"a": predicted[:1]}, SCHEME)
     yield result_plots.plot_predictions(

@@ -56,6 +56,7 @@ def test_the_baseline_and_a_repeated_try_are_trained_once(tries, monkeypatch):
     tries.add(learning_rate=0.03)
     monkeypatch.setattr(Tries, "_train", None)
     tries.add(learning_rate=0.05)
+    tries.add(augmentation=0)  # a form writes 0 for the 0.0 of the baseline
     assert list(tries.strip().predictions)[1:] == ["learning rate 0.03", "learning rate 0.05"]
 
 

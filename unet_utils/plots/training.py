@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from unet_utils.classes import ClassScheme
 from unet_utils.plots.style import (
     BLUE,
     GREY,
@@ -13,11 +15,13 @@ from unet_utils.plots.style import (
     ORANGE,
     PALE,
     SHADES,
+    SMALL_TEXT,
+    class_legend,
+    class_map,
     legend,
     new_figure,
     panel_title,
     picture,
-    picture_grid,
 )
 
 SCORES = {
@@ -93,27 +97,69 @@ def plot_runs(curves: dict[str, tuple[Sequence[float], Sequence[float]]]) -> Fig
     return figure
 
 
-def plot_feature_maps(maps: dict[str, torch.Tensor], count: int = 8) -> Figure:
-    """Plot some channels of some levels of the network, in rows of four.
+def plot_u(
+    photo: np.ndarray,
+    contracting: Sequence[torch.Tensor],
+    expanding: Sequence[torch.Tensor],
+    classes: np.ndarray,
+    scheme: ClassScheme,
+) -> Figure:
+    """Plot feature maps of a UNet where they arise: down on the left, up on the right, and a skip
+    connection at each level.
+
+    Of each level, two channels are shown: those that vary most within the photo.
 
     Args:
-        maps: name of the level -> its feature maps for one photo, `float [C, h, w]`.
-        count: number of channels per level: those that vary most within the photo. The shades of
-            each reach from its 1st to its 99th percentile.
+        photo: `uint8 [H, W, 3]`.
+        contracting: maps of the contracting path, `float [1, C, h, w]` each, fine to coarse; the
+            last one is the bottom.
+        expanding: those of the expanding path, coarse to fine.
+        classes: what the network predicts, class indices `uint8 [H, W]`.
+        scheme: names and colours of the classes.
     """
-    rows = -(-count // 4)
-    sizes = {name: "{} channels of {} x {}".format(*m.shape) for name, m in maps.items()}
-    text = "; ".join(f"{name}: {size}" for name, size in sizes.items())
-    figure, axes = picture_grid(rows * len(maps), 4, "Feature maps", f"{text}.")
+    *levels, bottom = contracting
+    rows = len(levels) + 2
+    text = f"The contracting path goes from {_shape(levels[0])} down to {_shape(bottom)}."
+    figure, axes = new_figure(rows, 5, 1.02 * rows + 0.3, "The U: feature maps of one photo", text)
+    axes[0, 0].get_gridspec().set_width_ratios([1, 1, 0.45, 1, 1])
     for ax in axes.flat:
         ax.set_axis_off()
-    for level, (name, values) in enumerate(maps.items()):
-        channels = values.detach().float().cpu().numpy()
-        order = np.argsort(-channels.std((1, 2)), kind="stable")[:count]
-        block = axes[level * rows : (level + 1) * rows].ravel()
-        for ax, index in zip(block, order, strict=False):
-            low, high = np.percentile(channels[index], (1, 99))
-            picture(ax, channels[index], cmap=SHADES, vmin=low, vmax=max(high, low + 1e-6))
-        title = panel_title(block[0], f"{name}: {sizes[name]}")
-        title.set_in_layout(False)  # it may reach over its neighbours
+    picture(axes[0, 0], photo, "photo")
+    class_map(axes[0, 4], classes, scheme, "prediction")
+    for number, (down, up) in enumerate(zip(levels, reversed(expanding), strict=True), start=1):
+        _two_channels(axes[number, :2], down, number)
+        _two_channels(axes[number, 3:], up, number)
+        _arrow(axes[number, 2], "skip")
+    _two_channels(axes[-1, [1, 3]], bottom, rows - 1)
+    _arrow(axes[-1, 2], "bottom")
+    class_legend(figure, [classes], scheme)
     return figure
+
+
+def _shape(maps: torch.Tensor) -> str:
+    return "{} channels of {} x {}".format(*maps.shape[1:])
+
+
+def _two_channels(axes: Sequence[Axes], maps: torch.Tensor, level: int) -> None:
+    """Show the two channels that vary most, smaller at each level. Their shades reach from the 1st
+    to the 99th percentile."""
+    channels = maps[0].detach().float().cpu().numpy()
+    most = np.argsort(-channels.std((1, 2)), kind="stable")[:2]
+    height, width = channels.shape[1:]
+    border = 0.07 * (level - 1)
+    for ax, values in zip(axes, channels[most], strict=False):
+        low, high = np.percentile(values, (1, 99))
+        picture(ax, values, cmap=SHADES, vmin=low, vmax=max(high, low + 1e-6))
+        ax.set_xlim(-0.5 - border * width, width - 0.5 + border * width)
+        ax.set_ylim(height - 0.5 + border * height, -0.5 - border * height)
+    title = panel_title(axes[0], _shape(maps))
+    title.set_fontsize(SMALL_TEXT)
+    title.set_in_layout(False)  # it may reach over its neighbour
+
+
+def _arrow(ax: Axes, name: str) -> None:
+    """Show an arrow to the right, with a name above it."""
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    style = {"arrowstyle": "->", "color": INK, "linewidth": 1.5}
+    ax.annotate("", (1, 0.5), (0, 0.5), arrowprops=style)
+    ax.text(0.5, 0.6, name, ha="center", size=SMALL_TEXT)

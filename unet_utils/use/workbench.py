@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from unet_utils.checkpoints import made_by
-from unet_utils.config import TrainConfig, recipe
+from unet_utils.config import SETTINGS, TrainConfig, recipe
 from unet_utils.device import explain_errors, first_line
 from unet_utils.evaluation import predict_classes, score
 from unet_utils.frames import Frames
@@ -205,6 +205,9 @@ class Tries:
             raise ValueError(f"photos is {photos!r}: give a whole number, at least 1")
         settings = recipe("demo", **given).to_dict()
         del settings["epochs"]  # follow from the photos
+        for setting in SETTINGS:
+            if setting.type is float:  # a form writes 1 for 1.0
+                settings[setting.name] = float(settings[setting.name])
         # Few frames of one's own give smaller batches and parts.
         settings["batch_size"] = min(settings["batch_size"], len(self._learn))
         part = self._part(settings)
