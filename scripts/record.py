@@ -3,6 +3,7 @@
     python scripts/record.py scratch --data pairs.zip
     python scripts/record.py scratch --data pairs.zip --seed 1    # one of its seeds
     python scripts/record.py scratch --data pairs.zip --trial     # a minute: does it run here?
+    python scripts/record.py scratch --print                      # the line of what is kept
 
 First it measures the clock: the time that our recipe from scratch takes for its photos on this
 machine. Then it trains each seed of the row, looks at the validation frames once, and keeps the
@@ -263,32 +264,40 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", default="kaggle", help="the pairs: kaggle, an archive, a folder")
     parser.add_argument("--seed", type=int, help="train this seed alone (default: all of the row)")
     parser.add_argument("--trial", action="store_true", help="16 photos, one epoch, small networks")
+    parser.add_argument("--print", action="store_true", help="train nothing, only print the line")
     parser.add_argument("--out", default="runs/records", help="folder of the results")
     options = parser.parse_args(arguments)
     out = user_path(options.out) / ("trial" if options.trial else "")
+    if not options.print:
+        measure(options, out)
+    files = sorted(out.glob(f"{options.row}-*.json"))
+    if not files:
+        parser.error(f"there is no result of {options.row} in {out}: train it, without --print")
+    results = [json.loads(file.read_text()) for file in files]
+    print(f"\n{markdown_table(HEADER, [line(options.row, results)])}")
+
+
+def measure(options: argparse.Namespace, out: Path) -> None:
+    """Train and score the seeds that are not kept yet."""
     out.mkdir(parents=True, exist_ok=True)
     env = setup()
     source = open_source(options.data, env.data, env.drive)
     if source.own:
-        parser.error("records are for the pairs: photos of your own have other classes")
+        sys.exit("records are for the pairs: photos of your own have other classes")
     row = ROWS[options.row]
-    seeds = range(row.seeds) if options.seed is None else [options.seed]
+    seeds = list(range(row.seeds)) if options.seed is None else [options.seed]
     if options.trial:
         seeds = seeds[:1]
     for seed in seeds:
         file = out / f"{options.row}-{seed}.json"
         if file.exists():
             continue
-        folder = out / f"{options.row}-{seed}"
-        job = Job(env, source, seed, 0.0, folder, options.trial)
+        job = Job(env, source, seed, 0.0, file.with_suffix(""), options.trial)
         job = replace(job, clock=measure_clock(job))
         print(f"{row.title}, seed {seed}; the clock: {job.clock / 60:.1f} minutes", flush=True)
         result = run(row, job)
         with replacing(file) as unfinished:
             unfinished.write_text(json.dumps(result, indent=1) + "\n")
-    files = sorted(out.glob(f"{options.row}-*.json"))
-    results = [json.loads(file.read_text()) for file in files]
-    print(f"\n{markdown_table(HEADER, [line(options.row, results)])}")
 
 
 if __name__ == "__main__":

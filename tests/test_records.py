@@ -1,6 +1,8 @@
 """Records: each row runs from its command, and its line says what it is."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ from benchmarks.peers import CopiedDataset, NamedClusters, Trainer
 from scripts import model_card, record
 from unet_utils import prepare
 from unet_utils.use import robustness
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +84,23 @@ def test_the_line_has_the_mean_and_the_range_of_the_seeds():
     assert cells[3:5] == ["0.900", "1800 (0.50)"]
     assert cells[6] == "1234"
     assert record.line("scratch", [result(0, 0.5)])[2] == "0.500 (one seed)"
+
+
+def test_the_line_is_printed_again_without_data(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        record.main(["scratch", "--print", "--out", str(tmp_path)])
+    assert "no result of scratch" in capsys.readouterr().err
+    for seed in (0, 1):
+        text = json.dumps(result(seed, 0.5 + seed / 100))
+        (tmp_path / f"scratch-{seed}.json").write_text(text)
+    record.main(["scratch", "--print", "--out", str(tmp_path)])
+    assert "0.505 (0.500 to 0.510, 2 seeds)" in capsys.readouterr().out
+
+
+def test_the_workflow_offers_the_rows_that_there_are():
+    workflow = (ROOT / ".github" / "workflows" / "record.yml").read_text()
+    [options] = re.findall(r"options: \[(.*)\]", workflow)
+    assert options.split(", ") == list(record.ROWS)
 
 
 def test_a_record_is_no_trial():
