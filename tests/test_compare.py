@@ -9,7 +9,14 @@ import torch
 from unet_utils import ConfusionMatrix, UNet, get_scheme, recipe
 from unet_utils.__main__ import main
 from unet_utils.evaluation import SMALL_MODEL
-from unet_utils.use.compare import compare_results, compare_runs, latest_run, save_result
+from unet_utils.platform.environment import Environment
+from unet_utils.use.compare import (
+    choose_model,
+    compare_results,
+    compare_runs,
+    latest_run,
+    save_result,
+)
 from unet_utils.use.reports import save_scores, scores_folder
 
 HEADER = "| run | what differs | epochs | minutes | held-out mIoU | val mIoU (95 % interval) |"
@@ -146,6 +153,23 @@ def test_the_latest_run_that_fits(results, tmp_path):
     assert latest_run(results, data="abc") == "seven"
     assert latest_run(results, data="other") is None
     assert latest_run(tmp_path / "none") is None
+
+
+def test_a_model_is_chosen_by_its_name_or_as_the_latest_that_fits(results, tmp_path, capsys):
+    env = Environment("local", torch.device("cpu"), tmp_path, results)
+    write_run(results, "seven", [0.5], scheme="categories7", date="2026-03-03")
+    assert choose_model("wide", env) == results / "wide" / "best.pt"
+    assert choose_model("", env, "abc") == results / "seven" / "best.pt"
+    assert capsys.readouterr().out == "Using the run wide.\nUsing the run seven.\n"
+    assert choose_model("", env, "other") == SMALL_MODEL
+    assert "the small model of the package" in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match=r"no run 'wid' .* there are: plain, seven, wide\."):
+        choose_model("wid", env)
+
+
+def test_on_drive_the_backup_of_a_run_is_used(results, tmp_path):
+    env = Environment("colab", torch.device("cpu"), tmp_path / "data", results, tmp_path)
+    assert choose_model("wide", env) == results / "wide" / "best.pt"
 
 
 def test_damaged_and_foreign_runs_are_named_and_left_out(results, capsys):

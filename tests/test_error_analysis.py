@@ -9,6 +9,7 @@ from unet_utils.use.error_analysis import (
     entropy,
     error_map,
     most_confused,
+    near_borders,
     region_recall,
 )
 
@@ -110,6 +111,16 @@ def test_the_error_map_is_the_share_of_wrong_pixels_that_are_not_void():
     truth[:, 8:, :8] = IGNORE
     expected = [[0, 0.5, 0.125], [np.nan, 0, 0]]
     np.testing.assert_array_equal(error_map(predicted, truth), expected)
+
+
+def test_pixels_near_a_border_have_another_class_close_by():
+    truth = np.zeros((2, 6, 9), dtype=np.uint8)
+    truth[0, :, 6:] = 5
+    truth[1, 0, 0] = IGNORE
+    near = near_borders(truth, 2)
+    assert near[0].any(0).tolist() == near[0].all(0).tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 0]
+    assert near[1].nonzero()[0].max() == near[1].nonzero()[1].max() == 2
+    assert near[1].sum() == 9
 
 
 def test_entropy_is_in_bits():

@@ -1,5 +1,6 @@
 """Figures of predictions and scores."""
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -260,7 +261,7 @@ def plot_region_recall(
     regions: tuple[np.ndarray, np.ndarray, np.ndarray], scheme: ClassScheme
 ) -> Figure:
     """Plot how much of an object is found, by its size: the mean recall of the regions of each true
-    class and size.
+    class and size. Means of few regions are left out, and a note says so.
 
     Args:
         regions: class, area in pixels and recall of each connected region, three arrays `[R]`, as
@@ -278,13 +279,20 @@ def plot_region_recall(
     count = np.bincount(cells, minlength=(scheme.num_classes + 1) * steps).reshape(-1, steps)
     found = np.bincount(cells, np.tile(recall, 2), count.size).reshape(-1, steps)
     share = np.where(count >= FEW_REGIONS, found / count.clip(1), np.nan)
+    names = ["all classes", *scheme.names]
+    # Rows without a number are left out, and named: nobody has to guess why they are empty.
+    kept = [row for row in range(len(share)) if row == 0 or not np.isnan(share[row]).all()]
+    rare = [names[row] for row in range(len(share)) if row not in kept and count[row].any()]
+    note = f"Blank: fewer than {FEW_REGIONS} regions of this size."
+    if rare:
+        note += f" For the same reason there is no row for: {', '.join(rare)}."
     title = "Share of an object's pixels that are found (%), by its size"
     parts = (f"from {4**i} pixels {100 * s:.0f} %" for i, s in enumerate(share[0]) if s == s)
-    figure, axes = new_figure(
-        1, 1, 0.27 * len(share) + 1.5, title, f"By area: {', '.join(parts) or 'no regions'}."
-    )
+    text = f"By area: {', '.join(parts) or 'no regions'}."
+    notes = textwrap.wrap(note, 80)
+    figure, axes = new_figure(1, 1, 0.27 * len(kept) + 1.6 + 0.15 * len(notes), title, text)
     ranges = [f"{4**i:,}\nto {4 ** (i + 1) - 1:,}\n({n:,})" for i, n in enumerate(count[0])]
-    _table(axes[0, 0], share, 100 * share, ["all classes", *scheme.names], ranges)
-    note = f"blank: fewer than {FEW_REGIONS} regions of this size"
-    axes[0, 0].set(xlabel=f"area in pixels (number of regions); {note}", ylabel="true class")
+    _table(axes[0, 0], share[kept], 100 * share[kept], [names[row] for row in kept], ranges)
+    lines = ["area in pixels (number of regions)", *notes]
+    axes[0, 0].set(xlabel="\n".join(lines), ylabel="true class")
     return figure

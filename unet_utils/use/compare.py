@@ -15,6 +15,8 @@ import numpy as np
 
 from unet_utils.checkpoints import read_checkpoint
 from unet_utils.device import first_line
+from unet_utils.evaluation import SMALL_MODEL
+from unet_utils.platform.environment import Environment
 from unet_utils.platform.files import replacing, user_path
 from unet_utils.use.reports import markdown_table, score_text
 
@@ -214,6 +216,35 @@ def _score(value: float | None) -> float | None:
     if not 0 <= value <= 1:
         raise ValueError(f"a score is {value}: it must be between 0 and 1")
     return float(value)
+
+
+def choose_model(run: str, env: Environment, data: str = "") -> Path:
+    """Return the model to use, and print which it is: of the named run; without a name, of the
+    latest run that fits; without any, the small model of the package.
+
+    Args:
+        run: name of a run, or empty.
+        env: of this machine; on Google Drive, the backup of the run is used.
+        data: fingerprint of the training split that the latest run must have learned from
+            (`Source.fingerprint`); empty for any.
+
+    Raises:
+        FileNotFoundError: there is no run of that name; the message lists the runs there are.
+    """
+    name = run or latest_run(env.results, data=data)
+    if not name:
+        print(f"No run of this data in {env.results}: using the small model of the package.")
+        return SMALL_MODEL
+    folder, backup = env.run_folders(name)
+    best = (backup or folder) / "best.pt"
+    if not best.exists():
+        runs = sorted(path.parent.name for path in env.results.glob("[!.]*/best.pt"))
+        raise FileNotFoundError(
+            f"there is no run {name!r} in {env.results}; there are: {', '.join(runs) or 'none'}. "
+            "Name one of them, or leave the name empty for the latest"
+        )
+    print(f"Using the run {name}.")
+    return best
 
 
 def latest_run(results: str | Path, scheme: str = "", data: str = "") -> str | None:

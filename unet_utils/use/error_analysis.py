@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 
 from unet_utils.classes import IGNORE
 from unet_utils.metrics import ConfusionMatrix
@@ -72,6 +73,23 @@ def error_map(predicted: np.ndarray, truth: np.ndarray, cell: int = 8) -> np.nda
     wrong = ((predicted != truth) & labelled).reshape(blocks).sum((0, 2, 4))
     total = labelled.reshape(blocks).sum((0, 2, 4))
     return np.where(total > 0, wrong / total.clip(1), np.nan)
+
+
+def near_borders(truth: np.ndarray, distance: int = 2) -> np.ndarray:
+    """Return which pixels have another class close by, `bool [N, H, W]`.
+
+    Args:
+        truth: class indices, `uint8 [N, H, W]`; void is a class like the others.
+        distance: how far away it may be, pixels, along rows, columns and diagonals.
+    """
+    side = 2 * distance + 1
+    near = np.empty(truth.shape, dtype=bool)
+    for number, classes in enumerate(truth):
+        maps = torch.from_numpy(classes).float()[None]
+        largest = max_pool2d(maps, side, 1, distance)
+        smallest = -max_pool2d(-maps, side, 1, distance)
+        near[number] = (largest != smallest)[0].numpy()
+    return near
 
 
 def entropy(probabilities: Tensor) -> np.ndarray:
