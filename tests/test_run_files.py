@@ -27,6 +27,7 @@ from unet_utils.checkpoints import (
     weights_hash,
 )
 from unet_utils.platform import files as platform_files
+from unet_utils.platform import version as code_version
 from unet_utils.run_files import TIME_LAPSE, LockedError, RunFiles, run_folder
 
 PATIENCE = 60  # seconds after which a test gives up waiting
@@ -164,13 +165,13 @@ def test_what_made_a_checkpoint(tmp_path, monkeypatch):
     assert made["device"].startswith("CPU (")
     assert made["precision"] in ("float32", "bfloat16")
     assert made["date"].endswith("+00:00")
-    assert made["version"].count(".") == 2
+    assert made["version"].count(".") >= 2
     assert all(isinstance(value, str) for value in made.values())
     # Installed below somebody's own repository, whose commit says nothing of this package.
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
     (tmp_path / "installed").mkdir()
-    monkeypatch.setattr(checkpoints, "CHECKOUT", tmp_path / "installed")
-    assert checkpoints._commit() == ""
+    monkeypatch.setattr(code_version, "CHECKOUT", tmp_path / "installed")
+    assert code_version.commit() == ""
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
@@ -182,15 +183,20 @@ def test_the_commit_of_a_checkout(tmp_path, monkeypatch):
         )
         return answer.stdout.strip()
 
-    monkeypatch.setattr(checkpoints, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(code_version, "CHECKOUT", tmp_path)
     git("init", "-q")
     (tmp_path / "x").write_text("x")
     git("add", "x")
     git("commit", "-qm", "x")
     git("tag", "v1")
-    assert checkpoints._commit() == git("rev-parse", "--short=12", "HEAD")
+    assert code_version.commit() == git("rev-parse", "--short=12", "HEAD")
     (tmp_path / "x").write_text("y")
-    assert checkpoints._commit() == git("rev-parse", "--short=12", "HEAD") + "-dirty"
+    assert code_version.commit() == git("rev-parse", "--short=12", "HEAD") + "-dirty"
+    (tmp_path / "x").write_text("x")
+    assert code_version.describe_code() == f"{tmp_path} @ {code_version.commit()}"
+    git("remote", "add", "origin", "https://key@github.com/me/mine")
+    found = f"https://github.com/me/mine @ {code_version.commit()}"
+    assert code_version.describe_code() == found
 
 
 # The files of a run.

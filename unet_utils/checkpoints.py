@@ -4,10 +4,7 @@ import csv
 import hashlib
 import io
 import os
-import subprocess
-import tomllib
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -15,12 +12,12 @@ from torch import Tensor, nn
 
 from unet_utils.device import compute_dtype, first_line
 from unet_utils.platform.files import user_path
+from unet_utils.platform.version import commit, version
 
 FORMAT = 1
 """Version of the checkpoint's layout."""
 PARTS = ("format", "network", "scheme", "config", "scene_size", "epoch", "history", "model")
 """Keys that every checkpoint has."""
-CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def read_checkpoint(path: str | Path) -> dict:
@@ -126,8 +123,8 @@ def made_by(device: torch.device | str, labels_hash: str = "") -> dict[str, str]
     else:
         name = str(device)
     return {
-        "version": _version(),
-        "commit": _commit(),
+        "version": version(),
+        "commit": commit(),
         "torch": str(torch.__version__),  # without its type, which no loader allows
         "device": name,
         "precision": str(compute_dtype(device)).removeprefix("torch."),
@@ -153,23 +150,3 @@ def write_csv(path: Path, rows: list[dict]) -> None:
         writer = csv.DictWriter(file, rows[-1].keys(), extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
-
-
-def _version() -> str:
-    """Return the version of the package: a checkout need not be installed."""
-    project = CHECKOUT / "pyproject.toml"
-    if project.is_file():
-        return tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"]
-    return metadata.version("unet-utils")
-
-
-def _commit() -> str:
-    """Return the commit of the checkout, with `-dirty` if files differ from it; "" without one."""
-    if not (CHECKOUT / ".git").exists():  # git would look in the folders above
-        return ""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        answer = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return answer.stdout.strip()
