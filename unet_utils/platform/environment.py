@@ -202,8 +202,8 @@ def _mount_drive() -> Path | None:
         reason = first_line(error)
         print(
             f"Warning: Google Drive is not used ({reason}): results stay on this machine and are "
-            "lost with it. To use Drive after all, mount it in the Files panel (folder symbol, "
-            "left) and run this cell again."
+            "lost with it. To use Drive after all, run this cell again, or mount Drive in the "
+            "Files panel (folder symbol, left) before that."
         )
         return None
 
