@@ -8,7 +8,9 @@ import nbformat
 from scripts.run_notebooks import ROOT, execute, set_fields
 
 
-def run_notebook(name: str, folder: Path, then: str = "", **fields) -> nbformat.NotebookNode:
+def run_notebook(
+    name: str, folder: Path, then: str = "", first: str = "", **fields
+) -> nbformat.NotebookNode:
     """Execute a notebook from top to bottom; return it with its outputs.
 
     Args:
@@ -16,6 +18,7 @@ def run_notebook(name: str, folder: Path, then: str = "", **fields) -> nbformat.
         folder: for its data and its results; the executed notebook is written there, too.
         then: code that runs as a last cell and sees all variables of the notebook, as
             "assert score > 0.3".
+        first: code that runs after the setup cell, to make something smaller that has no field.
         fields: values for fields of its forms, and for settings of the training, as EPOCHS=2.
             SHOW_SOLUTION=True runs the solutions.
 
@@ -25,6 +28,8 @@ def run_notebook(name: str, folder: Path, then: str = "", **fields) -> nbformat.
     """
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     set_fields([notebook], fields)
+    if first:
+        notebook.cells.insert(2, nbformat.v4.new_code_cell(first))
     if then:
         notebook.cells.append(nbformat.v4.new_code_cell(then))
     execute(
