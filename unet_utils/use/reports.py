@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from unet_utils.checkpoints import made_by as made_here
 from unet_utils.checkpoints import read_checkpoint, write_csv
 from unet_utils.classes import ClassScheme, get_scheme
-from unet_utils.evaluation import SMALL_MODEL
+from unet_utils.evaluation import SMALL_MODEL, Trained
+from unet_utils.frames import Frames
 from unet_utils.metrics import ConfusionMatrix, bootstrap_mean_iou
+from unet_utils.platform.environment import Environment
 from unet_utils.platform.files import replacing
 
 Scores = Mapping[str, float]
@@ -189,6 +192,35 @@ def scores_folder(results: str | Path, checkpoint: Path, weights: str) -> Path:
     except (OSError, ValueError, LookupError):
         pass  # no usable model there
     return run.with_name(f"{run.name}-{weights[:8]}")
+
+
+def save_model_scores(
+    matrices: Sequence[ConfusionMatrix],
+    trained: Trained,
+    checkpoint: Path,
+    frames: Frames,
+    env: Environment,
+    published: bool = False,
+    flip: bool = False,
+) -> Path:
+    """Write the scores of a model to its folder among the results, as `save_scores` does.
+
+    Args:
+        matrices: one per frame, as `evaluate` returns them.
+        trained: the model.
+        checkpoint: its file.
+        frames: those that were scored.
+        env: of this machine.
+        published: as in `score_report`.
+        flip: whether the model also saw the mirrored photos.
+
+    Returns:
+        The path of the Markdown file.
+    """
+    weights = trained.made_by["weights"]
+    folder = scores_folder(env.results, checkpoint, weights)
+    origin = made_here(env.device, frames.label_hash()) | {"weights": weights, "flip": flip}
+    return save_scores(matrices, trained.scheme, folder, frames.numbers, published, origin)
 
 
 def save_scores(
