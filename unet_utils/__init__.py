@@ -8,7 +8,7 @@ from unet_utils.dataset import CityscapesPairs, prepare
 from unet_utils.evaluation import evaluate, load_trained, predict
 from unet_utils.frames import Frames
 from unet_utils.metrics import ConfusionMatrix, bootstrap_mean_iou
-from unet_utils.model import UNet, count_parameters, model_summary
+from unet_utils.model import UNet, count_parameters
 from unet_utils.platform.environment import Environment, setup
 from unet_utils.restoring import restore_labels
 from unet_utils.sources import check_pairs, get_pairs, open_source
@@ -36,7 +36,6 @@ __all__ = [
     "get_pairs",
     "get_scheme",
     "load_trained",
-    "model_summary",
     "open_source",
     "predict",
     "prepare",

@@ -264,27 +264,3 @@ class OtherNetwork(nn.Module):
 def count_parameters(model: nn.Module) -> int:
     """Return the number of trainable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def model_summary(model: UNet, image_size: int = 256) -> str:
-    """Return a table of the levels: output shape and number of parameters."""
-    training = model.training
-    image = model.head.weight.new_zeros(1, model.config["in_channels"], image_size, image_size)
-    with torch.no_grad():
-        contracting, expanding = model.eval().features(image)
-        logits = model.unfold(model.head(expanding[-1]))
-    model.train(training)
-    if isinstance(model.encoder, ContractingPath):
-        names = [f"down {i}" for i in range(len(contracting))]
-        rows = list(zip(names, model.encoder.levels, contracting, strict=True))
-    else:
-        rows = [(model.config["encoder"], model.encoder, contracting[-1])]
-    names = [f"up {i}" for i in range(1, len(expanding) + 1)]
-    rows += zip(names, model.up, expanding, strict=True)
-    rows.append(("head", model.head, logits))
-    lines = [f"{'part':13} {'channels x height x width':>26} {'parameters':>12}"]
-    for name, module, output in rows:
-        shape = " x ".join(map(str, output.shape[1:]))
-        lines.append(f"{name:13} {shape:>26} {count_parameters(module):12,}")
-    lines.append(f"{'total':13} {'':26} {count_parameters(model):12,}")
-    return "\n".join(lines)
