@@ -1,5 +1,7 @@
 """All figures: they say what they show, fit a phone, and survive data without a labelled pixel."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -54,13 +56,17 @@ def draw_all(data):
     half = (slice(0, 32), slice(32, 64))
     one = {"prediction": predicted}
     yield data_plots.plot_pairs(photos, photos, ["1", "2"])
-    yield data_plots.plot_pixels({"one": photos[0, :4, :16], "two": photos[1, :4, :16]})
+    yield data_plots.plot_pixels(
+        {"one": photos[0, :4, :16], "two": photos[1, :4, :16]}, ["car"] * 16
+    )
     yield data_plots.plot_labels(photos, classes, SCHEME)
-    yield data_plots.plot_clusters(PALETTE_COLORS, counts, find_clusters(PALETTE_COLORS, counts))
+    clusters = find_clusters(PALETTE_COLORS, counts)
+    yield data_plots.plot_clusters(PALETTE_COLORS, counts, clusters, ["tunnel"])
     yield data_plots.plot_label_methods(
         photos[0], photos[0], ids[0], np.roll(ids[0], 2), half, "train/1.jpg"
     )
-    yield data_plots.plot_class_shares({"a": counts / 100, "b": counts[::-1] / 100}, NAMES)
+    shares = {"a": counts / 100, "b": counts[::-1] / 100}
+    yield data_plots.plot_class_shares(shares, NAMES, ["tunnel"])
     yield training_plots.plot_history(history(True))
     yield training_plots.plot_history(history(False, 1))
     yield training_plots.plot_runs(
@@ -158,6 +164,44 @@ def test_pairs_name_the_colours_that_are_near_to_an_official_one(data):
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["road"]
 
 
+def test_pixels_have_the_names_of_their_classes():
+    pixels = np.zeros((2, 3, 3), dtype=np.uint8)
+    figure = data_plots.plot_pixels({"one": pixels, "two": pixels}, ["car", "trailer", "sky"])
+    assert texts(figure) == []
+    shown = {text.get_text(): text.get_position()[0] for text in figure.axes[1].texts}
+    assert shown == {"car": 0.5, "trailer": 1.5, "sky": 2.5}
+    assert figure.get_label().endswith("car, trailer, sky")
+
+
+def test_phantoms_are_marked():
+    counts = np.arange(1, 30)
+    clusters = find_clusters(PALETTE_COLORS, counts)
+    figure = data_plots.plot_clusters(PALETTE_COLORS, counts, clusters, ["tunnel", "trailer"])
+    dots, classes, phantoms = figure.axes[0].collections
+    assert len(dots.get_offsets()) == 29
+    assert len(classes.get_offsets()) == 27
+    assert len(phantoms.get_offsets()) == 2
+    named = {text.get_text(): text.get_color() for text in figure.axes[0].texts}
+    assert len(named) >= 25
+    assert {name for name, color in named.items() if color == style.ORANGE} == {"tunnel", "trailer"}
+
+    figure = data_plots.plot_class_shares({"a": counts / 100}, NAMES, ["tunnel"])
+    rows = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert [name for name in rows if "phantom" in name] == ["tunnel (phantom)"]
+    assert "Phantoms: tunnel." in figure.get_label()
+
+
+def test_no_name_of_a_cluster_lies_on_another():
+    counts = np.arange(1, 30)
+    figure = data_plots.plot_clusters(
+        PALETTE_COLORS, counts, find_clusters(PALETTE_COLORS, counts), ["tunnel"]
+    )
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    for first, second in itertools.combinations(boxes, 2):
+        assert not first.overlaps(second)
+
+
 def test_a_class_is_named_inside_of_it_where_there_is_room():
     classes = np.zeros((256, 256), dtype=np.uint8)
     classes[:, :20] = IGNORE
@@ -197,15 +241,14 @@ def test_iou_bars_tell_the_share_of_the_pixels_and_what_is_absent():
     assert shown.count("absent") == 17
 
 
-def test_regions_are_grouped_by_powers_of_four_and_few_are_not_shown():
-    classes, areas = np.repeat([5, 5, 0], [5, 5, 1]), np.repeat([3, 4, 1600], [5, 5, 1])
+def test_regions_are_grouped_by_powers_of_16_and_it_is_said_which_are_too_few():
+    classes, areas = np.repeat([5, 5, 0], [5, 5, 1]), np.repeat([3, 16, 1600], [5, 5, 1])
     figure = result_plots.plot_region_recall(
         (classes, areas, np.repeat([1, 0.5, 1], [5, 5, 1])), SCHEME
     )
     ax = figure.axes[0]
     columns = [label.get_text() for label in ax.get_xticklabels()]
-    assert columns[:2] == ["1\nto 3\n(5)", "4\nto 15\n(5)"]
-    assert columns[-1] == "1,024\nto 4,095\n(1)"
+    assert columns == ["1 to 15\n(5)", "16 to 255\n(5)", "256 to 4,095\n(1)"]
     rows = [label.get_text() for label in ax.get_yticklabels()]
     shown = {
         (rows[round(text.get_position()[1])], round(text.get_position()[0])): text.get_text()
@@ -217,6 +260,8 @@ def test_regions_are_grouped_by_powers_of_four_and_few_are_not_shown():
         ("pole", 0): "100",
         ("pole", 1): "50",
     }
+    assert rows == ["all classes", "pole"]
+    assert ax.get_xlabel().endswith("fewer than 5 regions. Too few of any size: road.")
 
 
 @pytest.mark.filterwarnings("error::UserWarning", "error::RuntimeWarning")

@@ -126,7 +126,8 @@ def plot_confidence(
     for row, photo, true, pred, bits in zip(axes, photos, truth, predicted, entropy, strict=True):
         picture(row[0], photo, "photo")
         _errors(row[1], photo, true, pred)
-        picture(row[2], bits, _bits(true, pred, bits), cmap=SHADES, vmin=0, vmax=most)
+        shown = np.where(true == IGNORE, np.nan, bits)  # white, as where it is certain
+        picture(row[2], shown, _bits(true, pred, bits), cmap=SHADES, vmin=0, vmax=most)
     label = f"entropy (bits): 0 is certain, {most:.1f} all classes equally likely"
     scale(axes[0, 2].images[0], axes.ravel().tolist(), label)
     return figure
@@ -270,8 +271,9 @@ def plot_region_recall(
         scheme: names of the classes.
     """
     classes, areas, recall = regions
-    # Powers of four: each step doubles the height and the width of an object.
-    size = (np.log2(areas) / 2).astype(int)
+    # Powers of 16: each step makes an object four times as high and as wide. In smaller steps, rare
+    # classes would have too few regions in each.
+    size = (np.log2(areas) / 4).astype(int)
     steps = size.max(initial=0) + 1
     # Row 0 is for all classes together, so each region counts in two rows.
     rows = np.append(np.zeros(len(size), dtype=int), classes + 1).astype(int)
@@ -283,15 +285,15 @@ def plot_region_recall(
     # Rows without a number are left out, and named: nobody has to guess why they are empty.
     kept = [row for row in range(len(share)) if row == 0 or not np.isnan(share[row]).all()]
     rare = [names[row] for row in range(len(share)) if row not in kept and count[row].any()]
-    note = f"Blank: fewer than {FEW_REGIONS} regions of this size."
+    note = f"Blank: fewer than {FEW_REGIONS} regions."
     if rare:
-        note += f" For the same reason there is no row for: {', '.join(rare)}."
+        note += f" Too few of any size: {', '.join(rare)}."
     title = "Share of an object's pixels that are found (%), by its size"
-    parts = (f"from {4**i} pixels {100 * s:.0f} %" for i, s in enumerate(share[0]) if s == s)
+    parts = (f"from {16**i} pixels {100 * s:.0f} %" for i, s in enumerate(share[0]) if s == s)
     text = f"By area: {', '.join(parts) or 'no regions'}."
     notes = textwrap.wrap(note, 80)
     figure, axes = new_figure(1, 1, 0.27 * len(kept) + 1.6 + 0.15 * len(notes), title, text)
-    ranges = [f"{4**i:,}\nto {4 ** (i + 1) - 1:,}\n({n:,})" for i, n in enumerate(count[0])]
+    ranges = [f"{16**i:,} to {16 ** (i + 1) - 1:,}\n({n:,})" for i, n in enumerate(count[0])]
     _table(axes[0, 0], share[kept], 100 * share[kept], [names[row] for row in kept], ranges)
     lines = ["area in pixels (number of regions)", *notes]
     axes[0, 0].set(xlabel="\n".join(lines), ylabel="true class")

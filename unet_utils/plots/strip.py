@@ -99,6 +99,7 @@ def _losses(ax: Axes, curves: dict[str, tuple[list[float], list[float]]], unit: 
     ax.set_ylim(0, 1.5 * np.nanmax(first))
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="y", color=PALE)
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel(unit)
     panel_title(ax, "loss")
     below = (0, -0.25)
