@@ -71,7 +71,8 @@ def photo_size(
         scene_size: at which the network sees a whole street scene, see `evaluation.Trained`.
         divisor: of the network; the width is rounded to a multiple of it.
     """
-    steps = round(scene_size[1] * width / height / 2 / divisor)
+    # In whole numbers, so that exported models round alike.
+    steps = (scene_size[1] * width + height * divisor) // (2 * height * divisor)
     return scene_size[0], min(max(1, steps), 16 * scene_size[0] // divisor) * divisor
 
 

@@ -1,11 +1,10 @@
 """Export a trained model to one file that runs without this package.
 
-TorchScript is used although torch calls it deprecated: the `.pt2` file of its successor
-`torch.export` can be read by the torch that wrote it and newer ones only, and fixes the sizes of
-the photos. A TorchScript file takes photos of any size, from Python and C++. ONNX is for everything
-that is not torch."""
+ONNX runs everywhere: browsers, phones, small computers. It needs one package more, to write it.
+TorchScript needs none, and torch to run; torch calls it deprecated, but the `.pt2` file of its
+successor fixes the sizes of the photos, and older versions of torch cannot read it."""
 
-import copy
+import importlib.util
 import json
 import time
 import warnings
@@ -20,23 +19,10 @@ from unet_utils.encoders import MEAN, STD
 from unet_utils.evaluation import Trained
 from unet_utils.images import enlarge_classes
 from unet_utils.platform.files import replacing, user_path
+from unet_utils.use.convolutions import PixelsToLogits
+from unet_utils.use.onnx_file import write_onnx
 
-
-class _Normalized(nn.Module):
-    """A network that takes RGB from 0 to 255, in float32 on the CPU."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, trained: Trained):
-        super().__init__()
-        # With gradients, in-place operations such as ReLU6 fail in the exported model.
-        self.network = copy.deepcopy(trained.model).cpu().float().eval().requires_grad_(False)
-        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1) * 255)
-        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1) * 255)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network((x - self.mean) / self.std)
+ONNX_ADVICE = "install the package onnx (pip install onnx)"
 
 
 class PhotosToClasses(nn.Module):
@@ -64,7 +50,7 @@ class PhotosToClasses(nn.Module):
         # TorchScript does not support all of Python, so the network is traced. It still takes
         # images of other sizes.
         side = 2 * self.divisor
-        self.network = torch.jit.trace(_Normalized(trained), torch.zeros(1, 3, side, side))
+        self.network = torch.jit.trace(PixelsToLogits(trained), torch.zeros(1, 3, side, side))
 
     def forward(self, photos: Tensor, squeezed: bool = False) -> Tensor:
         """Return the most probable class of each pixel.
@@ -82,7 +68,8 @@ class PhotosToClasses(nn.Module):
         height, width = photos.shape[2], photos.shape[3]
         high, wide = self.scene_height, self.scene_width
         if not squeezed and not self.squeezes_all:
-            steps = int(round(self.scene_width * width / height / 2 / self.divisor))  # noqa: RUF046 a float in TorchScript
+            step = height * self.divisor
+            steps = (self.scene_width * width + step) // (2 * step)
             wide = min(max(1, steps), 16 * self.scene_height // self.divisor) * self.divisor
         x = photos.float()
         if height != high or width != wide:
@@ -90,86 +77,51 @@ class PhotosToClasses(nn.Module):
         return enlarge_classes(self.network(x), height, width)
 
 
-class ImagesToClasses(nn.Module):
-    """The content of an ONNX file for images of any size: `uint8 [N, 3, H, W]` to `uint8 [N, H,
-    W]`. There is no resizing: ONNX has none with antialiasing."""
+def export_model(
+    trained: Trained,
+    path: str | Path,
+    size: tuple[int, int] | None = None,
+    logits: bool = False,
+) -> Path:
+    """Write the model as ONNX or TorchScript; a file of that name is replaced.
 
-    def __init__(self, trained: Trained):
-        super().__init__()
-        self.network = _Normalized(trained)
-        self.divisor = trained.model.divisor
+    A `.onnx` file takes photos of any size and gives classes at their own size; it resizes and
+    normalizes them itself:
 
-    def forward(self, images: Tensor) -> Tensor:
-        height, width = images.shape[2:]
-        # The network halves the image several times: its sides must be multiples of this.
-        right = -width % self.divisor
-        below = -height % self.divisor
-        x = F.pad(images.float(), (0, right, 0, below), mode="replicate")
-        return self.network(x)[:, :, :height, :width].argmax(1).to(torch.uint8)
+        session = onnxruntime.InferenceSession("unet.onnx")
+        (classes,) = session.run(["classes"], {"images": photos})
 
-
-class PhotoOfOneSize(nn.Module):
-    """The content of an ONNX file for photos of one size: `float32 [1, 3, H, W]`, RGB from 0 to
-    255, to `int32 [1, H, W]`, in operations that simple programs know."""
-
-    def __init__(self, trained: Trained, height: int, width: int):
-        super().__init__()
-        self.network = _Normalized(trained)
-        self.shape = (1, height, width)
-        high, wide = trained.photo_size(height, width)
-        # Resizing is linear: a matrix for the rows and one for the columns do it.
-        self.squeeze = _resizing(height, high, True), _resizing(width, wide, True)
-        self.enlarge = _resizing(high, height, False), _resizing(wide, width, False)
-
-    def forward(self, photo: Tensor) -> Tensor:
-        logits = _resized(self.network(_resized(photo, *self.squeeze)), *self.enlarge)
-        return logits.argmax(1).int().reshape(self.shape)
-
-
-def _resizing(before: int, after: int, antialias: bool) -> Tensor:
-    """Return the matrix `float32 [before, after]` that resizes a row of pixels."""
-    pixels = torch.eye(before)[None]
-    if antialias:  # of images only: here each of its rows is a pixel
-        return F.interpolate(pixels[None], (before, after), mode="bilinear", antialias=True)[0, 0]
-    return F.interpolate(pixels, after, mode="linear", align_corners=False)[0]
-
-
-def _resized(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    return ((x @ columns).transpose(2, 3) @ rows).transpose(2, 3)
-
-
-def export_model(trained: Trained, path: str | Path, size: tuple[int, int] | None = None) -> Path:
-    """Write the model as TorchScript or ONNX; a file of that name is replaced.
-
-    A `.torchscript` file holds a `PhotosToClasses`: photos of any size in, classes at the photo's
-    own size out; it resizes and normalizes them itself. It needs torch 2.6 or newer, and nothing
-    else:
-
-        model = torch.jit.load("unet.torchscript", map_location="cpu")
-        classes = model(photos)  # uint8 [N, 3, H, W] to uint8 [N, H, W]; model.names has the names
-
-    It computes in float32. Where this package uses mixed precision, a few pixels in a thousand
-    differ.
-
-    A `.onnx` file holds an `ImagesToClasses`: images in, classes of the same size out. The caller
-    resizes the images to the size at which the network sees scenes. With `size` it holds a
-    `PhotoOfOneSize` instead, which resizes them itself, and OpenCV can read it:
+    `photos` is `uint8 [N, 3, H, W]`, RGB, and `classes` is `uint8 [N, H, W]`. With `size`, the file
+    takes one photo of this size, `float32 [1, 3, H, W]` from 0 to 255, gives `int32 [1, H, W]`, and
+    has only operations that OpenCV and small runtimes know, too:
 
         net = cv2.dnn.readNet("unet.onnx")
         net.setInput(cv2.dnn.blobFromImage(frame, size=(width, height), swapRB=True))
         classes = net.forward()[0].astype("uint8")  # [height, width]
 
-    The metadata of an ONNX file, and the extra files in a TorchScript file, are the texts `names`
-    and `colors` of the classes (JSON), `size` (WIDTHxHEIGHT), `resize` (what to do with a photo)
-    and, if the weights have terms, `licence`.
+    A `.torchscript` file holds a `PhotosToClasses`. It needs torch 2.6 or newer, and nothing else:
+
+        model = torch.jit.load("unet.torchscript", map_location="cpu")
+        classes = model(photos)  # model.names has the names
+
+    All compute in float32. Where this package uses mixed precision, a few pixels in a thousand
+    differ.
+
+    The metadata of an ONNX file, and the extra files in a TorchScript file, are texts: `names` and
+    `colors` of the classes (JSON), `size` (WIDTHxHEIGHT), `resize` (what to do with a photo),
+    `normalization` (JSON), and `temperature` and `licence` if the model has them.
 
     Args:
         trained: the model.
-        path: ends in `.torchscript` or `.onnx`; its folder is made if missing.
+        path: ends in `.onnx` or `.torchscript`; its folder is made if missing.
         size: height and width of the photos, for ONNX.
+        logits: for ONNX: give the logits of the network, at its own size, in the place of classes:
+            `logits`, `float32 [N, C s s, h / s, w / s]`. The metadata `block` is s. Where it is
+            more than 1, channel `(c s + y) s + x` is class c at pixel (y, x) of a block of s x s
+            pixels: some runtimes do not know the step that puts them there.
 
     Raises:
-        ValueError: it ends in something else, or has a size although it is no ONNX file.
+        ValueError: it ends in something else, or has a size or logits although it is no ONNX file.
         RuntimeError: ONNX cannot be written, usually because the package `onnx` is missing; the
             message says so.
     """
@@ -178,73 +130,53 @@ def export_model(trained: Trained, path: str | Path, size: tuple[int, int] | Non
         raise ValueError(f"{path}: the name of an exported model ends in .torchscript or .onnx")
     if size and path.suffix != ".onnx":
         raise ValueError(f"{path} takes photos of any size: leave the size out, or write .onnx")
+    if logits and path.suffix != ".onnx":
+        raise ValueError(f"{path} gives classes: leave the logits out, or write .onnx")
     path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = _metadata(trained, size)
     with replacing(path) as unfinished, torch.no_grad(), warnings.catch_warnings():
         # TorchScript is deprecated, and the check of the image's size is not traced: both are
         # intended.
         warnings.simplefilter("ignore")
-        if path.suffix == ".onnx":
-            _write_onnx(trained, unfinished, size)
-        else:
-            resize = "not needed: photos of any size"
+        if path.suffix == ".torchscript":
             module = torch.jit.script(PhotosToClasses(trained).eval())
-            module.save(str(unfinished), _extra_files=_metadata(trained, None, resize))
+            module.save(str(unfinished), _extra_files=metadata)
+            return path
+        try:
+            if logits:
+                metadata["block"] = str(PixelsToLogits(trained, shuffle=False).block)
+            write_onnx(trained, unfinished, size, logits, metadata)
+        except (ImportError, TypeError, RuntimeError) as error:
+            raise RuntimeError(
+                f"this torch ({torch.__version__}) cannot write ONNX here ({error}): "
+                f"{ONNX_ADVICE}, or export to a .torchscript file"
+            ) from error
     return path
 
 
-def _metadata(trained: Trained, size: tuple[int, int] | None, resize: str) -> dict[str, str]:
+def default_name() -> str:
+    """Return `unet.onnx` where the package `onnx` is there; elsewhere `unet.torchscript`, and print
+    what is missing."""
+    if importlib.util.find_spec("onnx"):
+        return "unet.onnx"
+    print(f"TorchScript, which needs torch to run. For ONNX, which does not: {ONNX_ADVICE}")
+    return "unet.torchscript"
+
+
+def _metadata(trained: Trained, size: tuple[int, int] | None) -> dict[str, str]:
     height, width = size or trained.scene_size
     metadata = {
         "names": json.dumps(trained.scheme.names),
         "colors": json.dumps(trained.scheme.colors),
         "size": f"{width}x{height}",
-        "resize": resize,
+        "resize": "photos to this size" if size else "not needed: photos of any size",
+        "normalization": json.dumps({"in the file": True, "mean": MEAN, "std": STD}),
     }
+    if trained.temperature:
+        metadata["temperature"] = f"{trained.temperature:.4f}"
     if trained.licence:
         metadata["licence"] = trained.licence
     return metadata
-
-
-def _write_onnx(trained: Trained, path: Path, size: tuple[int, int] | None) -> None:
-    if size:
-        module: nn.Module = PhotoOfOneSize(trained, *size)
-        images = torch.zeros(1, 3, *size)
-        axes = {}
-        resize = "to this size, RGB from 0 to 255; the rest is in the file"
-    else:
-        module = ImagesToClasses(trained)
-        images = torch.zeros(1, 3, *trained.scene_size, dtype=torch.uint8)
-        axes = {
-            "images": {0: "n", 2: "height", 3: "width"},
-            "classes": {0: "n", 1: "height", 2: "width"},
-        }
-        resize = (
-            "a street scene twice as wide as high to this size, others to this height and a width "
-            "of (width of this size) * (width / height of the photo) / 2, with averaging"
-        )
-        if trained.squeezes_all:
-            resize = "any photo to this size, with averaging"
-    try:
-        import onnx
-
-        torch.onnx.export(
-            module.eval(),
-            (images,),
-            str(path),
-            input_names=["images"],
-            output_names=["classes"],
-            dynamic_axes=axes,
-            opset_version=17,
-            dynamo=False,  # the newer exporter needs two packages, onnx and onnxscript
-        )
-        model = onnx.load(path)
-        onnx.helper.set_model_props(model, _metadata(trained, size, resize))
-        onnx.save(model, path)
-    except (ImportError, TypeError, RuntimeError) as error:
-        raise RuntimeError(
-            f"this torch ({torch.__version__}) cannot write ONNX here ({error}): "
-            "install the package onnx (pip install onnx), or export to a .torchscript file"
-        ) from error
 
 
 def frames_per_second(run: Callable[[Tensor], Tensor], photos: Tensor, seconds: float = 2) -> float:
