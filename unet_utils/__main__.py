@@ -40,6 +40,7 @@ from unet_utils.use.reports import (
     score_table,
     scores_folder,
 )
+from unet_utils.use.self_check import SECTIONS, self_check
 from unet_utils.use.several_gpus import open_processes
 from unet_utils.use.video import is_video, segment_video
 
@@ -56,6 +57,13 @@ def main(arguments: list[str] | None = None) -> None:
             options.command(options, setup(writes=not only_reads))
     except (OSError, ValueError, RuntimeError, FloatingPointError) as error:
         sys.exit(f"Error: {printable(str(error))}")
+
+
+def _check(options: argparse.Namespace, env: Environment) -> None:
+    root = get_pairs(options.data, env.data, env.drive) if options.data else None
+    rows = self_check(env.device, env.results, root, options.sections)
+    if any(row.state == "not ok" for row in rows):
+        sys.exit(1)
 
 
 def _prepare(options: argparse.Namespace, env: Environment) -> None:
@@ -321,6 +329,14 @@ def _parser() -> argparse.ArgumentParser:
     def flip(sub: argparse.ArgumentParser) -> None:
         text = "average with the mirrored photo; twice the time"
         sub.add_argument("--flip", action="store_true", help=text)
+
+    sub = command("check", _check, "check that everything works on this machine, and how fast")
+    text = "kaggle, or an archive or folder of pairs, to restore their masks (default: drawn ones)"
+    sub.add_argument("--data", default="", help=text)
+    text = "the sections to do, 1 to 7 (default: all)"
+    sub.add_argument(
+        "--sections", type=int, nargs="+", choices=SECTIONS, default=[], metavar="N", help=text
+    )
 
     sub = command("prepare", _prepare, "restore all labels once, print the share of each class")
     data(sub)
