@@ -1,10 +1,15 @@
+import json
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from unet_utils import IGNORE, LABELS, PALETTE, ClassScheme, get_scheme
-from unet_utils.classes import cluster_scheme
+from unet_utils.classes import SCHEMES, cluster_scheme
 
+ROOT = Path(__file__).resolve().parent.parent
 BY_NAME = {label.name: label.id for label in LABELS}
 
 
@@ -56,7 +61,7 @@ def test_clusters_named_after_void_are_ignored():
 CLUSTERS = cluster_scheme([7, 0], np.zeros((2, 3)))
 
 
-@pytest.mark.parametrize("name", ["cityscapes19", "categories7", "cityscapes30", CLUSTERS])
+@pytest.mark.parametrize("name", [*SCHEMES, CLUSTERS])
 def test_schemes_survive_a_checkpoint_and_paint_their_colours(name, tmp_path):
     scheme = get_scheme(name)
     torch.save(scheme.to_dict(), tmp_path / "checkpoint.pt")
@@ -64,6 +69,25 @@ def test_schemes_survive_a_checkpoint_and_paint_their_colours(name, tmp_path):
     assert ClassScheme.from_dict(loaded) == scheme
     painted = scheme.colorize(np.array([[0, IGNORE]], dtype=np.uint8))
     assert painted.tolist() == [[list(scheme.colors[0]), [0, 0, 0]]]
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_each_class_has_a_label_and_a_colour_of_its_own(name):
+    scheme = SCHEMES[name]
+    assert scheme.name == name
+    assert set(scheme.lookup) - {IGNORE} == set(range(scheme.num_classes))
+    assert len(scheme.colors) == len(scheme.names) == len(set(scheme.names))
+    assert scheme.lookup[0] == IGNORE  # "unlabeled" is no class
+
+
+def test_notebooks_offer_all_schemes():
+    fields = []
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        for cell in json.loads(path.read_text())["cells"]:
+            fields += re.findall(r"^SCHEME = .*# @param (\[.*\])", "".join(cell["source"]), re.M)
+    assert fields
+    for choices in fields:
+        assert set(json.loads(choices)) == {*SCHEMES, "clusters"}
 
 
 def test_an_overlay_has_white_borders_and_shows_the_photo_where_nothing_is_known():

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from unet_utils.checkpoints import made_by
-from unet_utils.classes import ClassScheme
+from unet_utils.classes import SCHEMES, ClassScheme
 from unet_utils.config import RECIPES, SETTINGS, recipe_for, run_name, run_settings, settings_table
 from unet_utils.evaluation import SMALL_MODEL, Trained, evaluate, load_trained
 from unet_utils.frames import Frames
@@ -309,7 +309,7 @@ def _parser() -> argparse.ArgumentParser:
     def scheme(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(
             "--scheme",
-            choices=("cityscapes19", "categories7", "cityscapes30", "clusters"),
+            choices=(*SCHEMES, "clusters"),
             default="cityscapes19",
             help="the classes (default: cityscapes19)",
         )

@@ -175,7 +175,7 @@ def _official_scheme(scheme: str, labels: Sequence[Label], column: str) -> Class
 
 
 _EVALUATED = [label for label in LABELS if label.train_id != IGNORE]
-_SCHEMES = {
+SCHEMES = {
     "cityscapes19": _official_scheme("cityscapes19", _EVALUATED, "name"),
     # As in the official evaluation of categories, only labels that are evaluated count.
     "categories7": _official_scheme("categories7", _EVALUATED, "category"),
@@ -183,6 +183,7 @@ _SCHEMES = {
     # restored from colour masks never contain them, and reports show them as absent.
     "cityscapes30": _official_scheme("cityscapes30", LABELS[4:], "name"),
 }
+"""The class schemes that are known by name."""
 
 
 def get_scheme(scheme: str | ClassScheme) -> ClassScheme:
@@ -194,10 +195,10 @@ def get_scheme(scheme: str | ClassScheme) -> ClassScheme:
     """
     if isinstance(scheme, ClassScheme):
         return scheme
-    if scheme not in _SCHEMES:
+    if scheme not in SCHEMES:
         hint = " Build it with unet_utils.find_clusters(...)." if scheme == "clusters" else ""
         raise ValueError(
-            f"unknown class scheme {scheme!r}: choose one of {', '.join(_SCHEMES)} or "
+            f"unknown class scheme {scheme!r}: choose one of {', '.join(SCHEMES)} or "
             f"clusters.{hint}"
         )
-    return _SCHEMES[scheme]
+    return SCHEMES[scheme]
