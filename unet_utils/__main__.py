@@ -31,7 +31,8 @@ from unet_utils.use.exchange import (
     licence_sentence,
     score_predictions,
 )
-from unet_utils.use.export import export_model, frames_per_second
+from unet_utils.use.export import default_name, export_model, frames_per_second
+from unet_utils.use.int8 import export_int8
 from unet_utils.use.photos import expand_patterns, predict_photos, printable
 from unet_utils.use.reports import (
     class_table,
@@ -198,8 +199,20 @@ def _predict(options: argparse.Namespace, env: Environment) -> None:
 def _export(options: argparse.Namespace, env: Environment) -> None:
     checkpoint = _checkpoint(options, env)
     trained = load_trained(checkpoint, env.device)
-    default = scores_folder(env.results, checkpoint, trained.made_by["weights"])
-    path = export_model(trained, options.out or default / "unet.torchscript", options.size)
+    folder = scores_folder(env.results, checkpoint, trained.made_by["weights"])
+    if options.int8:
+        if options.logits:
+            raise ValueError("--int8 is scored, and needs classes: leave --logits out")
+        source = open_source(options.data, env.data, env.drive, trained.scene_size)
+        train = _frames(options, env, source, "train", trained.scheme)
+        val = _frames(options, env, source, "val", trained.scheme)
+        path = user_path(options.out or folder / "unet-int8.onnx")
+        report = export_int8(trained, path, train, val, options.size)
+        print(f"{path}: {report}")
+        return
+    path = export_model(
+        trained, options.out or folder / default_name(), options.size, options.logits
+    )
     print(f"{path}: {path.stat().st_size / 2**20:.1f} MB")
     if path.suffix == ".torchscript":
         # Newer torch deprecates what older torch can read.
@@ -402,10 +415,16 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("export", _export, "write a model as one file that runs without this package")
     model(sub)
-    text = "file ending in .torchscript or in .onnx (default: unet.torchscript in the run's folder)"
+    text = "file ending in .onnx or .torchscript (default: unet.onnx in the run's folder)"
     sub.add_argument("--out", help=text)
     text = "an .onnx file for photos of this size only, which OpenCV can read"
     sub.add_argument("--size", type=_size, metavar="WIDTHxHEIGHT", help=text)
+    text = "an .onnx file that gives logits at the network's size, not classes at the photo's"
+    sub.add_argument("--logits", action="store_true", help=text)
+    text = "an .onnx file in 8 bits, calibrated and scored on --data"
+    sub.add_argument("--int8", action="store_true", help=text)
+    sub.add_argument("--data", default="kaggle", help="for --int8, as in train (default: kaggle)")
+    sub.set_defaults(labels="restored")
 
     sub = command("compare", _compare, "compare runs: settings that differ, time, scores")
     text = "names of runs (default: all); or a folder that holds result.json files, of many people"
