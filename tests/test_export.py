@@ -72,7 +72,7 @@ def random_photos(height: int, width: int) -> torch.Tensor:
 def agreement(a, b) -> float:
     a, b = (torch.as_tensor(labels) for labels in (a, b))
     assert a.shape == b.shape
-    assert len(a.unique()) > 3
+    assert len(a.unique()) > 1
     return (a == b).double().mean().item()
 
 
