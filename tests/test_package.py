@@ -59,6 +59,9 @@ def test_the_wheel_has_all_code_the_weights_and_the_model_card(wheel):
     assert not [
         name for name in names if name.startswith(("tests", "benchmarks", "scripts", "notebooks"))
     ]
+    (entry_points,) = [name for name in names if name.endswith("entry_points.txt")]
+    text = zipfile.ZipFile(wheel).read(entry_points).decode()
+    assert "unet-utils = unet_utils.__main__:main" in text
 
 
 @pytest.mark.slow
