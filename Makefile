@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help run test quick test-colab test-oldest lint format badges pictures bench clean
+.PHONY: help run test quick test-colab test-oldest lint format badges pictures site bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +54,9 @@ badges: $(VENV)/ready  ## write the address of this repository (git remote, or U
 
 pictures: run  ## update the pictures of README and notebooks from a run on the demo set
 	$(BIN)/python scripts/update_pictures.py
+
+site: $(VENV)/ready  ## build the website in build/site (EXECUTED=runs/notebooks: of notebooks that are executed already)
+	$(BIN)/python scripts/build_site.py $(if $(EXECUTED),--executed "$(EXECUTED)")
 
 bench: $(VENV)/bench  ## measure speed beside other ways (with DATA, 20 minutes on two cores), into docs/
 	$(BIN)/python -m benchmarks --data "$(DATA)" $(BENCH)

@@ -162,8 +162,8 @@ def write_page(site: Path, name: str, page: str) -> None:
     Raises:
         ValueError: it would load something from another host.
     """
-    # What stands in scripts and comments is no tag.
-    tags = re.sub(r"<!--.*?-->|<script\b.*?>.*?</script>", "", page, flags=re.DOTALL)
+    # What stands in a script or a comment is no tag.
+    tags = re.sub(r"<!--.*?-->|(<script\b[^>]*>).*?</script>", r"\1", page, flags=re.DOTALL)
     if found := FOREIGN.search(tags):
         raise ValueError(f"{name} would load something from another host: {found[0][-200:]}")
     (site / name).write_text(page, "utf-8")
@@ -234,6 +234,7 @@ def notebook_page(
         "footer": footer(),
     }
     page = exporter.from_notebook_node(notebook, resources)[0]
+    page = page.replace(f"{ROOT}/", "")  # of folders that were printed
     # A wide table is moved in a box of its own, with the keyboard, too.
     box = '<div class="table" role="group" aria-label="table" tabindex="0"><table'
     return re.sub(r"<table\b", box, page).replace("</table>", "</table></div>")

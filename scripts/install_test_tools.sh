@@ -13,3 +13,4 @@ if [ ${#missing[@]} -gt 0 ]; then
   $as_root apt-get install -y -qq --no-install-recommends "${missing[@]}"
 fi
 npm ci --prefix tests --no-audit --no-fund
+npm ci --prefix docs/site --ignore-scripts --no-audit --no-fund

@@ -83,6 +83,7 @@ def driver(browser, tmp_path_factory):
     options.binary_location = browser
     for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
         options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})  # all requests
     driver = webdriver.Chrome(options, webdriver.ChromeService(found))
     yield driver
     driver.quit()

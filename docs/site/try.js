@@ -34,7 +34,7 @@ async function decode(file) {
   return canvas;
 }
 
-// Return what the network takes: uint8 [1, 3, height, width], all red values, then green, then blue.
+// Return what the network takes: uint8 [1, 3, height, width], all red values, then green, blue.
 function toTensor(canvas) {
   const {width, height} = canvas;
   const rgba = canvas.getContext("2d").getImageData(0, 0, width, height).data;
@@ -100,7 +100,8 @@ function toPixels(logits, block) {
       for (let right = 0; right < block; right++)
         for (let y = 0; y < rows; y++)
           for (let x = 0; x < columns; x++)
-            values[((y * block + down) * width + x * block + right) * classes + c] = logits.data[i++];
+            values[((y * block + down) * width + x * block + right) * classes + c] =
+              logits.data[i++];
   return {values, classes, width, height: rows * block};
 }
 
@@ -157,7 +158,7 @@ function paint(best, width, height, colors) {
   return canvas;
 }
 
-// Fill the inspector of the notebooks and put it into the page; return the largest classes in words.
+// Put the inspector of the notebooks into the page; return the largest classes in words.
 function show(canvas, best, model, truth) {
   const {about} = model;
   const {width, height} = canvas;
