@@ -131,8 +131,8 @@ def read_value(name: str, text: str, default: Any) -> Any:
 def set_fields(notebooks: Iterable[nbformat.NotebookNode], values: dict[str, Any]) -> None:
     """Write values into the fields of some notebooks: into every line `NAME = ...  # @param`.
 
-    A setting of the training without a field of its own, and each name that the comment above the
-    field MORE has in backticks, is added to MORE, with its name in lower case.
+    Where a notebook has no field of that name, but a field MORE, that gets settings of the
+    training, and what the comment above it names in backticks, with names in lower case.
 
     Args:
         notebooks: are changed.
@@ -141,28 +141,24 @@ def set_fields(notebooks: Iterable[nbformat.NotebookNode], values: dict[str, Any
     Raises:
         ValueError: there is no such field; the message lists those there are.
     """
-    notebooks = list(notebooks)
-    fields = find_fields(notebooks)
-    extra = {name: value for name, value in values.items() if name not in fields}
-    takers = dict.fromkeys(extra, False)
-    possible = set(fields)
+    unknown = set(values)
+    possible = set()
     for notebook in notebooks:
         own = find_fields([notebook])
-        taken = {}
-        if "MORE" in own:
-            accepted = _names_for_more(notebook)
-            possible |= accepted
-            taken = {name: value for name, value in extra.items() if name in accepted}
-            takers |= dict.fromkeys(taken, True)
         new = {name: value for name, value in values.items() if name in own}
-        if taken:
-            more = new.get("MORE", own["MORE"])
-            new["MORE"] = more | {name.lower(): value for name, value in taken.items()}
+        possible |= set(own)
+        if "MORE" in own:
+            accepted = _names_for_more(notebook) - set(own)
+            possible |= accepted
+            added = {name: value for name, value in values.items() if name in accepted}
+            unknown -= set(added)
+            lower = {name.lower(): value for name, value in added.items()}
+            new["MORE"] = new.get("MORE", own["MORE"]) | lower
+        unknown -= set(new)
         _write_fields(notebook, new)
-    unknown = [name for name, found in takers.items() if not found]
     if unknown:
         raise ValueError(
-            f"no notebook has a field {unknown[0]}: choose from {', '.join(sorted(possible))}"
+            f"no notebook has a field {min(unknown)}: choose from {', '.join(sorted(possible))}"
         )
 
 
