@@ -15,6 +15,7 @@ from unet_utils.use.compare import (
     compare_results,
     compare_runs,
     latest_run,
+    runs_like,
     save_result,
 )
 from unet_utils.use.reports import save_scores, scores_folder
@@ -160,11 +161,19 @@ def test_a_model_is_chosen_by_its_name_or_as_the_latest_that_fits(results, tmp_p
     write_run(results, "seven", [0.5], scheme="categories7", date="2026-03-03")
     assert choose_model("wide", env) == results / "wide" / "best.pt"
     assert choose_model("", env, "abc") == results / "seven" / "best.pt"
-    assert capsys.readouterr().out == "Using the run wide.\nUsing the run seven.\n"
+    assert capsys.readouterr().out == "Run: wide\nRun: seven\n"
     assert choose_model("", env, "other") == SMALL_MODEL
     assert "the small model of the package" in capsys.readouterr().out
     with pytest.raises(FileNotFoundError, match=r"no run 'wid' .* there are: plain, seven, wide\."):
         choose_model("wid", env)
+
+
+def test_runs_of_other_classes_or_data_are_not_alike(results):
+    write_run(results, "seven", [0.5], scheme="categories7")
+    write_run(results, "nearest", [0.5], labels="nearest")
+    write_run(results, "better", [0.9])
+    assert runs_like(results, "plain") == ["better", "wide", "plain"]
+    assert runs_like(results, "seven") == ["seven"]
 
 
 def test_on_drive_the_backup_of_a_run_is_used(results, tmp_path):

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from unet_utils.checkpoints import made_by
 from unet_utils.classes import SCHEMES, ClassScheme
 from unet_utils.config import RECIPES, SETTINGS, recipe_for, run_name, run_settings, settings_table
 from unet_utils.evaluation import SMALL_MODEL, Trained, evaluate, load_trained
@@ -23,7 +22,7 @@ from unet_utils.sources import Source, get_pairs, open_source
 from unet_utils.training import fit
 from unet_utils.use.audit import audit, official_frames
 from unet_utils.use.calibration import fit_temperature
-from unet_utils.use.compare import compare_results, compare_runs, latest_run
+from unet_utils.use.compare import choose_model, compare_results, compare_runs
 from unet_utils.use.exchange import (
     IDS,
     export_folder,
@@ -36,6 +35,7 @@ from unet_utils.use.int8 import export_int8
 from unet_utils.use.photos import expand_patterns, predict_photos, printable
 from unet_utils.use.reports import (
     class_table,
+    save_model_scores,
     save_scores,
     score_report,
     score_table,
@@ -146,10 +146,10 @@ def _evaluate(options: argparse.Namespace, env: Environment) -> None:
     if options.official:
         print(score_table({f"this model on {len(frames)} frames": matrix.summary()}))
         return
-    folder = scores_folder(env.results, checkpoint, trained.made_by["weights"])
-    origin = made_by(env.device, frames.label_hash())
-    origin |= {"weights": trained.made_by["weights"], "flip": options.flip}
-    _save_report(matrices, frames, source, folder, origin)
+    published = source.is_published  # looks at all files
+    print(score_report(matrix, frames.scheme, published))
+    report = save_model_scores(matrices, trained, checkpoint, frames, env, published, options.flip)
+    print(f"\nsaved as {report}, and in the same folder as .json and .csv")
 
 
 def _evaluate_predictions(options: argparse.Namespace, env: Environment) -> None:
@@ -167,15 +167,9 @@ def _evaluate_predictions(options: argparse.Namespace, env: Environment) -> None
     frames = _frames(options, env, source, "val", options.scheme or "cityscapes19")
     matrices, origin = score_predictions(options.predictions, frames, options.ids, "evaluating")
     print(class_table(ConfusionMatrix.total(matrices), frames.scheme), end="\n\n")
-    name = f"{origin['predictions']}-predictions-{origin['hash'][:8]}"
-    _save_report(matrices, frames, source, env.results / name, origin)
-
-
-def _save_report(
-    matrices: list[ConfusionMatrix], frames: Frames, source: Source, folder: Path, origin: dict
-) -> None:
     published = source.is_published  # looks at all files
     print(score_report(ConfusionMatrix.total(matrices), frames.scheme, published))
+    folder = env.results / f"{origin['predictions']}-predictions-{origin['hash'][:8]}"
     report = save_scores(matrices, frames.scheme, folder, frames.numbers, published, origin)
     print(f"\nsaved as {report}, and in the same folder as .json and .csv")
 
@@ -270,20 +264,7 @@ def _checkpoint(
     """
     if options.checkpoint:
         return user_path(options.checkpoint)
-    name = options.run or latest_run(env.results, data=source.fingerprint if source else "")
-    if not name:
-        which = "No run that learned from this data, with this --size," if source else "No run"
-        print(f"{which} in {env.results}: using the small model of the package, {SMALL_MODEL}")
-        return SMALL_MODEL
-    print(f"Run: {name}")
-    best = env.run_folders(name)[0] / "best.pt"
-    if not best.exists():
-        runs = sorted(path.parent.name for path in env.results.glob("*/best.pt"))
-        raise FileNotFoundError(
-            f"there is no run {name!r} in {env.results}; there are: {', '.join(runs) or 'none'}. "
-            "Name one of them, or a file with --checkpoint"
-        )
-    return best
+    return choose_model(options.run, env, source.fingerprint if source else "")
 
 
 def _trained(options: argparse.Namespace, env: Environment) -> Trained:

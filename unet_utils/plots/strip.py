@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 
 from unet_utils.classes import IGNORE, ClassScheme
 from unet_utils.plots.results import wrong_share
@@ -99,7 +100,7 @@ def _losses(ax: Axes, curves: dict[str, tuple[list[float], list[float]]], unit: 
     ax.set_ylim(0, 1.5 * np.nanmax(first))
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="y", color=PALE)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel(unit)
     panel_title(ax, "loss")
     below = (0, -0.25)

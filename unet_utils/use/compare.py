@@ -233,7 +233,8 @@ def choose_model(run: str, env: Environment, data: str = "") -> Path:
     """
     name = run or latest_run(env.results, data=data)
     if not name:
-        print(f"No run of this data in {env.results}: using the small model of the package.")
+        which = "No run that learned from this data" if data else "No run"
+        print(f"{which} in {env.results}: using the small model of the package, {SMALL_MODEL}")
         return SMALL_MODEL
     folder, backup = env.run_folders(name)
     best = (backup or folder) / "best.pt"
@@ -241,9 +242,9 @@ def choose_model(run: str, env: Environment, data: str = "") -> Path:
         runs = sorted(path.parent.name for path in env.results.glob("[!.]*/best.pt"))
         raise FileNotFoundError(
             f"there is no run {name!r} in {env.results}; there are: {', '.join(runs) or 'none'}. "
-            "Name one of them, or leave the name empty for the latest"
+            "Name one of them, or none for the latest"
         )
-    print(f"Using the run {name}.")
+    print(f"Run: {name}")
     return best
 
 
@@ -267,6 +268,23 @@ def latest_run(results: str | Path, scheme: str = "", data: str = "") -> str | N
         except UNUSABLE:
             continue
     return max(found)[1] if found else None
+
+
+def runs_like(results: str | Path, name: str) -> list[str]:
+    """Return the runs whose scores compare with those of a run, and that run: they learned the same
+    classes from the same data and labels. The best score on the held-out frames comes first.
+
+    Args:
+        results: folder that holds one folder per run.
+        name: of the run.
+
+    Raises:
+        FileNotFoundError: there is no run in the folder.
+    """
+    rows = {row["run"]: row["settings"] for row in compare_runs(results).rows}
+    own = rows[name]
+    same = ("classes", "labels", "data")
+    return [run for run in rows if all(rows[run].get(key) == own.get(key) for key in same)]
 
 
 def _find_runs(results: Path) -> list[str]:

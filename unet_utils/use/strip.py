@@ -12,7 +12,7 @@ from unet_utils.config import TrainConfig
 from unet_utils.evaluation import load_trained, predict_classes
 from unet_utils.frames import Frames
 from unet_utils.platform.files import user_path
-from unet_utils.use.compare import compare_runs
+from unet_utils.use.compare import runs_like
 
 SHOWN = 3
 """Number of held-out frames in the strip."""
@@ -56,7 +56,8 @@ def run_strip(
     results = user_path(results)
     names = list(names)
     if len(names) == 1:
-        names = _best_other(results, names[0]) + names
+        others = [run for run in runs_like(results, names[0]) if run != names[0]]
+        names = others[:1] + names
     photos, truth = frames.batch(frames.spread(SHOWN))
     predictions = {}
     curves = {}
@@ -70,17 +71,3 @@ def run_strip(
         )
     images = photos.permute(0, 2, 3, 1).numpy()
     return Strip(images, truth.numpy(), predictions, frames.scheme, curves, "epochs")
-
-
-def _best_other(results: Path, name: str) -> list[str]:
-    """Return the best run that learned the same classes from the same data, if there is one."""
-    rows = compare_runs(results).rows
-    own = next((row for row in rows if row["run"] == name), None)
-    for row in rows:  # best first
-        same = own and all(
-            row["settings"].get(key) == own["settings"].get(key)
-            for key in ("classes", "labels", "data")
-        )
-        if same and row is not own and row["held_out"] is not None:
-            return [row["run"]]
-    return []
