@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from unet_utils.checkpoints import made_by as made_here
-from unet_utils.checkpoints import read_checkpoint, write_csv
+from unet_utils.checkpoints import read_facts, write_csv
 from unet_utils.classes import ClassScheme, get_scheme
 from unet_utils.evaluation import SMALL_MODEL, Trained
 from unet_utils.frames import Frames
@@ -187,7 +187,7 @@ def scores_folder(results: str | Path, checkpoint: Path, weights: str) -> Path:
         return Path(results) / "small-model"
     run = Path(results) / checkpoint.parent.name
     try:
-        if read_checkpoint(run / "best.pt")["made_by"]["weights"] == weights:
+        if read_facts(run / "best.pt")["made_by"]["weights"] == weights:
             return run
     except (OSError, ValueError, LookupError):
         pass  # no usable model there
