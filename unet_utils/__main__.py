@@ -103,7 +103,9 @@ def _train(options: argparse.Namespace, env: Environment) -> None:
     machine = options.recipe or recipe_for(env.device, options.data)
     changed = {setting.name: getattr(options, setting.name) for setting in SETTINGS}
     scheme = options.scheme + str(options.num_clusters) * (options.scheme == "clusters")
-    name = options.run or run_name(options.data, scheme, options.labels, **changed)
+    name = options.run or run_name(
+        options.data, scheme, options.labels, options.start_from or "", **changed
+    )
     run_folder(env.results, name)  # refuses impossible names
     folder, backup = env.run_folders(name)
     start_from = SMALL_MODEL if options.start_from == "small" else options.start_from

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unet_utils.checkpoints import read_checkpoint
+from unet_utils.checkpoints import read_facts
 from unet_utils.device import first_line
 from unet_utils.evaluation import SMALL_MODEL
 from unet_utils.platform.environment import Environment
@@ -127,7 +127,7 @@ def save_result(run: str | Path, folder: str | Path) -> Path:
         "settings": row["settings"],
         "epochs": row["epochs"],
         "minutes": round(row["minutes"], 2),
-        "made_by": read_checkpoint(run / "best.pt")["made_by"],
+        "made_by": read_facts(run / "best.pt")["made_by"],
         "scores": {
             "held_out": row["held_out"],
             "val": row["val"],
@@ -260,7 +260,7 @@ def latest_run(results: str | Path, scheme: str = "", data: str = "") -> str | N
     found = []
     for name in _find_runs(results):
         try:
-            checkpoint = read_checkpoint(results / name / "best.pt")
+            checkpoint = read_facts(results / name / "best.pt")
             fits = scheme in ("", checkpoint["scheme"]["name"])
             fits = fits and data in ("", checkpoint["data"]["files"])
             if fits:
@@ -295,9 +295,9 @@ def _find_runs(results: Path) -> list[str]:
 def _read_run(folder: Path, scored: Path) -> tuple[dict, tuple[np.ndarray, np.ndarray]]:
     """Return the row and the curve of the run in a folder; its scores on the validation frames are
     in `scored`."""
-    best = read_checkpoint(folder / "best.pt")
+    best = read_facts(folder / "best.pt")
     try:
-        last = read_checkpoint(folder / "last.pt")  # best.pt ends with the best epoch
+        last = read_facts(folder / "last.pt")  # best.pt ends with the best epoch
     except (FileNotFoundError, ValueError):
         last = best
     scores = _read_scores(scored / "evaluation.json", best["made_by"]["weights"])
