@@ -74,6 +74,8 @@ CITIES = {
 order of the official names."""
 KAGGLE_NUMBERS = tuple(range(1, 2976))
 ROUNDS = 2000
+FEW = 6
+"""Below so many trainings, what the seed makes is known badly."""
 
 
 class Measured(NamedTuple):
@@ -288,13 +290,19 @@ def main() -> None:
     a = measure(options, frames, read_setting(options.a), seeds)
     same, smallest = smallest_difference(a)
     name_a = " ".join(options.a) or f"recipe {options.recipe}"
+    trainings = a.matrices.shape[1] * len(set(a.group))
     print(
         f"{name_a} with other seeds: {same.a:.3f} and {same.b:.3f}, a difference of "
         f"{same.value:+.3f}, interval from {same.low:+.3f} to {same.high:+.3f} "
-        f"({len(a.cities)} cities)\n"
+        f"({len(a.cities)} cities, {trainings} trainings)\n"
         f"The smallest difference that can be seen: {smallest:.3f}",
         flush=True,
     )
+    if trainings < FEW:
+        print(
+            f"That is from {trainings} trainings, so another pair of seeds may differ by more: "
+            "trust it from six on (--groups, --seeds)."
+        )
     if options.b is None:
         return
     b = measure(options, frames, read_setting(options.b), seeds)

@@ -95,5 +95,6 @@ def test_the_ruler_tells_a_network_that_learns_from_one_that_does_not(
     first, second = capsys.readouterr().out.strip().split("The smallest difference")
     assert "with other seeds" in first
     assert "better by +" in second
+    assert "from 4 trainings" in second
     monkeypatch.setattr(ablation, "run_job", lambda job: pytest.fail("trained again"))
     ablation.main()
