@@ -14,7 +14,7 @@ from unet_utils import (
     predict,
     prepare,
 )
-from unet_utils.evaluation import SMALL_MODEL, find_checkpoint, load_trained, predict_classes
+from unet_utils.evaluation import SMALL_MODEL, load_trained, predict_classes
 from unet_utils.images import enlarge_classes, photo_size
 
 
@@ -128,13 +128,6 @@ def test_the_network_decides_which_sizes_it_takes():
 def test_photos_are_not_squeezed_for_a_network_that_learned_from_whole_frames():
     assert photo_size(1024, 2048, (512, 1024)) == (512, 1024)
     assert photo_size(1080, 1440, (512, 1024)) == (512, 688)
-
-
-def test_without_a_run_there_is_the_small_model(tmp_path, capsys):
-    assert find_checkpoint(tmp_path) == SMALL_MODEL
-    assert "using the small model of the package" in capsys.readouterr().out
-    (tmp_path / "best.pt").touch()
-    assert find_checkpoint(tmp_path) == tmp_path / "best.pt"
 
 
 def test_the_small_model_is_small_and_tells_where_it_comes_from():
