@@ -17,6 +17,7 @@ from unet_utils.plots import live, style
 from unet_utils.plots import results as result_plots
 from unet_utils.plots import robustness as robustness_plots
 from unet_utils.plots import training as training_plots
+from unet_utils.schedule import Schedule
 from unet_utils.use.calibration import CalibrationCurve
 
 SCHEME = get_scheme("cityscapes19")
@@ -362,10 +363,11 @@ def model():
 
 
 def test_a_training_is_shown_in_three_places_that_keep_their_size(page, model):
-    shown = live.LiveTraining(frames(5), TrainConfig(image_size=64, epochs=2))
+    config = TrainConfig(image_size=64, epochs=2)
+    shown = live.LiveTraining(frames(5), config)
     sizes, rows = [], []
     for epoch in (1, 2):
-        shown.step(epoch, 8, 16, 2)
+        shown.step(epoch, 8, 16, Schedule(config, 1))
         shown.epoch(history(True, epoch), model)
         sizes.append([(image.width, image.height, image.data[16:24]) for image in page.places[1:]])
         rows.append(page.html.count("<tr>"))
@@ -379,9 +381,10 @@ def test_a_training_is_shown_in_three_places_that_keep_their_size(page, model):
 def test_the_status_has_a_bar_the_time_left_and_plain_text(page, monkeypatch):
     clock = iter(range(0, 1000, 10))
     monkeypatch.setattr(live.time, "monotonic", lambda: next(clock))
-    shown = live.LiveTraining(frames(5), TrainConfig(image_size=64, epochs=4))
-    shown.step(1, 10, 100, 4)  # at 0 s, 1/40 of the training is over
-    shown.step(2, 10, 100, 4)  # 10/40 more, 29/40 are left
+    schedule = Schedule(TrainConfig(image_size=64, epochs=4), 1)
+    shown = live.LiveTraining(frames(5), schedule.config)
+    shown.step(1, 10, 100, schedule)  # at 0 s, 1/40 of the training is over
+    shown.step(2, 10, 100, schedule)  # 10/40 more, 29/40 are left
     assert "epoch 2 of 4, 10 of 100 photos, about" in page.html
     assert " left" in page.html
     assert "value='0.2750'" in page.html
@@ -394,21 +397,35 @@ def test_the_status_has_a_bar_the_time_left_and_plain_text(page, monkeypatch):
 def test_the_time_left_knows_that_a_growing_input_slows_the_training_down(page, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
-    shown = live.LiveTraining(frames(5), TrainConfig(image_size=64, growth=1.0, epochs=2))
-    shown.step(1, 0, 100, 2)
+    schedule = Schedule(TrainConfig(image_size=64, growth=1.0, epochs=2), 1)
+    shown = live.LiveTraining(frames(5), schedule.config)
+    shown.step(1, 0, 100, schedule)
     now[0] = 100.0
     # Half of the photos, which took (0.75 ** 3 - 0.5 ** 3) / (1 - 0.5 ** 3) = 19/56 of the time.
-    shown.step(2, 0, 100, 2)
+    shown.step(2, 0, 100, schedule)
     assert "about 3 min left" in page.html  # 100 s * 37 / 19 = 195 s
+
+
+def test_an_extended_run_stays_at_full_size_and_so_does_its_time_left(page, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
+    config = TrainConfig(image_size=64, growth=1.0, epochs=4)
+    schedule = Schedule(config, 1, first_epoch=2)
+    shown = live.LiveTraining(frames(5), config)
+    shown.step(3, 0, 100, schedule)
+    now[0] = 100.0
+    shown.step(4, 0, 100, schedule)
+    assert "about 2 min left" in page.html  # as long as the epoch before
 
 
 def test_the_status_is_updated_at_most_twice_per_second(page, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
-    shown = live.LiveTraining(frames(5), TrainConfig(image_size=64, epochs=1))
+    schedule = Schedule(TrainConfig(image_size=64, epochs=1), 1)
+    shown = live.LiveTraining(frames(5), schedule.config)
     for step in range(1, 101):
         now[0] = step / 100
-        shown.step(1, step, 100, 1)
+        shown.step(1, step, 100, schedule)
     assert len(page.places) + page.updates == 2
 
 

@@ -1,9 +1,11 @@
 """Figures of the photos, the masks and the labels."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from unet_utils.classes import PALETTE, PALETTE_COLORS, PALETTE_IDS, ClassScheme, get_scheme
 from unet_utils.clustering import Clusters
@@ -70,18 +72,29 @@ def plot_labels(
     for row, photo, labels in zip(axes, photos, classes, strict=True):
         picture(row[0], photo, "photo")
         class_map(row[1], labels, scheme, "classes")
-        picture(row[2], scheme.overlay(photo, labels), "both blended")
+        picture(row[2], _blended(photo, labels, scheme), "both blended")
     class_legend(figure, [classes], scheme)
     return figure
 
 
-def plot_clusters(colors: np.ndarray, counts: np.ndarray, clusters: Clusters) -> Figure:
-    """Plot the colours of the masks, by their red and their green, with the cluster centres.
+def _blended(photo: np.ndarray, classes: np.ndarray, scheme: ClassScheme) -> np.ndarray:
+    """Return the class colours over a photo, `uint8 [H, W, 3]`, without the outlines of
+    `ClassScheme.overlay`, which hide a pole of these small pictures."""
+    return photo // 2 + scheme.colorize(classes) // 2
+
+
+def plot_clusters(
+    colors: np.ndarray, counts: np.ndarray, clusters: Clusters, phantoms: Collection[str] = ()
+) -> Figure:
+    """Plot the colours of the masks, by their blue and their green, with the cluster centres.
+
+    These two tell more classes apart than red does: vehicles differ in blue alone.
 
     Args:
         colors: distinct colours, `uint8 [M, 3]`.
         counts: number of pixels of each colour, `int [M]`.
-        clusters: the clusters to show. A centre is a diamond if its name is doubtful.
+        clusters: the clusters to show.
+        phantoms: names of clusters that are no class: these are diamonds.
     """
     order = np.argsort(-clusters.shares)
     title = f"{len(colors):,} distinct colours, and the centres of {len(order)} clusters"
@@ -89,38 +102,62 @@ def plot_clusters(colors: np.ndarray, counts: np.ndarray, clusters: Clusters) ->
     figure, axes = new_figure(1, 1, 6, title, f"The largest clusters: {', '.join(largest)}.")
     ax = axes[0, 0]
     often = np.argsort(counts)[-20_000:]
-    red, green, _ = colors[often].T
-    dots = {"s": 1 + 3 * np.log10(counts[often]), "linewidths": 0, "alpha": 0.5}
-    ax.scatter(red, green, c=colors[often] / 255, **dots)
+    _, green, blue = colors[often].T
+    dots = {"s": 1 + 3 * np.log10(counts[often]), "linewidths": 0, "alpha": 0.35}
+    ax.scatter(blue, green, c=colors[often] / 255, **dots)
+    places = clusters.centers[:, [2, 1]]
     marks = []
-    for marker, doubtful in (("o", False), ("D", True)):
-        some = [i for i in order if bool(clusters.remarks[i]) == doubtful]
-        label = "cluster, its name is doubtful" if doubtful else "cluster"
-        centers = clusters.centers[some]
-        fill = {"c": centers.clip(0, 255) / 255, "edgecolors": INK, "zorder": 2}
-        marks.append(ax.scatter(*centers.T[:2], s=60, marker=marker, label=label, **fill))
-    named: list[np.ndarray] = []
-    for i in order:  # the largest first; no name on another
-        place = clusters.centers[i, :2]
-        if all(abs(place - other)[0] > 40 or abs(place - other)[1] > 9 for other in named):
-            named.append(place)
-            box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5}
-            ax.annotate(
-                clusters.names[i], place, (7, 0), textcoords="offset points", va="center", bbox=box
-            )
-    ax.set(xlabel="red (0 to 255)", ylabel="green (0 to 255)")
+    for marker, is_phantom in (("o", False), ("D", True)):
+        some = [i for i in order if (clusters.names[i] in phantoms) == is_phantom]
+        fill = clusters.centers[some].clip(0, 255) / 255
+        edge = ORANGE if is_phantom else INK
+        label = "a phantom" if is_phantom else "a class"
+        points = ax.scatter(*places[some].T, s=50, c=fill, edgecolors=edge, marker=marker)
+        points.set(linewidths=2, zorder=2, label=label)
+        marks.append(points)
+    names = [clusters.names[i] for i in order]
+    edges = [ORANGE if name in phantoms else INK for name in names]
+    _name_points(ax, places[order], names, edges)
+    ax.set(xlabel="blue (0 to 255)", ylabel="green (0 to 255)", xlim=(-12, 268), ylim=(-12, 268))
     legend(figure, marks)
     return figure
 
 
-def plot_pixels(pictures: dict[str, np.ndarray]) -> Figure:
-    """Plot small pictures `uint8 [H, W, 3]`, one below the other, enlarged so that single pixels
-    can be seen."""
+def _name_points(ax: Axes, places: np.ndarray, names: Sequence[str], colors: Sequence[str]) -> None:
+    """Write a name beside each point `float [N, 2]`, where there is no other name and no point;
+    where there is no room, none."""
+    letter = 3.4  # width of a letter and height of a line, in grey levels
+    line = 9
+    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in places]
+    for (x, y), name, color in zip(places, names, colors, strict=True):
+        wide = letter * len(name)
+        middle = x - wide / 2
+        for left, height in ((x + 6, y), (x - 6 - wide, y), (middle, y + 10), (middle, y - 10)):
+            box = (left, height - line / 2, left + wide, height + line / 2)
+            if left > -12 and not any(_overlap(box, other) for other in taken):
+                taken.append(box)
+                text = ax.text(left, height, name, color=color, va="center")
+                text.set_path_effects([withStroke(linewidth=2, foreground="white")])
+                break
+
+
+def _overlap(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Return whether two boxes (left, bottom, right, top) overlap."""
+    across = first[0] < second[2] and second[0] < first[2]
+    return across and first[1] < second[3] and second[1] < first[3]
+
+
+def plot_pixels(pictures: dict[str, np.ndarray], names: Sequence[str] = ()) -> Figure:
+    """Plot small pictures, one below the other, enlarged so that single pixels can be seen.
+
+    Args:
+        pictures: title -> `uint8 [H, W, 3]`.
+        names: the class of each column of the last picture, written into it.
+    """
     sizes = (f"{name}, {p.shape[0]} x {p.shape[1]} pixels" for name, p in pictures.items())
     title = "Each square is one pixel of the mask"
-    figure, axes = new_figure(
-        len(pictures), 1, 2.2 * len(pictures) + 0.3, title, f"{'; '.join(sizes)}."
-    )
+    text = f"{'; '.join(sizes)}. {', '.join(names)}".strip()
+    figure, axes = new_figure(len(pictures), 1, 2.2 * len(pictures) + 0.3, title, text)
     for ax, (name, pixels) in zip(axes[:, 0], pictures.items(), strict=True):
         height, width = pixels.shape[:2]
         ax.imshow(pixels, interpolation="nearest", extent=(0, width, 0, height))
@@ -129,6 +166,10 @@ def plot_pixels(pictures: dict[str, np.ndarray]) -> Figure:
         ax.set_yticks(range(height + 1), [])
         ax.tick_params(length=0)
         ax.grid(color="white", linewidth=0.8)
+    for column, name in enumerate(names):
+        label = ax.text(column + 0.5, height / 2, name, color="white", rotation=90)
+        label.set(ha="center", va="center")
+        label.set_path_effects([withStroke(linewidth=2, foreground=INK)])
     return figure
 
 
@@ -160,9 +201,7 @@ def plot_label_methods(
     picture(axes[0, 2], pixels, f"{share} (colour: nearest)")
     picture(axes[1, 0], mask, "mask")
     class_map(axes[1, 1], by_restoring, OFFICIAL, "restored labels")
-    # Without the outlines of `overlay`, which would hide a pole here.
-    blended = photo // 2 + OFFICIAL.colorize(by_restoring) // 2
-    picture(axes[1, 2], blended, "restored, over the photo")
+    picture(axes[1, 2], _blended(photo, by_restoring, OFFICIAL), "restored, over the photo")
     class_legend(figure, [by_nearest, by_restoring], OFFICIAL)
     return figure
 
@@ -193,19 +232,18 @@ def most_different(
     return places
 
 
-def plot_class_shares(shares: dict[str, np.ndarray], names: Sequence[str]) -> Figure:
+def plot_class_shares(
+    shares: dict[str, np.ndarray], names: Sequence[str], phantoms: Collection[str] = ()
+) -> Figure:
     """Plot the share of the pixels that each class has, with one marker per labelling method.
 
     Args:
-        shares: method name -> share of each class, `float [C]`, 0 to 1; at most three methods. A
-            class whose share falls below a quarter from the first method to the last is marked as a
-            phantom.
+        shares: method name -> share of each class, `float [C]`, 0 to 1; at most three methods.
         names: names of the C classes.
+        phantoms: names of those that are no class; they are marked.
     """
-    first, *_, last = shares.values()
-    order = np.argsort(first)
-    phantom = last < first / 4
-    found = ", ".join(names[i] for i in order[::-1] if phantom[i]) or "none"
+    order = np.argsort(next(iter(shares.values())))
+    found = ", ".join(names[i] for i in order[::-1] if names[i] in phantoms) or "none"
     title = "Share of the pixels of each class"
     figure, axes = new_figure(1, 1, 0.27 * len(order) + 1, title, f"Phantoms: {found}.")
     ax = axes[0, 0]
@@ -215,12 +253,13 @@ def plot_class_shares(shares: dict[str, np.ndarray], names: Sequence[str]) -> Fi
         color = (BLUE, ORANGE, INK)[number]
         marker = "oDs"[number]
         lines += ax.plot(percent, range(len(order)), marker, color=color, label=method, alpha=0.85)
-    rows = [f"{names[i]} (phantom)" if phantom[i] else names[i] for i in order]
+    rows = [f"{names[i]} (phantom)" if names[i] in phantoms else names[i] for i in order]
     ax.set_yticks(range(len(order)), rows)
     for text, i in zip(ax.get_yticklabels(), order, strict=True):
-        text.set_color(ORANGE if phantom[i] else INK)
+        text.set_color(ORANGE if names[i] in phantoms else INK)
     if any(share.any() for share in shares.values()):
         ax.set_xscale("log")
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.set_xlabel("share of all pixels (%, log scale)")
     ax.grid(color=PALE)
     ax.set_axisbelow(True)
