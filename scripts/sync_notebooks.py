@@ -84,6 +84,7 @@ PICTURES = re.compile(
 )
 # pip install "git+https://github.com/OWNER/NAME@v1.2.3"
 PIP = re.compile(r"git\+https://github\.com/[\w.-]+/[\w.-]+?@[\w./-]+")
+WEBSITE = re.compile(r"(?<=\[try it in the browser\]\()https://[^\s()]+", re.IGNORECASE)
 FILES = ("README.md", "CONTRIBUTING.md", "CITATION.cff", "pyproject.toml")
 """What names the address, beside the notebooks."""
 
@@ -155,7 +156,9 @@ def with_badges(text: str, url: str, version: str) -> str:
         )
 
     raw = url.replace("https://github.com/", "https://raw.githubusercontent.com/")
+    owner, name = url.split("/")[-2:]
     text = PIP.sub(f"git+{url}@{version}", BADGES.sub(badges, text))
+    text = WEBSITE.sub(f"https://{owner}.github.io/{name}/try.html", text)
     return PICTURES.sub(f"{raw}/{version}/docs/", text)
 
 

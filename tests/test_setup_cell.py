@@ -268,7 +268,8 @@ def test_sync_writes_address_and_version_everywhere(tmp_path):
         nbformat.write(new_notebook(cells=cells), tmp_path / "notebooks" / f"{name}.ipynb")
     readme = tmp_path / "README.md"
     pip = 'pip install "git+https://github.com/OWNER/REPOSITORY@v0.1.0"'
-    readme.write_text(f"| 1 | {old} | first |\n| 2 | {old} | second |\n{pip}\n")
+    site = "**[Try it in the browser](https://OWNER.github.io/REPOSITORY/try.html)**"
+    readme.write_text(f"{site}\n| 1 | {old} | first |\n| 2 | {old} | second |\n{pip}\n")
     contributing = tmp_path / "CONTRIBUTING.md"
     other = "https://github.com/OWNER/REPOSITORY-2"
     contributing.write_text(f"git clone https://github.com/OWNER/REPOSITORY.\n{other}\n")
@@ -291,6 +292,7 @@ def test_sync_writes_address_and_version_everywhere(tmp_path):
         assert text.count("![Open in") == 2 * count
         assert "OWNER" not in text
     assert "(https://raw.githubusercontent.com/you/yours/v1.2.3/docs/pairs.png)" in first.source
+    assert "(https://you.github.io/yours/try.html)" in readme.read_text()
     assert readme.read_text().endswith(
         ' | second |\npip install "git+https://github.com/you/yours@v1.2.3"\n'
     )
