@@ -102,6 +102,7 @@ def _losses(ax: Axes, curves: dict[str, tuple[list[float], list[float]]], unit: 
     ax.grid(axis="y", color=PALE)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel(unit)
+    ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     panel_title(ax, "loss")
     below = (0, -0.25)
     ax.legend(loc="upper left", bbox_to_anchor=below, ncols=2, frameon=False, fontsize=SMALL_TEXT)

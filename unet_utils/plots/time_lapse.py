@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from unet_utils.classes import ClassScheme
+from unet_utils.classes import IGNORE, ClassScheme
 from unet_utils.platform.files import replacing, user_path
 from unet_utils.plots.html_figure import (
     HtmlFigure,
@@ -48,7 +48,8 @@ def record(
     Args:
         folder: of the run. It exists.
         photos: `uint8 [N, H, W, 3]`, the same frames in every epoch.
-        truth, predicted: class indices, `uint8 [N, H, W]`.
+        truth, predicted: class indices, `uint8 [N, H, W]`. Where the truth is void, no prediction
+            is shown.
         scheme: names and colours of the classes.
         history: one dict per epoch, as `fit` returns it. Later epochs in the file are of a state
             that was given up, and dropped.
@@ -61,7 +62,8 @@ def record(
     last = history[-1]["epoch"]
     earlier = _read(folder)["maps"] if last > 1 and (folder / TIME_LAPSE).exists() else {}
     maps = {int(epoch): kept for epoch, kept in earlier.items() if int(epoch) < last}
-    maps[last] = [map_png(shrink(classes, LONGEST_SIDE), scheme) for classes in predicted]
+    shown = np.where(truth == IGNORE, IGNORE, predicted)  # there, nothing was to be learned
+    maps[last] = [map_png(shrink(classes, LONGEST_SIDE), scheme) for classes in shown]
     lapse = {
         "scheme": scheme.to_dict(),
         "photos": [photo_jpeg(shrink(photo, LONGEST_SIDE)) for photo in photos],
