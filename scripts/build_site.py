@@ -99,7 +99,6 @@ def build(executed: Path, site: Path) -> None:
     (site / "pictures").mkdir(parents=True)
     for name in ("site.css", "try.js"):
         shutil.copy(SOURCES / name, site)
-    (site / ".nojekyll").touch()  # GitHub Pages then serves the files as they are
     copy_runtime(site / "ort")
     write_model(site / "model")
     figures: dict[str, bytes] = {}

@@ -3,14 +3,15 @@
 // the network, find the best class of each pixel, show it.
 
 const LONGEST_SIDE = 1024;  // pixels of the picture that is shown
-const MOST_PIXELS = 50e6;  // of a photo: the network's first step needs 15 bytes for each
+const MOST_MEGAPIXELS = 50;  // of a photo: the network's first step needs 15 MB for each
+const STRIP = 512;  // rows: phones have no canvas for a large photo
 
 // An error whose message is a sentence for the visitor.
 class Problem extends Error {}
 
 // ---- Read a photo.
 
-// Return a photo as a canvas: turned upright and in sRGB by the browser, transparent pixels white.
+// Return a photo, turned upright and with its colours in sRGB by the browser.
 async function decode(file) {
   let photo;
   try {
@@ -19,31 +20,38 @@ async function decode(file) {
     throw new Problem(`${file.name} is not a photo that this browser can read. ` +
       "Choose a JPEG or PNG file; save photos of other kinds as JPEG first.");
   }
-  const millions = Math.round(photo.width * photo.height / 1e6);
-  if (photo.width * photo.height > MOST_PIXELS)
-    throw new Problem(`${file.name} has ${millions} megapixels. Choose one with at most ` +
-      `${MOST_PIXELS / 1e6} megapixels.`);
+  const megapixels = photo.width * photo.height / 1e6;
+  if (megapixels > MOST_MEGAPIXELS)
+    throw new Problem(`${file.name} has ${Math.round(megapixels)} megapixels. ` +
+      `Choose one with at most ${MOST_MEGAPIXELS}.`);
+  return photo;
+}
+
+// Return the tools to draw on a new canvas. It is white: so are transparent pixels then.
+function newCanvas(width, height) {
   const canvas = document.createElement("canvas");
-  canvas.width = photo.width;
-  canvas.height = photo.height;
+  canvas.width = width;
+  canvas.height = height;
   const context = canvas.getContext("2d", {willReadFrequently: true});
   context.fillStyle = "white";
-  context.fillRect(0, 0, canvas.width, canvas.height);
-  context.drawImage(photo, 0, 0);  // at its full size: the resizing is a part of the network's file
-  photo.close();
-  return canvas;
+  context.fillRect(0, 0, width, height);
+  return context;
 }
 
 // Return what the network takes: uint8 [1, 3, height, width], all red values, then green, blue.
-function toTensor(canvas) {
-  const {width, height} = canvas;
-  const rgba = canvas.getContext("2d").getImageData(0, 0, width, height).data;
+// The photo has its full size here: how it is resized matters, so that is in the network's file.
+function toTensor(photo) {
+  const {width, height} = photo;
   const pixels = width * height;
   const planes = new Uint8Array(3 * pixels);
-  for (let i = 0; i < pixels; i++) {
-    planes[i] = rgba[4 * i];
-    planes[pixels + i] = rgba[4 * i + 1];
-    planes[2 * pixels + i] = rgba[4 * i + 2];
+  for (let top = 0; top < height; top += STRIP) {
+    const rows = Math.min(STRIP, height - top);
+    const context = newCanvas(width, rows);
+    context.drawImage(photo, 0, -top);
+    const rgba = context.getImageData(0, 0, width, rows).data;
+    for (let i = 0; i < width * rows; i++)
+      for (let color = 0; color < 3; color++)
+        planes[color * pixels + top * width + i] = rgba[4 * i + color];
   }
   return new ort.Tensor("uint8", planes, [1, 3, height, width]);
 }
@@ -147,15 +155,13 @@ function bestClasses(logits, block, height, width) {
 
 const escape = text => text.replace(/[&"<>]/g, sign => `&#${sign.charCodeAt(0)};`);
 
-// Return a canvas with the colour of each class.
+// Return the address of a picture with the colour of each class.
 function paint(best, width, height, colors) {
-  const canvas = document.createElement("canvas");
-  canvas.width = width;
-  canvas.height = height;
-  const image = new ImageData(width, height);
+  const context = newCanvas(width, height);
+  const image = context.createImageData(width, height);
   best.forEach((index, i) => image.data.set([...colors[index], 255], 4 * i));
-  canvas.getContext("2d").putImageData(image, 0, 0);
-  return canvas;
+  context.putImageData(image, 0, 0);
+  return context.canvas.toDataURL("image/png");
 }
 
 // Put the inspector of the notebooks into the page; return the largest classes in words.
@@ -172,7 +178,7 @@ function show(canvas, best, model, truth) {
   const left = truth ? "truth" : "photo";
   const map = (side, name, alt, source) => `<img class="map ${side}" data-name="${name}" ` +
     `width="240" height="120" alt="${escape(alt)}" src="${source}">`;
-  const prediction = paint(best, width, height, about.colors).toDataURL("image/png");
+  const prediction = paint(best, width, height, about.colors);
   const classes = about.colors.map((color, index) => [color.join(), about.names[index]]);
   classes.push(["0,0,0", "void"]);
   const fields = {
@@ -196,17 +202,15 @@ function show(canvas, best, model, truth) {
   return seen;
 }
 
-// Return the canvas, reduced if it is larger than what is shown.
-function reduce(canvas) {
-  const factor = Math.min(1, LONGEST_SIDE / Math.max(canvas.width, canvas.height));
-  if (factor === 1) return canvas;
-  const small = document.createElement("canvas");
-  small.width = Math.max(1, Math.round(factor * canvas.width));
-  small.height = Math.max(1, Math.round(factor * canvas.height));
-  const context = small.getContext("2d");
+// Return a canvas with the photo as it is shown: reduced if it is large.
+function draw(photo) {
+  const factor = Math.min(1, LONGEST_SIDE / Math.max(photo.width, photo.height));
+  const [width, height] = [photo.width, photo.height].map(
+    side => Math.max(1, Math.round(factor * side)));
+  const context = newCanvas(width, height);
   context.imageSmoothingQuality = "high";
-  context.drawImage(canvas, 0, 0, small.width, small.height);
-  return small;
+  context.drawImage(photo, 0, 0, width, height);
+  return context.canvas;
 }
 
 const status = document.querySelector("#status");
@@ -222,12 +226,12 @@ async function segment(getFile, truth) {
     say("Loading the network ...");
     const model = await load();
     say("Looking at the photo ...");
-    const canvas = await decode(await getFile());
+    const photo = await decode(await getFile());
     const start = performance.now();
-    const {logits} = await model.network.run({images: toTensor(canvas)});
-    const shown = reduce(canvas);
-    const best = bestClasses(logits, model.about.block, shown.height, shown.width);
+    const {logits} = await model.network.run({images: toTensor(photo)});
     if (turn !== turns) return;
+    const shown = draw(photo);
+    const best = bestClasses(logits, model.about.block, shown.height, shown.width);
     const seconds = ((performance.now() - start) / 1000).toFixed(1);
     say(`Done in ${seconds} seconds: ${show(shown, best, model, truth)}.`);
   } catch (error) {
@@ -241,8 +245,9 @@ async function segment(getFile, truth) {
 
 document.querySelector("#street").addEventListener("click", () =>
   segment(async () => (await fetch("model/street.png")).blob(), "model/truth.png"));
-document.querySelector("#photo").addEventListener("change", event => {
-  const [file] = event.target.files;
-  event.target.value = "";  // so that the same file can be chosen again
+const photo = document.querySelector("#photo");
+photo.addEventListener("click", () => photo.value = "");  // the same file can be chosen again
+photo.addEventListener("change", () => {
+  const [file] = photo.files;
   if (file) segment(async () => file, null);
 });
