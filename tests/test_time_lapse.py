@@ -167,9 +167,8 @@ def test_the_slider_shows_each_epoch_by_keys_pointer_and_finger(show, tmp_path, 
     assert first[0] == slider.get_attribute("aria-valuetext") == "epoch 1 of 3, mIoU 0.01"
     assert first[2] == "M0.00 66.67h0"
     assert first[1] != last[1]
-    assert (
-        one(driver, ".prediction").get_attribute("alt") == "prediction: road 77 %, car 2 %"
-    )  # void is left out
+    # Void is left out.
+    assert one(driver, ".prediction").get_attribute("alt") == "prediction: road 77 %, car 2 %"
     assert one(driver, ".told").get_attribute("aria-live") == "polite"
     end = slider.rect["width"] // 2 - 3
     for kind, offset, expected in (("mouse", end, last), ("touch", -end, first)):
