@@ -63,17 +63,6 @@ class Clusters:
         by_name = {label.name: label.id for label in PALETTE}
         return cluster_scheme([by_name[name] for name in self.names], self.centers)
 
-    def table(self) -> str:
-        """Return a text table, one line per cluster: name, centre, share, distance moved,
-        remark."""
-        lines = [f"{'cluster':>14} {'centre (R, G, B)':>18} {'share %':>8} {'moved':>6}"]
-        for k, name in enumerate(self.names):
-            red, green, blue = self.centers[k]
-            center = f"({red:3.0f}, {green:3.0f}, {blue:3.0f})"
-            numbers = f"{100 * self.shares[k]:8.3f} {self.moved[k]:6.1f}"
-            lines.append(f"{name:>14} {center:>18} {numbers}  {self.remarks[k]}".rstrip())
-        return "\n".join(lines)
-
 
 def choose_scheme(name: str, root: str | Path, num_clusters: int = 20) -> ClassScheme:
     """Return the class scheme of that name; `clusters` is found in the training masks below
@@ -197,9 +186,9 @@ def _remark(distances: np.ndarray, named: int) -> str:
     """Say what makes the name of a cluster doubtful, given its distances to all palette colours."""
     first, second = np.argsort(distances)[:2]
     if distances[named] > 30:  # JPEG alone does not move a mean that far
-        return f"far from the colour of its name ({distances[named]:.0f}): mostly mixed colours"
+        return "mostly mixed colours"
     if first != named:
-        return f"nearer to {PALETTE[first].name}, a name that another cluster has"
+        return f"nearer to {PALETTE[first].name}"
     if distances[second] < 2 * distances[first]:
         return f"may be {PALETTE[second].name} as well"
     return ""
