@@ -154,6 +154,36 @@ def export_model(
     return path
 
 
+def open_exported(path: str | Path) -> Callable[[Tensor], Tensor]:
+    """Return a function from photos `uint8 [N, 3, H, W]` of any size to classes `uint8 [N, H, W]`
+    that runs an exported file on the CPU.
+
+    Args:
+        path: a file of `export_model`, without a fixed size.
+
+    Raises:
+        RuntimeError: it is ONNX, and the package `onnxruntime` is not there.
+    """
+    path = user_path(path)
+    if path.suffix == ".torchscript":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch calls TorchScript deprecated
+            return torch.jit.load(path, map_location="cpu")
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise RuntimeError(
+            f"to run {path}, install the package onnxruntime (pip install onnxruntime)"
+        ) from error
+    session = onnxruntime.InferenceSession(path)
+
+    def run(photos: Tensor) -> Tensor:
+        (classes,) = session.run(["classes"], {"images": photos.contiguous().numpy()})
+        return torch.from_numpy(classes)
+
+    return run
+
+
 def default_name() -> str:
     """Return `unet.onnx` where the package `onnx` is there; elsewhere `unet.torchscript`, and print
     what is missing."""

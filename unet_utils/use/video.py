@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 from unet_utils.evaluation import Trained, predict_classes
-from unet_utils.platform.environment import progress_bar
+from unet_utils.platform.environment import Environment, progress_bar
 from unet_utils.platform.files import list_folder, publishing, replacing, user_path
 from unet_utils.use.ffmpeg import LARGEST, Clip, find_encoder, read_video, write_mp4
-from unet_utils.use.photos import free_name, read_photo
+from unet_utils.use.photos import drawn_street, free_name, read_photo
 
 VIDEOS = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg"),
@@ -37,6 +37,27 @@ def is_video(path: str | Path) -> bool:
         with contextlib.suppress(Exception), Image.open(user_path(path)) as image:
             return getattr(image, "n_frames", 1) > 1
     return suffix in VIDEOS
+
+
+def choose_video(path: str, env: Environment) -> Path:
+    """Return the path of a video to segment.
+
+    Args:
+        path: of a video or a folder of frames; "" is a clip drawn by this package, one second in
+            which the camera pans over a street.
+        env: of the notebook; the drawn frames are saved in `env.data`.
+    """
+    if path.strip():
+        return user_path(path)
+    street, _ = drawn_street()
+    folder = env.data / "drawn-clip"
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(round(FOLDER_RATE)):
+        left = 16 * number
+        with replacing(folder / f"{number:02}.jpg") as file:
+            Image.fromarray(street[:, left : left + 640]).save(file, format="JPEG", quality=92)
+    print("This is a clip drawn by this package. For a video of your own set VIDEO to its path.")
+    return folder
 
 
 def segment_video(
