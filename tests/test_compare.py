@@ -23,6 +23,10 @@ from unet_utils.use.reports import save_scores, scores_folder
 HEADER = "| run | what differs | epochs | minutes | held-out mIoU | val mIoU (95 % interval) |"
 
 
+def names(comparison):
+    return [row["run"] for row in comparison.rows]
+
+
 def write_run(results, name, scores, files=("best.pt", "last.pt"), date="2026-01-01", **changed):
     """A run of one minute per epoch, with these scores on the held-out frames."""
     data = {"files": "abc", "labels": changed.pop("labels", "restored"), "frames": 24}
@@ -76,10 +80,7 @@ def test_runs_are_side_by_side(results):
         "| wide | base_channels 32 | 2 of 5 | 2.0 | 0.400 | 0.350 (0.300 to 0.410) |",
         "| plain | base_channels 16 | 3 of 5 | 3.0 | 0.300 | – |",
     ]
-    minutes, scores = comparison.curves["plain"]
-    assert minutes.tolist() == [1, 2, 3]
-    assert scores.tolist() == [0.1, 0.3, 0.2]
-    assert list(compare_runs(results, ["plain"]).curves) == ["plain"]
+    assert names(compare_runs(results, ["plain"])) == ["plain"]
 
 
 def test_only_what_differs_is_shown(results):
@@ -191,7 +192,7 @@ def test_damaged_and_foreign_runs_are_named_and_left_out(results, capsys):
     checkpoint = torch.load(results / "odd" / "last.pt", weights_only=True)
     for part, value in (("history", None), ("config", None), ("scheme", {})):
         torch.save(checkpoint | {part: value}, results / "odd" / "last.pt")
-        assert list(compare_runs(results).curves) == ["wide", "plain"]
+        assert names(compare_runs(results)) == ["wide", "plain"]
         out = capsys.readouterr().out
         assert all(f"Left out: {name} (" in out for name in ("damaged", "empty", "foreign", "odd"))
     for folder in (".ipynb_checkpoints", "figures", "tries/1"):  # no runs: not a word of them
@@ -235,7 +236,7 @@ def test_a_result_holds_settings_seed_origin_and_scores(results, tmp_path_factor
     backup = tmp_path_factory.mktemp("drive") / "wide"  # not scored there yet
     scores = json.loads(save_result(results / "wide", backup).read_text())["scores"]
     assert scores == {"held_out": 0.4, "val": None, "val_95": None}
-    assert list(compare_runs(results).curves) == ["wide", "plain"]  # as before
+    assert names(compare_runs(results)) == ["wide", "plain"]  # as before
 
 
 def test_a_folder_of_sixty_results_is_ranked(tmp_path, monkeypatch, capsys):

@@ -70,9 +70,6 @@ def draw_all(data):
     yield data_plots.plot_class_shares(shares, NAMES, ["tunnel"])
     yield training_plots.plot_history(history(True))
     yield training_plots.plot_history(history(False, 1))
-    yield training_plots.plot_runs(
-        {"unet": ([1, 2, 3], [0.1, 0.2, 0.3]), "unscored": ([1, 2], [np.nan, np.nan])}
-    )
     with torch.no_grad():
         maps = UNet(3, 19, 2).eval().features(torch.rand(1, 3, 64, 64))
     yield training_plots.plot_u(photos[0], *maps, classes[0], SCHEME)
@@ -295,7 +292,6 @@ def test_void_frames_and_perfect_models_have_figures(data, tmp_path):
             SCHEME,
         ),
         robustness_plots.plot_without_skips(photos[0], void[0], {"all": predicted[0]}, SCHEME),
-        training_plots.plot_runs({}),
         training_plots.plot_history([row | {"mean_iou": None} for row in history(True, 1)]),
     ]
     for figure in drawn:

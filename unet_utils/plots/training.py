@@ -70,33 +70,6 @@ def plot_history(history: list[dict]) -> Figure:
     return figure
 
 
-def plot_runs(curves: dict[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
-    """Plot the mIoU on the held-out frames over the minutes of training, one line per run.
-
-    Args:
-        curves: name of the run -> minutes since its start and mIoU, one entry per epoch. NaN leaves
-            a gap.
-    """
-    labels = []
-    for name, (_, scores) in curves.items():
-        known = [score for score in scores if score == score]
-        labels.append(f"{name}: {max(known):.3f} at best" if known else f"{name}: not measured")
-    title = "mIoU on the held-out frames over the time of training"
-    figure, axes = new_figure(1, 1, 4, title, f"{', '.join(labels)}.")
-    ax = axes[0, 0]
-    lines = []
-    for number, (label, (minutes, scores)) in enumerate(zip(labels, curves.values(), strict=True)):
-        marker = "osD^v"[number % 5]
-        dashes = ("-", "--", ":")[number // 5 % 3]
-        style = {"marker": marker, "linestyle": dashes, "color": f"C{number}", "markersize": 4}
-        lines += ax.plot(minutes, scores, label=label, **style)
-    ax.set(xlabel="minutes of training", ylabel="mIoU on the held-out frames")
-    ax.set_ylim(bottom=0)
-    ax.grid(axis="y", color=PALE)
-    legend(figure, lines)
-    return figure
-
-
 def plot_u(
     photo: np.ndarray,
     contracting: Sequence[torch.Tensor],

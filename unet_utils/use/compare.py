@@ -34,12 +34,9 @@ class Comparison(NamedTuple):
             (dict) that differ between the runs, `epochs` done and planned, `minutes` of training,
             `held_out` (best mIoU on the held-out frames), `val` (mIoU on the validation frames) and
             `interval` (its 95 % interval). None where not measured.
-        curves: name of the run -> minutes since its start and mIoU on the held-out frames, `float
-            [epochs]` each; NaN where not measured.
     """
 
     rows: list[dict]
-    curves: dict[str, tuple[np.ndarray, np.ndarray]]
 
     @property
     def table(self) -> str:
@@ -74,19 +71,16 @@ def compare_runs(results: str | Path, names: Sequence[str] = ()) -> Comparison:
     """
     results = user_path(results)
     rows = []
-    curves = {}
     for name in names or _find_runs(results):
         try:
-            row, curves[name] = _read_run(results / name, results / name)
+            rows.append(_read_run(results / name, results / name))
         except UNUSABLE as error:
             print(f"Left out: {name} ({first_line(error)})")
-            continue
-        rows.append(row)
     if not rows:
         raise FileNotFoundError(f"no run in {results}: {ADVICE}")
     rows.sort(key=lambda row: -(row["held_out"] or 0))
     _keep_what_differs(rows)
-    return Comparison(rows, {row["run"]: curves[row["run"]] for row in rows})
+    return Comparison(rows)
 
 
 def _keep_what_differs(rows: list[dict]) -> None:
@@ -119,7 +113,7 @@ def save_result(run: str | Path, folder: str | Path) -> Path:
     """
     run = user_path(run)
     folder = user_path(folder)
-    row, _ = _read_run(run, folder)
+    row = _read_run(run, folder)
     result = {
         "kind": "result of a run",
         "run": row["run"],
@@ -184,7 +178,7 @@ def compare_results(folder: str | Path) -> Comparison:
     for row in rows:
         del row["settings"]["date"]  # differs always
     _keep_what_differs(rows)
-    return Comparison(rows, {})
+    return Comparison(rows)
 
 
 def _read_result(file: Path) -> dict | None:
@@ -292,9 +286,9 @@ def _find_runs(results: Path) -> list[str]:
     return sorted({path.parent.name for path in results.glob("[!.]*/*.pt")})
 
 
-def _read_run(folder: Path, scored: Path) -> tuple[dict, tuple[np.ndarray, np.ndarray]]:
-    """Return the row and the curve of the run in a folder; its scores on the validation frames are
-    in `scored`."""
+def _read_run(folder: Path, scored: Path) -> dict:
+    """Return the row of the run in a folder; its scores on the validation frames are in
+    `scored`."""
     best = read_facts(folder / "best.pt")
     try:
         last = read_facts(folder / "last.pt")  # best.pt ends with the best epoch
@@ -316,18 +310,16 @@ def _read_run(folder: Path, scored: Path) -> tuple[dict, tuple[np.ndarray, np.nd
         settings["scored by"] = scores["made_by"].get("device")
         settings["mirrored"] = scores["made_by"].get("flip")
     history = last["history"]
-    minutes = np.cumsum([row["seconds"] for row in history]) / 60
     held_out = np.array([row.get("mean_iou", math.nan) for row in history], dtype=float)
-    row = {
+    return {
         "run": folder.name,
         "settings": settings,
         "epochs": (len(history), planned),
-        "minutes": float(minutes[-1]) if len(minutes) else 0.0,
+        "minutes": sum(row["seconds"] for row in history) / 60,
         "held_out": None if np.isnan(held_out).all() else float(np.nanmax(held_out)),
         "val": scores.get("mean_iou"),
         "interval": scores.get("mean_iou_95"),
     }
-    return row, (minutes, held_out)
 
 
 def _read_scores(file: Path, weights: str) -> dict:
