@@ -15,11 +15,13 @@ import pytest
 from helpers import FAKE_COLAB
 from kaggle_server import KEY, USERNAME, KaggleServer
 
+from scripts.run_notebooks import set_fields
 from unet_utils.platform.download import ARCHIVE
 from unet_utils.platform.environment import DRIVE_FOLDER
 
 ROOT = Path(__file__).resolve().parent.parent
-SETTINGS = {"BASE_CHANNELS": 2, "IMAGE_SIZE": 32, "BATCH_SIZE": 4, "LABELS": "nearest"}
+SMALL = {"BASE_CHANNELS": 2, "IMAGE_SIZE": 32, "BATCH_SIZE": 4}
+TRIES = {"TRY_PHOTOS": 8, "TRY_WIDTH": 4, "TRY_SIZE": 32}
 
 
 class Colab:
@@ -46,23 +48,25 @@ class Colab:
             (self.machine / "drive" / "MyDrive").unlink(missing_ok=True)
             shutil.rmtree(self.machine)
         self.machine.mkdir()
-        if "FAKE_COLAB_NO_DRIVE" in self.environment:  # the code does not come from Drive then
+        # Without Drive, the code does not come from there.
+        if "FAKE_COLAB_NO_DRIVE" in self.environment or not settings.get("USE_DRIVE", True):
             shutil.copytree(self.clone / "unet_utils", self.machine / "repo" / "unet_utils")
+        opened = self.machine.parent / f"opened-{name}.ipynb"
+        notebook = nbformat.read(self.clone / "notebooks" / f"{name}.ipynb", as_version=4)
+        set_fields([notebook], settings)
+        nbformat.write(notebook, opened)
         self.executed = self.machine.parent / f"{name}.ipynb"
-        command = [sys.executable, "-m", "papermill", "--no-progress-bar", "-k", "python3"]
-        command += ["--cwd", self.machine]
-        for setting, value in settings.items():
-            command += ["-p", setting, str(value)]
         foreign = ("KAGGLE", "UNET_UTILS")
         env = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
         env |= {"PYTHONPATH": str(FAKE_COLAB), "COLAB_RELEASE_TAG": "test"}
         env |= {"FAKE_COLAB_DRIVE": str(self.drive)} | self.environment
-        notebook = self.clone / "notebooks" / f"{name}.ipynb"
-        # A file, not a pipe: a kernel that outlives papermill would keep a pipe open, and reading
+        command = [sys.executable, ROOT / "tests" / "execute.py"]
+        command += [opened, self.executed, self.machine]
+        # A file, not a pipe: a kernel that outlives its parent would keep a pipe open, and reading
         # it would never end.
         self.errors = self.machine.parent / "errors.txt"
         with open(self.errors, "w") as errors:
-            return subprocess.Popen([*command, notebook, self.executed], env=env, stderr=errors)
+            return subprocess.Popen(command, env=env, stderr=errors)
 
     def run(self, name: str, **settings) -> str:
         """Run a notebook to its end; return all that its cells printed."""
@@ -89,33 +93,47 @@ def test_each_notebook_alone_and_a_training_that_is_cut(demo, tmp_path):
     with zipfile.ZipFile(colab.drive / ARCHIVE, "w") as file:
         for path in sorted(demo.rglob("*.jpg")):
             file.write(path, path.relative_to(demo.parent))
-    process = colab.start("03_train", EPOCHS=300, **SETTINGS)
+    process = colab.start("03_train", EPOCHS=300, **SMALL, **TRIES)
     deadline = time.monotonic() + 240
     while not (found := list(colab.kept.glob("runs/*/last.pt"))) and time.monotonic() < deadline:
         time.sleep(0.2)
     time.sleep(1)
     assert process.poll() is None, colab.errors.read_text()[-3000:]
     power_off(process)
+    assert list((colab.kept / "prepared").glob("train-*-restored-*.npz"))
     history = found[0].with_name("history.csv")
     before = history.read_text().splitlines()
     assert 1 < len(before) < 300
-    assert "Mounted at" in colab.run("03_train", EPOCHS=len(before) + 2, **SETTINGS)
+    printed = colab.run("03_train", EPOCHS=len(before) + 2, **SMALL, **TRIES)
+    assert "Mounted at" in printed
+    assert f"Unpacking {colab.machine}" in printed
     after = history.read_text().splitlines()
     assert len(after) == len(before) + 3  # a header line, too
     assert after[: len(before)] == before  # it did not begin again
-    assert f"Unpacking {colab.machine}" in colab.run("02_explore")
-    assert list((colab.kept / "prepared").glob("train-*-restored-*.npz"))
-    assert "95 % interval" in colab.run("04_evaluate", LABELS="nearest")
+    printed = colab.run("04_evaluate")
+    assert "interval" in printed
+    assert found[0].parent.name in printed  # it takes the latest run
     assert not (colab.kept / "data").exists()  # photos live on the machine's own disk
 
 
 @pytest.mark.slow
-def test_without_drive_everything_runs(tiny_pairs, tmp_path):
+def test_a_first_look_asks_for_nothing(tiny_pairs, tmp_path):
+    """Neither for Drive nor for anything else, although there is a Drive."""
+    asked = tmp_path / "asked"
+    colab = Colab(tmp_path, FAKE_COLAB_ASKED=str(asked))
+    printed = colab.run("01_download", DATA=str(tiny_pairs), USE_DRIVE=False)
+    assert "code: " in printed
+    assert "With USE_DRIVE on, a copy of the code on your Drive is used instead" in printed
+    assert not asked.exists()
+    assert not colab.kept.exists()
+
+
+@pytest.mark.slow
+def test_without_drive_everything_runs(demo, tmp_path):
     asked = tmp_path / "asked"
     colab = Colab(tmp_path, FAKE_COLAB_NO_DRIVE="refused", FAKE_COLAB_ASKED=str(asked))
-    printed = colab.run("01_download", DATA=tiny_pairs)
+    printed = colab.run("04_evaluate", DATA=str(demo))
     assert printed.count("Google Drive is not used") == 1
-    assert "pairs in" in printed
     assert asked.read_text() == "asked\n"
     assert not colab.kept.exists()
 
@@ -132,7 +150,7 @@ def test_a_key_from_the_secrets_is_used_and_seen_nowhere(tiny_archive, tmp_path)
     except OSError:
         pytest.skip("port 80, where Kaggle's client looks for a local server, is not ours to use")
     try:
-        printed = colab.run("01_download")
+        printed = colab.run("01_download", USE_DRIVE=True)
     finally:
         server.__exit__()
     assert "Downloading with the key in Colab's secrets" in printed

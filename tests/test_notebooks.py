@@ -113,7 +113,7 @@ class TestEveryNotebook:
             "**You will learn**",
             "**You need**",
             "**It takes**",
-            "| demo set |",
+            "|---|",
             "*The series:*",
         ]
         places = [opening.find(part) for part in parts]
