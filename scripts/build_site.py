@@ -44,7 +44,7 @@ RUNS = ROOT / "build" / "runs"
 RUNTIME = ("ort.wasm.min.js", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 """The files of npm's onnxruntime-web that the browser loads."""
 POLICY = (
-    "default-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+    "default-src 'self' 'unsafe-inline'; img-src 'self' data:; media-src 'self' data:; "
     "script-src 'self' 'unsafe-inline' 'wasm-unsafe-eval'; worker-src 'self' blob:"
 )
 """What the browser allows the pages: their own files, and what stands in them."""
@@ -54,6 +54,7 @@ FOREIGN = re.compile(
     r"""|url\(\s*["']?(?:https?:)?//|@import""",
     re.IGNORECASE,
 )
+COLAB = re.compile(r"https://colab\.research\.google\.com/github/[^\s()]+")
 FRONT_PICTURE = "street"
 
 
@@ -250,9 +251,7 @@ def contents_entry(name: str, notebook: nbformat.NotebookNode) -> str:
     paragraphs = [part for part in opening.split("\n\n") if part[:1].isalpha()]
     about = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", paragraphs[0]) if paragraphs else ""
     title = html.escape(re.sub(r"^\d+\. ", "", title_of(notebook)))
-    colab = f"{repository_url()}/blob/HEAD/notebooks/{name}.ipynb".replace(
-        "https://github.com/", "https://colab.research.google.com/github/"
-    )
+    colab = COLAB.search(opening)[0]
     return (
         f'<li><a href="{name}.html">{title}</a><br>{html.escape(about)}<br>'
         f'<a href="{colab}">Open notebook {int(name[:2])} in Colab</a></li>'
