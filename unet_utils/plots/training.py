@@ -113,7 +113,7 @@ def _shape(maps: torch.Tensor) -> str:
     return "{} channels of {} x {}".format(*maps.shape[1:])
 
 
-def _two_channels(axes: Sequence[Axes], maps: torch.Tensor, level: int) -> None:
+def _two_channels(axes: np.ndarray, maps: torch.Tensor, level: int) -> None:
     """Show the two channels that vary most, smaller at each level. Their shades reach from the 1st
     to the 99th percentile."""
     channels = maps[0].detach().float().cpu().numpy()
