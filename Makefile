@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help run test quick test-colab test-oldest lint format badges pictures site bench clean
+.PHONY: help run test quick test-colab test-oldest lint format badges release pictures site bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -23,7 +23,7 @@ $(VENV)/bench: $(VENV)/ready
 	$(INSTALL) --editable ".[dev,bench]"
 	touch $@
 
-run: $(VENV)/ready  ## run the four notebooks on DATA (default: the demo set), into runs/
+run: $(VENV)/ready  ## run the five notebooks on DATA (default: the demo set), into runs/
 	$(BIN)/python scripts/run_notebooks.py --data "$(DATA)" $(KNOBS)
 
 test: $(VENV)/ready  ## run the tests with the newest packages
@@ -51,6 +51,10 @@ format: $(VENV)/ready  ## format the code and strip the notebooks
 
 badges: $(VENV)/ready  ## write the address of this repository (git remote, or URL=...) into badges and setup cells
 	$(BIN)/python scripts/sync_notebooks.py $(if $(URL),--url $(URL))
+
+release: $(VENV)/ready  ## write the tag of this version into notebooks and README, and check that it is ready
+	$(BIN)/python scripts/sync_notebooks.py --release $(if $(URL),--url $(URL))
+	$(BIN)/python scripts/release.py
 
 pictures: run  ## update the pictures of README and notebooks from a run on the demo set
 	$(BIN)/python scripts/update_pictures.py

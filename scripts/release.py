@@ -19,7 +19,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("tag", help="as v0.3.0")
+    parser.add_argument(
+        "tag", nargs="?", default=release_tag(), help="as v0.3.0 (default: that of the version)"
+    )
     tag = parser.parse_args().tag
     if problems := find_problems(tag):
         sys.exit("\n".join(problems))
