@@ -31,6 +31,7 @@ from unet_utils.training import OneProcess, TrainingState, train_epoch
 CLASSES = 19
 SECTIONS = ("batch, forward and loss", "backward", "clipping", "Muon", "averaging")
 NETWORKS = {
+    "recipe `t4`": recipe("t4"),
     "recipe `gpu`": recipe("gpu"),
     "... on resnet34": recipe("gpu", encoder="resnet34"),
     "... on convnext_tiny": recipe("gpu", encoder="convnext_tiny"),
