@@ -154,6 +154,20 @@ def test_a_run_that_held_nothing_out_has_none(frames, tmp_path, capsys):
     assert "temperature" not in read_checkpoint(tmp_path / "best.pt")
 
 
+def test_the_checkpoint_is_read_once(frames, run, monkeypatch):
+    """Its settings are a small part of it."""
+    whole = []
+    load = torch.load
+
+    def count(path, mmap, **options):
+        whole.append(not mmap)
+        return load(path, mmap=mmap, **options)
+
+    monkeypatch.setattr(torch, "load", count)
+    assert fit_temperature(run / "best.pt", frames, "cpu", run)
+    assert whole.count(True) == 1
+
+
 def test_the_small_model_held_nothing_out(frames):
     assert fit_temperature(SMALL_MODEL, frames, "cpu") is None
 

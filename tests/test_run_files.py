@@ -23,6 +23,7 @@ from unet_utils.checkpoints import (
     load_matching,
     made_by,
     read_checkpoint,
+    read_facts,
     saved_settings,
     weights_hash,
 )
@@ -134,6 +135,22 @@ def test_what_is_not_a_checkpoint_is_named(tmp_path, content, problem):
 def test_a_checkpoint_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*x\.pt: train one first"):
         read_checkpoint(tmp_path / "x.pt")
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="counts read bytes as Linux does")
+def test_facts_are_read_without_the_tensors(tmp_path):
+    torch.save(state(2, size=2**20), tmp_path / "x.pt")
+    before = _bytes_read()
+    found = read_facts(tmp_path / "x.pt")
+    assert _bytes_read() - before < 2**20 < (tmp_path / "x.pt").stat().st_size
+    whole = state(2)
+    assert found == {name: whole[name] for name in whole if name not in checkpoints.TENSORS}
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        read_facts(tmp_path / "y.pt")
+
+
+def _bytes_read():
+    return int(Path("/proc/self/io").read_text().split()[1])
 
 
 def test_weights_that_fit_are_loaded(tmp_path, capsys):

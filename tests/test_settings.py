@@ -119,6 +119,10 @@ def test_a_run_names_itself_from_what_the_person_set():
     name = run_name("demo", "categories7", "nearest", learning_rate=0.02, encoder="resnet34")
     assert name == "demo_categories7_nearest_encoder-resnet34_learning_rate-0.02"
     assert run_name("a/b/mine.zip", "cityscapes19", "restored", growth=0.5) == "mine_growth-0.5"
+    for start_from in ("small", "runs/small/best.pt", "elsewhere/small.pt"):
+        assert (
+            run_name("mine", "own", "restored", start_from, seed=2) == "mine_own_from-small_seed-2"
+        )
     longer = {"epochs": 90, "batch_size": 4, "compile": True}
     assert run_name("kaggle", "cityscapes19", "restored", **longer) == "kaggle"
 

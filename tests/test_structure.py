@@ -76,6 +76,7 @@ BELOW = {  # what a floor may import, beside itself
 }
 EXCEPTIONS = {  # module, and what it may import all the same
     ("platform.environment", "device"),
+    ("platform.environment", "checkpoints"),  # knows a run by the name of its file
     ("demo.canvas", "classes"),
     ("demo.pairs", "restoring"),
     ("use.photos", "demo.street"),  # draws a street for those who have no photo

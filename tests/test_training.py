@@ -25,6 +25,7 @@ from unet_utils.frames import Frames
 from unet_utils.losses import class_weights
 from unet_utils.model import UNet
 from unet_utils.optimizer import Muon, make_optimizer
+from unet_utils.schedule import Schedule
 from unet_utils.training import OneProcess, TrainingState, train_epoch
 
 TINY = recipe(
@@ -440,8 +441,9 @@ def test_with_auxiliary_heads_an_interrupted_run_ends_the_same(frames, tmp_path)
 def test_on_step_counts_the_photos_of_each_epoch(frames, tmp_path):
     steps = []
     run(frames, tmp_path, on_step=lambda *step: steps.append(step))
-    assert steps[:5] == [(1, used, 20, 3) for used in (4, 8, 12, 16, 20)]
-    assert steps[-1] == (3, 20, 20, 3)
+    schedule = Schedule(TINY, steps_per_epoch=5)
+    assert steps[:5] == [(1, used, 20, schedule) for used in (4, 8, 12, 16, 20)]
+    assert steps[-1] == (3, 20, 20, schedule)
 
 
 @pytest.mark.slow

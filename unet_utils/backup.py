@@ -6,12 +6,12 @@ import shutil
 import threading
 from pathlib import Path
 
-from unet_utils.checkpoints import read_checkpoint
+from unet_utils.checkpoints import LAST, read_facts
 from unet_utils.platform.files import copy_verified, is_disk_full, make_backup_folder, replacing
 
 TIME_LAPSE = "time-lapse.json"
 """What the network saw epoch by epoch, see `plots.time_lapse`: written after an epoch is saved."""
-NAMES = ("best.pt", "last.pt", "history.csv", TIME_LAPSE)
+NAMES = ("best.pt", LAST, "history.csv", TIME_LAPSE)
 """The files of a run, in the order of copying: where `last.pt` has arrived, `best.pt` has too."""
 OWNER_FILE = "owner.txt"
 BACKUP_SECONDS = 300
@@ -166,7 +166,7 @@ class Backup:
         if not found:
             return {}
         try:
-            last = read_checkpoint(self.target / "last.pt")
+            last = read_facts(self.target / LAST)
         except (FileNotFoundError, ValueError):
             return None
         if str(last["history"]) != str(history[: len(last["history"])]):
@@ -178,7 +178,7 @@ def _epochs(last: dict) -> dict[str, int]:
     """Return which epoch each file of a run is from; `last` is what last.pt holds."""
     return {
         "best.pt": last["best_epoch"],
-        "last.pt": last["epoch"],
+        LAST: last["epoch"],
         "history.csv": last["epoch"],
         TIME_LAPSE: last["epoch"],
     }

@@ -14,10 +14,14 @@ from unet_utils.device import compute_dtype, first_line
 from unet_utils.platform.files import user_path
 from unet_utils.platform.version import commit, version
 
+LAST = "last.pt"
+"""File of a run with all that is needed to resume it."""
 FORMAT = 1
 """Version of the checkpoint's layout."""
 PARTS = ("format", "network", "scheme", "config", "scene_size", "epoch", "history", "model")
 """Keys that every checkpoint has."""
+TENSORS = ("model", "averaged", "heads", "optimizer", "scaler", "logit_shift")
+"""Keys whose values are tensors, or hold tensors."""
 
 
 def read_checkpoint(path: str | Path) -> dict:
@@ -28,6 +32,20 @@ def read_checkpoint(path: str | Path) -> dict:
         OSError: it cannot be read (no permission, Drive has dropped).
         ValueError: the file is damaged, or not a checkpoint of this package.
     """
+    return _read(path, mmap=False)
+
+
+def read_facts(path: str | Path) -> dict:
+    """Read a checkpoint without its tensors: settings, classes, history, what made it.
+
+    They are a small part of the file, and no more of it is read. Raises as `read_checkpoint`,
+    except that damaged tensors are not noticed.
+    """
+    checkpoint = _read(path, mmap=True)  # the tensors are mapped, and dropped before anything reads
+    return {name: value for name, value in checkpoint.items() if name not in TENSORS}
+
+
+def _read(path: str | Path, mmap: bool) -> dict:
     path = user_path(path)
     if not os.path.isfile(path):  # Path.is_file raises an error for a Drive that has dropped
         raise FileNotFoundError(
@@ -36,7 +54,7 @@ def read_checkpoint(path: str | Path) -> dict:
     try:
         if path.stat().st_size == 0:
             raise ValueError("it is empty")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
         if missing := [part for part in PARTS if part not in checkpoint]:
             raise ValueError(f"it lacks {', '.join(missing)}")
         if checkpoint["format"] > FORMAT:
@@ -67,8 +85,8 @@ def saved_settings(folder: str | Path, backup: str | Path | None = None) -> dict
         ValueError: its `last.pt` is damaged.
     """
     for place in (folder, backup):
-        if place and os.path.isfile(last := user_path(place) / "last.pt"):
-            return read_checkpoint(last)["config"]
+        if place and os.path.isfile(last := user_path(place) / LAST):
+            return read_facts(last)["config"]
     return None
 
 

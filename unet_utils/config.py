@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from unet_utils.checkpoints import read_checkpoint, saved_settings
+from unet_utils.checkpoints import read_facts, saved_settings
 from unet_utils.encoders import ENCODERS, expanding_levels
 
 LIMITS = {
@@ -270,7 +270,7 @@ def run_settings(
     if saved is None:
         network = {}
         if start_from:
-            begun = TrainConfig(**read_checkpoint(start_from)["config"]).to_dict()
+            begun = TrainConfig(**read_facts(start_from)["config"]).to_dict()
             network = {name: begun[name] for name in ("base_channels", "fold", "encoder", "skips")}
         return recipe(machine, **network | changed)
     if start_from:
@@ -323,7 +323,9 @@ def _fixed(config: TrainConfig) -> dict[str, object]:
     }
 
 
-def run_name(data: str | Path, scheme: str, labels: str, **changed) -> str:
+def run_name(
+    data: str | Path, scheme: str, labels: str, start_from: str | Path = "", **changed
+) -> str:
     """Return the name of a run from what it learns and from what the person set.
 
     What a recipe fills in is not part of the name, nor are the length of the training, the batch
@@ -333,10 +335,17 @@ def run_name(data: str | Path, scheme: str, labels: str, **changed) -> str:
         data: as in `sources.get_pairs`.
         scheme: name of the class scheme.
         labels: how masks become labels.
+        start_from: as in `training.fit`; also "small".
         changed: settings that the person set; None counts as not set.
     """
     parts = [Path(data).name.removesuffix(".zip")]
     parts += [part for part in (scheme, labels) if part not in ("cityscapes19", "restored")]
+    if start_from:
+        source = Path(start_from)
+        # best.pt of a run says nothing, its folder does.
+        parts.append(
+            f"from-{source.parent.name if source.stem in ('best', 'last') else source.stem}"
+        )
     for name, value in sorted(_chosen(changed).items()):
         if name not in ("epochs", "batch_size", "compile"):
             parts.append(f"{name}-{value:g}" if isinstance(value, float) else f"{name}-{value}")

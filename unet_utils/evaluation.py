@@ -58,7 +58,6 @@ class Trained:
         return photo_size(height, width, self.scene_size, self.model.divisor)
 
 
-@explain_errors(RESTART)
 def load_trained(
     path: str | Path,
     device: torch.device | str,
@@ -77,7 +76,19 @@ def load_trained(
         FileNotFoundError, ValueError: as `read_checkpoint`; or the model has learned other classes,
             or is a network whose code is not here.
     """
-    checkpoint = read_checkpoint(path)
+    return trained_from(read_checkpoint(path), path, device, scheme, network)
+
+
+@explain_errors(RESTART)
+def trained_from(
+    checkpoint: dict,
+    path: str | Path,
+    device: torch.device | str,
+    scheme: str | None = None,
+    network: Callable[[int], nn.Module] | None = None,
+) -> Trained:
+    """Return the model of a checkpoint that was read from `path`; the rest is as in
+    `load_trained`."""
     learned = ClassScheme.from_dict(checkpoint["scheme"])
     if scheme and scheme != learned.name:
         raise ValueError(
@@ -110,15 +121,6 @@ def load_trained(
         temperature=checkpoint.get("temperature"),
         squeezes_all=learned.name == "own",
     )
-
-
-def find_checkpoint(run: str | Path) -> Path:
-    """Return the best checkpoint of a run; without one, the small model, with a message."""
-    best = Path(run) / "best.pt"
-    if best.exists():
-        return best
-    print(f"No model in {run}: using the small model of the package, {SMALL_MODEL}")
-    return SMALL_MODEL
 
 
 @explain_errors(RESTART)

@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from unet_utils.backup import NAMES, TIME_LAPSE, Backup, rename_files
-from unet_utils.checkpoints import packed_checkpoint, read_checkpoint, write_csv
+from unet_utils.checkpoints import LAST, packed_checkpoint, read_checkpoint, write_csv
 from unet_utils.platform.files import copy_verified, is_disk_full, replacing, user_path
 
 ONLY_TO_RESUME = ("averaged", "heads", "optimizer", "scaler", "first_epoch", "best_epoch")
@@ -77,7 +77,7 @@ class RunFiles:
     @property
     def last(self) -> Path:
         """Path of the checkpoint to resume from."""
-        return self.folder / "last.pt"
+        return self.folder / LAST
 
     @property
     def best(self) -> Path:
@@ -164,14 +164,14 @@ class RunFiles:
         """Read the run in the folder, else restore it from the backup; mend its best.pt."""
         if os.path.isfile(self.last):
             source = self.folder
-        elif self._backup and os.path.isfile(self._backup.target / "last.pt"):
+        elif self._backup and os.path.isfile(self._backup.target / LAST):
             source = self._backup.target
             self._set_aside = NAMES  # a best.pt in the folder is not of the run in the backup
         else:
             return None
-        last = read_checkpoint(source / "last.pt")
+        last = read_checkpoint(source / LAST)
         if "best_epoch" not in last:
-            raise ValueError(f"{source / 'last.pt'} holds a model, but nothing to resume from")
+            raise ValueError(f"{source / LAST} holds a model, but nothing to resume from")
         self._best_epoch = last["best_epoch"]
         found = None
         try:

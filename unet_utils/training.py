@@ -46,7 +46,7 @@ def fit(
     resume: bool = True,
     backup: str | Path | None = None,
     on_epoch: Callable[[list[dict], UNet | OtherNetwork], None] | None = None,
-    on_step: Callable[[int, int, int, int], None] | None = None,
+    on_step: Callable[[int, int, int, Schedule], None] | None = None,
     progress: bool = True,
     start_from: str | Path | None = None,
     processes: "OneProcess | None" = None,
@@ -71,7 +71,7 @@ def fit(
             restored if `folder` is empty. If it fails, a message says so, and training continues.
         on_epoch: called after every epoch with the history and the averaged model.
         on_step: called after every step with the epoch (from 1), the photos used in it, photos per
-            epoch, and epochs.
+            epoch, and the schedule.
         progress: show a progress bar and print one line per epoch.
         start_from: checkpoint whose weights a new run starts from, as far as they fit.
         processes: the processes that train together; None for one.
@@ -162,7 +162,7 @@ def train_epoch(
     config: TrainConfig,
     processes: "OneProcess",
     progress: bool = False,
-    on_step: Callable[[int, int, int, int], None] | None = None,
+    on_step: Callable[[int, int, int, Schedule], None] | None = None,
 ) -> dict:
     """Train one epoch: every frame once, in random order.
 
@@ -223,7 +223,7 @@ def train_epoch(
         done = (step + 1 - state.epoch * steps) * config.batch_size
         bar.update(config.batch_size)
         if on_step:
-            on_step(state.epoch + 1, done, images, config.epochs)
+            on_step(state.epoch + 1, done, images, schedule)
     bar.close()
     mean_loss = (processes.sum(total_loss) / steps).item()
     seconds = time.perf_counter() - started

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from unet_utils.checkpoints import LAST
 from unet_utils.device import find_device, first_line, reuse_memory
 from unet_utils.platform.files import copy_verified, make_backup_folder, user_path, writable_folder
 
@@ -211,12 +212,12 @@ def _mount_drive() -> Path | None:
 def _copy_attached_run(name: str, folder: Path) -> None:
     """Copy a run from the output of an earlier Kaggle notebook (Add Input > Notebooks); of several,
     the one that came furthest."""
-    if (folder / "last.pt").exists():
+    if (folder / LAST).exists():
         return
     found = [
         path.parent
         for depth in ("*", "*/*", "*/*/*")
-        for path in KAGGLE_INPUT.glob(f"{depth}/runs/{name}/last.pt")
+        for path in KAGGLE_INPUT.glob(f"{depth}/runs/{name}/{LAST}")
     ]
     if not found:
         return
@@ -225,7 +226,7 @@ def _copy_attached_run(name: str, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         # last.pt after all others: without it the run does not count as there.
         files = [path for path in source.iterdir() if path.is_file()]
-        for file in sorted(files, key=lambda path: path.name == "last.pt"):
+        for file in sorted(files, key=lambda path: path.name == LAST):
             copy_verified(file, folder / file.name)
         print(f"Found the run {name} in {source}, and copied it to {folder}.")
     except OSError as error:

@@ -45,12 +45,15 @@ class LiveTraining:
         self._handles: dict[str, Any] = {}
         # Time and finished share of the run at the first step: a resumed run begins in the middle.
         self._start: tuple[float, float] | None = None
+        self._schedule: Schedule | None = None
         self._updated = -math.inf
         self._drawn = -math.inf
 
-    def step(self, epoch: int, images_done: int, images_per_epoch: int, epochs: int) -> None:
+    def step(self, epoch: int, images_done: int, images_per_epoch: int, schedule: Schedule) -> None:
         """Update the status line, at most twice per second. `epoch` counts from 1."""
         now = time.monotonic()
+        epochs = schedule.config.epochs
+        self._schedule = schedule
         done = (epoch - 1 + images_done / images_per_epoch) / epochs
         self._start = self._start or (now, done)
         if now - self._updated < 0.5:
@@ -100,10 +103,9 @@ class LiveTraining:
 
     def _show_status(self, text: str, done: float) -> None:
         self._updated = time.monotonic()
-        if self._start and self._start[1] < done < 1:
+        if self._schedule and self._start and self._start[1] < done < 1:
             start, before = self._start
-            schedule = Schedule(self._config, steps_per_epoch=1)
-            left = schedule.time_left(self._updated - start, before, done)
+            left = self._schedule.time_left(self._updated - start, before, done)
             text += f", about {_duration(left)} left"
         head, *rows = self._table()
         plain = ["".join(f"{cell:>16}" for cell in row).rstrip() for row in (head, *rows)]

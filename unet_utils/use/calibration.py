@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from unet_utils.checkpoints import packed_checkpoint, read_checkpoint
+from unet_utils.checkpoints import packed_checkpoint, read_checkpoint, read_facts
 from unet_utils.classes import IGNORE, ClassScheme
-from unet_utils.evaluation import Trained, load_trained, predict
+from unet_utils.evaluation import Trained, predict, trained_from
 from unet_utils.frames import Frames
 from unet_utils.platform.files import copy_verified, replacing, user_path
 from unet_utils.run_files import RunFiles
@@ -168,14 +168,14 @@ def fit_temperature(
         OSError: the file cannot be written.
     """
     path = user_path(path)
-    _, held_out = frames.split(read_checkpoint(path)["config"]["hold_out"])
+    _, held_out = frames.split(read_facts(path)["config"]["hold_out"])
     if held_out is None:
         print(f"{path} has no temperature: its training held no frames out (HOLD_OUT).")
         return None
     with RunFiles(path.parent):  # nobody else may replace the file meanwhile
         checkpoint = read_checkpoint(path)
         _check_same_frames(checkpoint, frames, path)
-        trained = load_trained(path, device, network=network)
+        trained = trained_from(checkpoint, path, device, network=network)
         temperature = best_temperature(sample_pixels(trained, held_out))
         content = packed_checkpoint(checkpoint | {"temperature": temperature})
         with replacing(path) as unfinished:
@@ -203,7 +203,7 @@ def _check_same_frames(checkpoint: dict, frames: Frames, path: Path) -> None:
 def _update_backup(path: Path, copy: Path, checkpoint: dict) -> None:
     """Bring the copy of a model up to date, unless it is another model, or is not available."""
     try:
-        if read_checkpoint(copy)["made_by"] == checkpoint["made_by"]:
+        if read_facts(copy)["made_by"] == checkpoint["made_by"]:
             copy_verified(path, copy)
     except (OSError, ValueError) as error:
         print(f"The temperature is not in the backup ({error}): it is safe in {path}.")

@@ -36,6 +36,7 @@ from unet_utils.restoring import (
     restore_label_ids,
     shrink,
 )
+from unet_utils.schedule import Schedule
 from unet_utils.training import OneProcess, TrainingState, fit, train_epoch
 from unet_utils.use.export import export_model
 from unet_utils.use.photos import segment
@@ -252,7 +253,7 @@ def waiting(job: Job) -> None:
     state.epoch += 1
     if job.is_cuda:
 
-        def forbid_waiting(epoch: int, done: int, images: int, epochs: int) -> None:
+        def forbid_waiting(epoch: int, done: int, images: int, schedule: Schedule) -> None:
             inside = config.batch_size <= done < images
             torch.cuda.set_sync_debug_mode("error" if inside else "default")
 
@@ -266,7 +267,7 @@ def waiting(job: Job) -> None:
     kinds = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * job.is_cuda]
     profiler = profile(activities=kinds)
 
-    def five_steps(epoch: int, done: int, images: int, epochs: int) -> None:
+    def five_steps(epoch: int, done: int, images: int, schedule: Schedule) -> None:
         if done == config.batch_size:
             profiler.start()
         elif done == 6 * config.batch_size:
