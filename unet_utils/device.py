@@ -204,5 +204,5 @@ def _explained(error: Exception, memory_advice: str) -> RuntimeError | None:
         isinstance(error, RuntimeError) and "torch.compile" in str(error)
     ):
         reason = first_line(error)
-        return RuntimeError(f"torch.compile failed ({reason}): set compile to False (COMPILE)")
+        return RuntimeError(f"torch.compile failed ({reason}): set compile to False")
     return None

@@ -65,7 +65,7 @@ class TorchvisionEncoder(nn.Module):
         except (OSError, RuntimeError) as error:  # offline, or a damaged download
             raise ValueError(
                 f"could not download the ImageNet weights of {name} ({error}): check the internet "
-                "connection, or set encoder to none (ENCODER)"
+                "connection, or set encoder to none"
             ) from error
         self.network = create_feature_extractor(network, list(layers))
 

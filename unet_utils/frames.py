@@ -125,7 +125,7 @@ class Frames:
             held = max(1, len(self) // 10)
         if held >= len(self):
             raise ValueError(
-                f"{len(self)} frame is too few to hold some out: set hold_out to False (HOLD_OUT)"
+                f"{len(self)} frame is too few to hold some out: set hold_out to False"
             )
         return self.part(slice(None, -held)), self.part(slice(-held, None))
 

@@ -128,7 +128,7 @@ class RunFiles:
                 checkpoint = self._resume()
         except ValueError as error:
             raise ValueError(
-                f"{error}. To begin again, switch resume off (RESUME): the file is then renamed"
+                f"{error}. To begin again, switch resume off: the file is then renamed"
             ) from error
         except OSError as error:
             advice = "free some space there" if is_disk_full(error) else "check that folder"

@@ -37,7 +37,7 @@ from unet_utils.schedule import Schedule
 Result = TypeVar("Result")
 
 
-@explain_errors("halve batch_size first (BATCH_SIZE), then base_channels (BASE_CHANNELS)")
+@explain_errors("halve batch_size first (in notebook 03: MORE), then base_channels")
 def fit(
     frames: Frames,
     config: TrainConfig,

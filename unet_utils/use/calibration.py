@@ -170,7 +170,7 @@ def fit_temperature(
     path = user_path(path)
     _, held_out = frames.split(read_facts(path)["config"]["hold_out"])
     if held_out is None:
-        print(f"{path} has no temperature: its training held no frames out (HOLD_OUT).")
+        print(f"{path} has no temperature: its training held no frames out.")
         return None
     with RunFiles(path.parent):  # nobody else may replace the file meanwhile
         checkpoint = read_checkpoint(path)
