@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageColor, ImageOps
 
-from unet_utils.classes import IGNORE, ClassScheme
+from unet_utils.classes import IGNORE, PALETTE_COLORS, PALETTE_IDS, ClassScheme
 from unet_utils.device import first_line
-from unet_utils.restoring import pack_colors
+from unet_utils.restoring import BLOCK, pack_colors, restore_label_ids
 
 MASK_ADVICE = "Save masks as PNG with 8 bits, without smooth edges, in the size of their photos."
+
+JPEG = (".jpg", ".jpeg")
 
 ReadLabels = Callable[[Path, tuple[int, int]], np.ndarray]
 """Reads the labels of a photo of that width and height: values `uint8 [H, W]`, 255 for void."""
@@ -144,9 +146,14 @@ def open_picture(path: Path) -> Image.Image:
 
 
 def mask_reader(classes: Classes) -> ReadLabels:
-    """Return a function that reads masks with the values or the colours of these classes."""
+    """Return a function that reads masks with the values or the colours of these classes.
+
+    JPEG changes the colours of masks, and masks that were saved so are refused. Those in the
+    colours of Cityscapes are restored, as the masks of the pairs are.
+    """
     values = [value for value, name in enumerate(classes.names) if name is not None]
     by_color = {_packed(color): value for value, color in enumerate(classes.colors) if color}
+    can_be_restored = by_color.keys() <= set(map(_packed, PALETTE_COLORS.tolist()))
 
     def read(path: Path, _: tuple[int, int]) -> np.ndarray:
         image = open_picture(path)
@@ -162,9 +169,25 @@ def mask_reader(classes: Classes) -> ReadLabels:
                 f"{path} holds colours, and the list of classes has none: add the colour of each "
                 "class, as in `road 128 64 128`"
             )
-        return _from_colors(path, np.asarray(image.convert("RGB")), by_color)
+        pixels = np.asarray(image.convert("RGB"))
+        if can_be_restored and path.suffix.lower() in JPEG:
+            return _restored(pixels, by_color)
+        return _from_colors(path, pixels, by_color)
 
     return read
+
+
+def _restored(pixels: np.ndarray, by_color: dict[int, int]) -> np.ndarray:
+    """Return the values of a JPEG mask in the colours of Cityscapes; what it restores to a label
+    that is in no class becomes void."""
+    height, width = pixels.shape[:2]
+    margin = ((0, -height % BLOCK), (0, -width % BLOCK), (0, 0))
+    padded = np.pad(pixels, margin, mode="edge")
+    label_ids = restore_label_ids(padded[None])[0, :height, :width]
+    value_of = np.full(256, IGNORE, dtype=np.uint8)
+    for label_id, color in zip(PALETTE_IDS, PALETTE_COLORS.tolist(), strict=True):
+        value_of[label_id] = by_color.get(_packed(color), IGNORE)
+    return value_of[label_ids]
 
 
 def _packed(color: Any) -> int:
@@ -210,7 +233,7 @@ def _from_colors(path: Path, pixels: np.ndarray, by_color: dict[int, int]) -> np
         return labels
     share = unknown.mean()
     example = tuple(pixels[unknown][0].tolist())
-    jpeg = path.suffix.lower() in (".jpg", ".jpeg")
+    jpeg = path.suffix.lower() in JPEG
     reason = "JPEG changes the colours of masks" if jpeg else "smooth edges mix the colours"
     if share < 0.001 and not jpeg:
         reason = "a class may be missing in the list"
