@@ -21,6 +21,7 @@ import benchmarks
 from benchmarks.setting import Setting
 from benchmarks.timing import Result, table
 from unet_utils import CityscapesPairs, recipe, setup
+from unet_utils.checkpoints import made_by
 from unet_utils.config import recipe_for
 from unet_utils.device import compute_dtype
 from unet_utils.sources import get_pairs
@@ -149,7 +150,9 @@ def _machine(device: torch.device) -> dict[str, str]:
         model = next(
             (line.split(":")[1].strip() for line in lines if line.startswith("model name")), model
         )
+    package = made_by(device)
     machine = {
+        "unet_utils": f"{package['version']}, commit {package['commit'] or 'unknown'}",
         "processor": model,
         "cores": str(os.cpu_count()),
         "Python": platform.python_version(),
