@@ -13,7 +13,7 @@ from PIL import Image
 from unet_utils.__main__ import _parser, main
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("prepare", "audit", "train", "evaluate", "predict", "export", "compare")
+COMMANDS = ("prepare", "audit", "train", "evaluate", "predict", "export", "compare", "check")
 
 
 @pytest.fixture
@@ -61,9 +61,10 @@ def test_the_commands_in_a_row(demo, machine, capsys):
         capsys.readouterr().out.split("grey-overlay.png: ")[1]
     )  # the others are not held up
     assert sum(shares.values()) == pytest.approx(1, abs=0.01)
-    main(["export", "--run-name", "tiny"])
+    torchscript = machine / "runs" / "tiny" / "unet.torchscript"
+    main(["export", "--run-name", "tiny", "--out", str(torchscript)])
     assert re.search(r"batches of 16: \d+\.\d frames per second", capsys.readouterr().out)
-    model = torch.jit.load(machine / "runs" / "tiny" / "unet.torchscript")
+    model = torch.jit.load(torchscript)
     assert model(torch.zeros(1, 3, 90, 200, dtype=torch.uint8)).shape == (1, 90, 200)
 
 
