@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -212,3 +213,7 @@ def test_kaggle_resumes_the_run_of_an_earlier_notebook(colab, monkeypatch, capsy
     env.run_folders("unet")
     assert (folder / "last.pt").read_text() == "trained on"
     assert capsys.readouterr().out == ""
+    other = shutil.copytree(attached, attached.parent.parent.with_name("other") / "runs" / "wide")
+    env.copy_attached_runs()
+    assert capsys.readouterr().out.startswith(f"Found the run wide in {other}")
+    assert {path.name for path in env.results.iterdir()} == {"unet", "wide"}

@@ -73,6 +73,13 @@ class Environment:
             _copy_attached_run(name, self.results / name)
         return self.results / name, None
 
+    def copy_attached_runs(self) -> None:
+        """On Kaggle, copy all runs that attached notebook outputs hold to the results, as
+        `run_folders` copies one."""
+        if self.platform == "kaggle":
+            for name in sorted({folder.name for folder in _attached_runs("*")}):
+                _copy_attached_run(name, self.results / name)
+
 
 def setup(use_drive: bool = False, writes: bool = True) -> Environment:
     """Find out where this runs, make the folders, and print one line about it all.
@@ -209,16 +216,21 @@ def _mount_drive() -> Path | None:
         return None
 
 
+def _attached_runs(name: str) -> list[Path]:
+    """Return the folders of the runs of that name, or pattern, in attached notebook outputs."""
+    return [
+        path.parent
+        for depth in ("*", "*/*", "*/*/*")
+        for path in KAGGLE_INPUT.glob(f"{depth}/runs/{name}/{LAST}")
+    ]
+
+
 def _copy_attached_run(name: str, folder: Path) -> None:
     """Copy a run from the output of an earlier Kaggle notebook (Add Input > Notebooks); of several,
     the one that came furthest."""
     if (folder / LAST).exists():
         return
-    found = [
-        path.parent
-        for depth in ("*", "*/*", "*/*/*")
-        for path in KAGGLE_INPUT.glob(f"{depth}/runs/{name}/{LAST}")
-    ]
+    found = _attached_runs(name)
     if not found:
         return
     source = max(found, key=_history_size)

@@ -119,7 +119,7 @@ def calibration_curves(trained: Trained, frames: Frames) -> dict[str, Calibratio
         name = f"temperature {trained.temperature:.2f}"
         curves[name] = calibration_curve(pixels, trained.temperature)
     else:
-        print("This model has no temperature: fit_temperature needs frames that it held out.")
+        print("This model has no temperature: it is fitted on frames that a training held out.")
     return curves
 
 

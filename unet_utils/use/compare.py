@@ -225,6 +225,8 @@ def choose_model(run: str, env: Environment, data: str = "") -> Path:
     Raises:
         FileNotFoundError: there is no run of that name; the message lists the runs there are.
     """
+    if not run:
+        env.copy_attached_runs()
     name = run or latest_run(env.results, data=data)
     if not name:
         which = "No run that learned from this data" if data else "No run"
