@@ -245,6 +245,7 @@ def series(demo, tmp_path_factory):
         "OMP_NUM_THREADS": "1",
     }
     settings = ["EPOCHS=2", "BASE_CHANNELS=4", "IMAGE_SIZE=64", "RUN=small"]
+    settings += ["TRY_PHOTOS=8", "TRY_WIDTH=4", "TRY_SIZE=64"]
     command = [sys.executable, ROOT / "scripts" / "run_notebooks.py", "--data", str(demo)]
     done = subprocess.run(
         [*command, *settings], env=environment, capture_output=True, text=True, timeout=800
