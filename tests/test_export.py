@@ -16,7 +16,7 @@ from unet_utils.images import photo_size
 from unet_utils.model import OtherNetwork
 from unet_utils.use import onnx_file
 from unet_utils.use.convolutions import PixelsToLogits
-from unet_utils.use.export import default_name, export_model, frames_per_second
+from unet_utils.use.export import default_name, export_model, frames_per_second, open_exported
 from unet_utils.use.int8 import export_int8
 
 SIZES = ((256, 256), (90, 200), (300, 170))  # of photos
@@ -280,6 +280,22 @@ def test_int8_is_smaller_and_says_what_it_costs(demo, tmp_path, size):
 def test_int8_is_for_onnx_alone(small, tmp_path):
     with pytest.raises(ValueError, match="only ONNX has 8 bits"):
         export_int8(small, tmp_path / "unet.torchscript", None, None)
+
+
+@pytest.mark.parametrize("name", ["unet.torchscript", "unet.onnx"])
+def test_an_exported_file_is_opened_as_a_function(small, tmp_path, monkeypatch, name):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    path = export_model(small, tmp_path / name)
+    photos = random_photos(90, 200)
+    found = open_exported(path)(photos)
+    assert found.dtype == torch.uint8
+    own = predict_classes(small.model, photos, small.photo_size(90, 200))
+    assert agreement(found, own) > 0.999
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    if name.endswith("onnx"):
+        with pytest.raises(RuntimeError, match="pip install onnxruntime"):
+            open_exported(path)
 
 
 def test_the_default_is_onnx_where_it_can_be_written(monkeypatch, capsys):

@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import time
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from unet_utils.demo.street import draw_scene
 from unet_utils.evaluation import Trained
 from unet_utils.use import ffmpeg, video
 from unet_utils.use.photos import read_photo
-from unet_utils.use.video import is_video, segment_video, show_video
+from unet_utils.use.video import choose_video, is_video, segment_video, show_video
 
 needs_ffmpeg = pytest.mark.usefixtures("programs")
 
@@ -154,6 +155,16 @@ def test_a_video_without_ffmpeg_says_what_to_do(trained, tmp_path, without_ffmpe
         RuntimeError, match=r"ffmpeg is needed to read drive\.mp4: install it .* or give a folder"
     ):
         segment_video(trained, tmp_path / "drive.mp4", tmp_path)
+
+
+def test_without_a_video_a_clip_is_drawn(tmp_path, capsys):
+    machine = SimpleNamespace(data=tmp_path)
+    clip = choose_video("", machine)
+    frames = sorted(clip.iterdir())
+    assert len(frames) == 25
+    assert (read_photo(frames[0]) != read_photo(frames[-1])).mean() > 0.5  # it pans
+    assert "set VIDEO to its path" in capsys.readouterr().out
+    assert choose_video(" my.mp4 ", machine).name == "my.mp4"
 
 
 def test_what_is_no_video_is_named(trained, tmp_path):
