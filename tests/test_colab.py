@@ -14,6 +14,7 @@ import psutil
 import pytest
 from helpers import FAKE_COLAB
 from kaggle_server import KEY, USERNAME, KaggleServer
+from series import printed
 
 from scripts.run_notebooks import set_fields
 from unet_utils.platform.download import ARCHIVE
@@ -72,9 +73,7 @@ class Colab:
         """Run a notebook to its end; return all that its cells printed."""
         process = self.start(name, **settings)
         assert process.wait(timeout=600) == 0, self.errors.read_text()[-3000:]
-        cells = nbformat.read(self.executed, as_version=4).cells
-        outputs = [output for cell in cells for output in cell.get("outputs", [])]
-        return "".join(output.get("text", "") for output in outputs)
+        return printed(nbformat.read(self.executed, as_version=4))
 
 
 def power_off(process: subprocess.Popen) -> None:
@@ -104,15 +103,15 @@ def test_each_notebook_alone_and_a_training_that_is_cut(demo, tmp_path):
     history = found[0].with_name("history.csv")
     before = history.read_text().splitlines()
     assert 1 < len(before) < 300
-    printed = colab.run("03_train", EPOCHS=len(before) + 2, **SMALL, **TRIES)
-    assert "Mounted at" in printed
-    assert f"Unpacking {colab.machine}" in printed
+    shown = colab.run("03_train", EPOCHS=len(before) + 2, **SMALL, **TRIES)
+    assert "Mounted at" in shown
+    assert f"Unpacking {colab.machine}" in shown
     after = history.read_text().splitlines()
     assert len(after) == len(before) + 3  # a header line, too
     assert after[: len(before)] == before  # it did not begin again
-    printed = colab.run("04_evaluate")
-    assert "interval" in printed
-    assert found[0].parent.name in printed  # it takes the latest run
+    shown = colab.run("04_evaluate")
+    assert "interval" in shown
+    assert found[0].parent.name in shown  # it takes the latest run
     assert not (colab.kept / "data").exists()  # photos live on the machine's own disk
 
 
@@ -121,9 +120,9 @@ def test_a_first_look_asks_for_nothing(tiny_pairs, tmp_path):
     """Neither for Drive nor for anything else, although there is a Drive."""
     asked = tmp_path / "asked"
     colab = Colab(tmp_path, FAKE_COLAB_ASKED=str(asked))
-    printed = colab.run("01_download", DATA=str(tiny_pairs), USE_DRIVE=False)
-    assert "code: " in printed
-    assert "With USE_DRIVE on, a copy of the code on your Drive is used instead" in printed
+    shown = colab.run("01_download", DATA=str(tiny_pairs), USE_DRIVE=False)
+    assert "code: " in shown
+    assert "With USE_DRIVE on, a copy of the code on your Drive is used instead" in shown
     assert not asked.exists()
     assert not colab.kept.exists()
 
@@ -132,8 +131,8 @@ def test_a_first_look_asks_for_nothing(tiny_pairs, tmp_path):
 def test_without_drive_everything_runs(demo, tmp_path):
     asked = tmp_path / "asked"
     colab = Colab(tmp_path, FAKE_COLAB_NO_DRIVE="refused", FAKE_COLAB_ASKED=str(asked))
-    printed = colab.run("04_evaluate", DATA=str(demo))
-    assert printed.count("Google Drive is not used") == 1
+    shown = colab.run("04_evaluate", DATA=str(demo))
+    assert shown.count("Google Drive is not used") == 1
     assert asked.read_text() == "asked\n"
     assert not colab.kept.exists()
 
@@ -150,12 +149,39 @@ def test_a_key_from_the_secrets_is_used_and_seen_nowhere(tiny_archive, tmp_path)
     except OSError:
         pytest.skip("port 80, where Kaggle's client looks for a local server, is not ours to use")
     try:
-        printed = colab.run("01_download", USE_DRIVE=True)
+        shown = colab.run("01_download", USE_DRIVE=True)
     finally:
         server.__exit__()
-    assert "Downloading with the key in Colab's secrets" in printed
-    assert "6 training and 3 validation pairs" in printed
+    assert "Downloading with the key in Colab's secrets" in shown
+    assert "6 training and 3 validation pairs" in shown
     assert (colab.kept / ARCHIVE).read_bytes() == tiny_archive.read_bytes()
     for path in tmp_path.rglob("*"):
         if path.is_file():
             assert KEY.encode() not in path.read_bytes(), path
+
+
+@pytest.mark.slow
+def test_on_kaggle_without_internet(tiny_pairs, tmp_path):
+    """Data set and a copy of the code are attached; there is not even git."""
+    machine = tmp_path / "kaggle"
+    attached = machine / "input"
+    (machine / "working").mkdir(parents=True)
+    shutil.copytree(tiny_pairs, attached / "cityscapes-image-pairs" / tiny_pairs.name)
+    code = attached / "datasets" / "me" / "code" / "unet-street-scenes-main"
+    hidden = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "unet_utils", code / "unet_utils", ignore=hidden)
+    shutil.copy(ROOT / "pyproject.toml", code)
+    notebook = tmp_path / "opened.ipynb"
+    shutil.copy(ROOT / "notebooks" / "01_download.ipynb", notebook)
+    for path in (notebook, code / "unet_utils" / "platform" / "environment.py"):
+        path.write_text(path.read_text("utf-8").replace("/kaggle/", f"{machine}/"), "utf-8")
+    env = {"KAGGLE_KERNEL_RUN_TYPE": "Batch", "PATH": str(tmp_path), "HOME": str(tmp_path)}
+    env |= {"UNET_UTILS_DATA": str(tmp_path / "data"), "https_proxy": "http://nowhere.invalid"}
+    executed = tmp_path / "executed.ipynb"
+    command = [sys.executable, ROOT / "tests" / "execute.py"]
+    subprocess.run([*command, notebook, executed, machine / "working"], env=env, check=True)
+    shown = printed(nbformat.read(executed, as_version=4))
+    assert f"code: {code}, version " in shown
+    assert "Attached by Kaggle: " in shown
+    assert "6 training and 3 validation pairs" in shown
+    assert "Downloading" not in shown
