@@ -93,8 +93,8 @@ def _has_tensor_cores(device: torch.device) -> bool:
     capability = torch.cuda.get_device_capability(device)
     if capability != (7, 5):
         return capability >= (7, 0)
-    # Turing: RTX, T4 and its relatives have them; GTX 16xx, MX, Quadro T and T400 to T2000 do not.
-    return bool(re.search(r"RTX|\bT(4|4G|10|40)\b", torch.cuda.get_device_name(device)))
+    # Of Turing's cards, GTX 16xx, MX, Quadro T and T400 to T2000 have none.
+    return not re.search(r"GTX|MX\d|\bT\d{3,4}\b", torch.cuda.get_device_name(device))
 
 
 CPUINFO = Path("/proc/cpuinfo")

@@ -116,7 +116,8 @@ def draw_scenes(folder: Path, count: int, root: Path | None = None) -> None:
         photos.append(shrink(photo))
         rows, columns = len(labels) // SIDE, labels.shape[1] // SIDE
         label_ids.append(labels[rows // 2 :: rows, columns // 2 :: columns])
-        masks += [damage(colors[turned]) for turned in (labels, labels[:, ::-1], labels[::-1])]
+        if not root:
+            masks += [damage(colors[turned]) for turned in (labels, labels[:, ::-1], labels[::-1])]
     expected = np.zeros(0, dtype=np.uint32)
     if root:
         pairs = CityscapesPairs(root, "train")
