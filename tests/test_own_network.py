@@ -12,7 +12,7 @@ from unet_utils.checkpoints import read_checkpoint
 from unet_utils.config import run_settings
 from unet_utils.evaluation import SMALL_MODEL
 from unet_utils.use.compare import compare_runs
-from unet_utils.use.export import export_model
+from unet_utils.use.export import export_model, open_exported
 
 CONFIG = recipe("demo", image_size=64, batch_size=8, epochs=2, fold=1)
 
@@ -57,7 +57,10 @@ def test_a_network_of_somebody_else_has_all_that_ours_has(frames, tmp_path, netw
     assert matrix.matrix.sum() > 0
     assert "| cut |" in compare_runs(tmp_path).table
     pytest.importorskip("onnx")
-    assert export_model(trained, tmp_path / "other.onnx").stat().st_size > 0
+    pytest.importorskip("onnxruntime")
+    run_file = open_exported(export_model(trained, tmp_path / "other.onnx"))
+    photos, _ = frames.batch(slice(0, 1))
+    assert run_file(photos[..., :100]).shape == (1, 256, 100)
 
 
 def test_without_its_code_the_command_says_what_it_needs(frames, tmp_path):

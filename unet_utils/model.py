@@ -247,7 +247,8 @@ class OtherNetwork(nn.Module):
         logits = self.network(x)
         if isinstance(logits, dict):
             logits = logits["out"]
-        expected = (len(x), len(self.shift), *x.shape[2:])
+        # Not len(x): torch's exporter would write that number of photos into the file.
+        expected = (x.shape[0], len(self.shift), *x.shape[2:])
         if logits.shape != expected:
             raise ValueError(
                 f"{self.config['other']} returned {list(logits.shape)} for a batch of "
