@@ -214,21 +214,27 @@ def mean_iou(matrices: np.ndarray) -> np.ndarray:
 def compare(a: np.ndarray, b: np.ndarray, group: np.ndarray) -> Difference:
     """Return the difference of two settings, paired by group and seed.
 
-    In each round cities are drawn with replacement, and for each group one of its seeds, the same
-    for both settings: all cities of a group were predicted by the same training.
+    In each round the pairs of trainings are drawn with replacement, and for each of them its
+    cities: all cities of a group were predicted by the same training, and are better or worse
+    together.
 
     Args:
         a, b: confusion matrices, `int64 [cities, seeds, C, C]`.
         group: of each city, `int64 [cities]`.
     """
     rng = np.random.default_rng(0)
-    cities, seeds = a.shape[:2]
+    trainings = [(number, seed) for number in np.unique(group) for seed in range(a.shape[1])]
     differences = []
     for _ in range(ROUNDS):
-        city = rng.integers(cities, size=cities)
-        seed_of_group = rng.integers(seeds, size=group.max() + 1)
-        seed = seed_of_group[group[city]]
-        differences.append(mean_iou(b[city, seed].sum(0)) - mean_iou(a[city, seed].sum(0)))
+        pooled_a = np.zeros(a.shape[2:])
+        pooled_b = np.zeros(b.shape[2:])
+        for drawn in rng.integers(len(trainings), size=len(trainings)):
+            number, seed = trainings[drawn]
+            cities = np.flatnonzero(group == number)
+            cities = rng.choice(cities, size=len(cities))
+            pooled_a += a[cities, seed].sum(0)
+            pooled_b += b[cities, seed].sum(0)
+        differences.append(mean_iou(pooled_b) - mean_iou(pooled_a))
     low, high = np.quantile(differences, [0.025, 0.975])
     score_a, score_b = (float(mean_iou(matrices.sum((0, 1)))) for matrices in (a, b))
     return Difference(score_a, score_b, float(low), float(high))

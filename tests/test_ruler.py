@@ -61,6 +61,17 @@ def test_pairs_of_equal_trainings_do_not_differ_at_all():
     assert compare(same, same, GROUP)[2:] == (0.0, 0.0)
 
 
+def test_the_interval_knows_that_the_cities_of_a_training_differ_together(monkeypatch):
+    monkeypatch.setattr(ablation, "ROUNDS", 200)
+    contains_0 = 0
+    for number in range(30):
+        a = matrices(0.8, noise=0.01, seed=2 * number)
+        b = matrices(0.8, noise=0.01, seed=2 * number + 1)
+        found = compare(a, b, GROUP)
+        contains_0 += found.low <= 0 <= found.high
+    assert contains_0 >= 24  # 95 % of many; six trainings are few, so it is less
+
+
 def test_the_smallest_difference_grows_with_what_the_seed_makes():
     smallest = []
     for noise in (0.0, 0.01, 0.05):
