@@ -25,7 +25,7 @@ from unet_utils.use import check_sections
 from unet_utils.use.check_sections import Job, draw_scenes
 from unet_utils.use.reports import markdown_table
 
-START_SECONDS = 90
+START_SECONDS = 120
 """How long a process may take to import torch."""
 
 
