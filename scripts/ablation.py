@@ -1,7 +1,7 @@
 """The ruler: is one setting better than another? Measured on training cities that neither has seen.
 
     python scripts/ablation.py --data pairs.zip                                    # what it can see
-    python scripts/ablation.py --data pairs.zip --b growth=0                       # against today's
+    python scripts/ablation.py --data pairs.zip --b growth=0.75                    # against today's
     python scripts/ablation.py --data pairs.zip --a learning_rate=0.006 --b learning_rate=0.005
     python scripts/ablation.py --data pairs.zip --b code=../a-branch               # another code
 

@@ -47,8 +47,6 @@ from unet_utils.platform.files import replacing, user_path
 from unet_utils.sources import Source, open_source
 from unet_utils.use.reports import markdown_table, score_text
 
-SCRATCH = {"growth": 0.0, "learning_rate": 0.005, "epochs": 28}
-"""What our recipe from scratch changes in the recipe `cpu`."""
 TRIAL = {"epochs": 1, "image_size": 64, "base_channels": 4, "batch_size": 4}
 """What a trial changes in any recipe; it learns from 16 photos."""
 TRIAL_PHOTOS = 16
@@ -174,21 +172,16 @@ def textbook(job: Job) -> Learned:
 
 
 ROWS = {
-    "scratch": Row("our recipe from scratch", "from scratch", 3, ours(**SCRATCH)),
+    "scratch": Row("our recipe from scratch", "from scratch", 3, ours()),
     "encoder": Row(
         "our recipe with EfficientNet-Lite2",
         "ImageNet",
         1,
-        ours(encoder="efficientnet_lite2", epochs=28),
+        ours(encoder="efficientnet_lite2"),
     ),
     "copied": Row("the copied Kaggle recipe, 16 channels", "from scratch", 1, copied),
     "textbook": Row("a textbook loop, smp's Unet on resnet34", "from scratch", 1, textbook),
-    "nearest": Row(
-        "our recipe on labels by nearest colour",
-        "from scratch",
-        1,
-        ours("nearest", **SCRATCH),
-    ),
+    "nearest": Row("our recipe on labels by nearest colour", "from scratch", 1, ours("nearest")),
 }
 """To add a row, add an entry: a function that takes a `Job` and returns `Learned`."""
 
@@ -196,7 +189,7 @@ ROWS = {
 def measure_clock(job: Job) -> float:
     """Return the seconds that our recipe from scratch takes for its photos on this machine: those
     of an epoch, times its epochs, which all cost the same."""
-    config = job.config(**SCRATCH)
+    config = job.config()
     return our_epoch(job.frames(), config, job.env.device) * config.epochs
 
 

@@ -27,6 +27,12 @@ def folders(data, tmp_path, monkeypatch):
     monkeypatch.setenv("UNET_UTILS_RESULTS", str(tmp_path / "runs"))
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A folder for results, in which each row is trained once for all tests."""
+    return tmp_path_factory.mktemp("records")
+
+
 def run_trial(row, demo, out):
     record.main([row, "--data", str(demo), "--trial", "--out", str(out)])
     return json.loads((out / "trial" / f"{row}-0.json").read_text())
@@ -34,8 +40,8 @@ def run_trial(row, demo, out):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", list(record.ROWS))
-def test_each_row_runs_from_its_command(row, demo, tmp_path, capsys):
-    result = run_trial(row, demo, tmp_path)
+def test_each_row_runs_from_its_command(row, demo, kept, capsys):
+    result = run_trial(row, demo, kept)
     assert 0 < result["scores"]["pixel_accuracy"] < 1
     assert result["seconds"] > 0
     assert result["clock"] > 0
@@ -47,22 +53,22 @@ def test_each_row_runs_from_its_command(row, demo, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_labels_by_nearest_colour_are_learned_but_not_scored_on(demo, tmp_path):
-    nearest = run_trial("nearest", demo, tmp_path)
-    restored = run_trial("scratch", demo, tmp_path)
+def test_labels_by_nearest_colour_are_learned_but_not_scored_on(demo, kept):
+    nearest = run_trial("nearest", demo, kept)
+    restored = run_trial("scratch", demo, kept)
     assert nearest["made_by"]["labels"] == restored["made_by"]["labels"]
     runs = [
-        torch.load(tmp_path / "trial" / f"{row}-0" / "best.pt", weights_only=True)
+        torch.load(kept / "trial" / f"{row}-0" / "best.pt", weights_only=True)
         for row in ("nearest", "scratch")
     ]
     assert [run["data"]["labels"] for run in runs] == ["nearest", "restored"]
 
 
 @pytest.mark.slow
-def test_a_seed_that_is_kept_is_not_trained_again(demo, tmp_path, monkeypatch):
-    first = run_trial("scratch", demo, tmp_path)
+def test_a_seed_that_is_kept_is_not_trained_again(demo, kept, monkeypatch):
+    first = run_trial("scratch", demo, kept)
     monkeypatch.setattr(record, "run", lambda *_: pytest.fail("trained again"))
-    assert run_trial("scratch", demo, tmp_path) == first
+    assert run_trial("scratch", demo, kept) == first
 
 
 def result(seed, mean_iou, **changes):
