@@ -113,7 +113,8 @@ def test_every_figure_has_a_title_and_a_text_and_draws(figures, tmp_path):
     for number, figure in enumerate(figures):
         title = figure.get_suptitle()
         assert title
-        assert figure.get_label().startswith(f"{title}. ")
+        sentence = title if title.endswith("?") else f"{title}."
+        assert figure.get_label().startswith(f"{sentence} ")
         assert len(figure.get_label()) > len(title) + 10
         figure.savefig(tmp_path / f"{number}.png", dpi=50)
         assert (tmp_path / f"{number}.png").stat().st_size > 1000
@@ -439,6 +440,19 @@ def test_quick_epochs_do_not_wait_for_their_pictures(page, model, monkeypatch):
         if page.places[-1] is not before:
             drawn.append(epoch)
     assert drawn == [1, 11, 21, 31, 41, 51, 61, 71, 81, 91, 100]
+
+
+def test_a_run_that_had_ended_shows_its_curves_once(page, model):
+    shown = live.LiveTraining(frames(2), TrainConfig(image_size=64, epochs=1))
+    shown.end(history(True, 1))
+    assert len(page.places) == 1
+    assert "mIoU" in page.places[0].alt
+
+    trained = live.LiveTraining(frames(2), TrainConfig(image_size=64, epochs=1))
+    trained.epoch(history(True, 1), model)
+    shown_before = len(page.places)
+    trained.end(history(True, 1))
+    assert len(page.places) == shown_before
 
 
 def test_a_long_training_shows_its_last_epochs_and_the_best_one(page, model):

@@ -28,7 +28,8 @@ class LiveTraining:
     predictions for a few frames. Use it as::
 
         live = LiveTraining(held_out, config, folder)
-        fit(..., config, folder, progress=False, on_step=live.step, on_epoch=live.epoch)
+        history = fit(..., progress=False, on_step=live.step, on_epoch=live.epoch)
+        live.end(history)
 
     Args:
         frames: the frames to show are taken from these, evenly spaced.
@@ -86,6 +87,11 @@ class LiveTraining:
             )
             self._show("predictions", notebook_image(figure))
         self._drawn = time.monotonic()
+
+    def end(self, history: list[dict]) -> None:
+        """Show the curves of a run that had ended before: no epoch has drawn them here."""
+        if "curves" not in self._handles:
+            self._show("curves", notebook_image(plot_history(history)))
 
     def _predict(self, model: UNet) -> np.ndarray:
         """Return the classes of the shown frames, `uint8 [N, H, W]`."""

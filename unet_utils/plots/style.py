@@ -66,7 +66,8 @@ def new_figure(
     for ax in axes.flat:
         ax.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
-    figure.set_label(f"{title}. {text}")
+    end = "" if title.endswith("?") else "."
+    figure.set_label(f"{title}{end} {text}")
     return figure, axes
 
 
