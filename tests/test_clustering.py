@@ -68,6 +68,14 @@ def test_doubtful_names_are_said_aloud():
     assert "mixed colours" in remarks[64]
 
 
+def test_a_cluster_at_the_colour_of_another_class_says_which():
+    persons = np.array([[220, 20, 60], [214, 26, 66]], dtype=np.uint8)
+    clusters = find_clusters(persons, np.array([100, 100]), 2)
+    remarks = dict(zip(clusters.names, clusters.remarks, strict=True))
+    assert remarks.pop("person") == ""
+    assert list(remarks.values()) == ["nearer to person"]
+
+
 def test_void_clusters_are_ignored_by_the_scheme(demo, histogram):
     clusters = find_clusters(*histogram, 12)
     scheme = choose_scheme("clusters", demo, 12)

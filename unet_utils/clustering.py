@@ -185,7 +185,7 @@ def _match_palette(distances: np.ndarray) -> np.ndarray:
 def _remark(distances: np.ndarray, named: int) -> str:
     """Say what makes the name of a cluster doubtful, given its distances to all palette colours."""
     first, second = np.argsort(distances)[:2]
-    if distances[named] > 30:  # JPEG alone does not move a mean that far
+    if distances[first] > 20:  # JPEG alone does not move a mean that far
         return "mostly mixed colours"
     if first != named:
         return f"nearer to {PALETTE[first].name}"

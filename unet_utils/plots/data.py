@@ -97,11 +97,11 @@ def plot_clusters(
         phantoms: names of clusters that are no class: these are diamonds.
     """
     order = np.argsort(-clusters.shares)
-    title = f"{len(colors):,} distinct colours, and the centres of {len(order)} clusters"
+    often = np.argsort(counts)[-20_000:]
+    title = f"The {len(often):,} most frequent colours, and the centres of {len(order)} clusters"
     largest = (f"{clusters.names[i]} {100 * clusters.shares[i]:.0f} %" for i in order[:4])
     figure, axes = new_figure(1, 1, 6, title, f"The largest clusters: {', '.join(largest)}.")
     ax = axes[0, 0]
-    often = np.argsort(counts)[-20_000:]
     _, green, blue = colors[often].T
     dots = {"s": 1 + 3 * np.log10(counts[often]), "linewidths": 0, "alpha": 0.35}
     ax.scatter(blue, green, c=colors[often] / 255, **dots)
@@ -198,7 +198,7 @@ def plot_label_methods(
     picture(axes[0, 0], photo, "photo")
     class_map(axes[0, 1], by_nearest, OFFICIAL, "nearest labels")
     pixels = np.where(differs[..., None], OFFICIAL.colorize(by_nearest), 235)
-    picture(axes[0, 2], pixels, f"{share} (colour: nearest)")
+    picture(axes[0, 2], pixels, f"{share} (shown: nearest)")
     picture(axes[1, 0], mask, "mask")
     class_map(axes[1, 1], by_restoring, OFFICIAL, "restored labels")
     picture(axes[1, 2], _blended(photo, by_restoring, OFFICIAL), "restored, over the photo")
