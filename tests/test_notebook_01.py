@@ -1,6 +1,5 @@
 """The lessons of notebook 01: a result first, the check of the data, the colours of one mask."""
 
-
 import pytest
 from series import printed, run_notebook
 
@@ -17,6 +16,10 @@ assert right > 0.8, right  # a result that convinces
 large = [(found == index)[truth == index].mean() for index in (0, 2, 13)]  # road, building, car
 thin = [(found == index)[truth == index].mean() for index in (5, 6)]  # pole, traffic light
 assert min(large) > max(thin), (large, thin)
+as_truck = (found == 14)[truth == 13].mean()  # the van
+assert as_truck > 0.15, as_truck
+road = pairs[0][1][:, 200, 128].int() - torch.tensor([128, 64, 128])
+assert road.abs().max() < 20, road  # nearly the official colour
 assert not both
 assert answer == expected
 assert expected > 50 * len(PALETTE), expected
@@ -40,6 +43,8 @@ def test_the_first_cells_show_a_street_before_any_data_is_asked_for(executed):
 def test_the_truth_is_told_with_void_and_a_share(executed):
     cell = next(cell for cell in executed.cells if "inspector(street" in cell.source)
     assert "% of the pixels are right" in cell.outputs[0].text
+    for name in ("road", "person", "traffic light"):
+        assert name in cell.outputs[0].text
     assert "void (no class)" in cell.outputs[-1].data["text/html"]
 
 
