@@ -120,10 +120,9 @@ def _setting(options: argparse.Namespace) -> tuple[Setting, str]:
         print(f"{options.data} cannot be used, so the demo set is used instead: {error}")
         options.data = "demo"
         root, real = get_pairs("demo", env.data), False
-    # Full size from the start, as for the other contenders. The full width of the CPU recipe would
-    # take an hour.
+    # The full width of the CPU recipe would take an hour.
     name = recipe_for(env.device, "kaggle")
-    config = recipe(name, growth=0.0, base_channels=16 if name == "cpu" else None)
+    config = recipe(name, base_channels=16 if name == "cpu" else None)
     if options.tiny:
         config = replace(config, base_channels=4, image_size=64, batch_size=4)
         options.pairs, options.images, options.rounds, options.minutes = 40, 8, 1, 0.05

@@ -151,7 +151,6 @@ def test_the_latest_run_that_fits(results, tmp_path):
     write_run(results, "wide", [0.5], date="2026-02-02")
     torch.save({"model": {}}, results / "plain" / "best.pt")
     assert latest_run(results) == "seven"
-    assert latest_run(results, "cityscapes19") == "wide"
     assert latest_run(results, data="abc") == "seven"
     assert latest_run(results, data="other") is None
     assert latest_run(tmp_path / "none") is None

@@ -81,36 +81,42 @@ import json, sys
 sys.modules["unet_utils"] = None  # whoever imports it fails, wherever it is installed
 import torch
 
-folder, sizes = sys.argv[1], json.loads(sys.argv[2])
-model = torch.jit.load(f"{folder}/unet.torchscript")
-for i, _ in enumerate(sizes):
-    photos = torch.load(f"{folder}/photos{i}.pt")
-    torch.save([model(photos), model(photos, True)], f"{folder}/labels{i}.pt")
-print(model.names[13], model.colors[13], model.scene_height)
+names, count = json.loads(sys.argv[1]), int(sys.argv[2])
+for name in names:
+    model = torch.jit.load(f"{name}.torchscript")
+    for i in range(count):
+        photos = torch.load(f"photos{i}.pt")
+        torch.save([model(photos), model(photos, True)], f"{name}-{i}.pt")
+    print(model.names[13], model.colors[13], model.scene_height)
 """
 
 
 @pytest.mark.slow
-def test_torchscript_gives_the_same_labels_without_this_package(trained, tmp_path):
-    assert export_model(trained, tmp_path / "unet.torchscript") == tmp_path / "unet.torchscript"
+def test_torchscript_gives_the_same_labels_without_this_package(tmp_path):
+    networks = {name: make_trained(network) for name, network in NETWORKS.items()}
+    for name, trained in networks.items():
+        path = tmp_path / f"{name}.torchscript"
+        assert export_model(trained, path) == path
     for i, size in enumerate(SIZES):
         torch.save(random_photos(*size), tmp_path / f"photos{i}.pt")
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_US, tmp_path, json.dumps(SIZES)],
+        [sys.executable, "-c", WITHOUT_US, json.dumps(list(networks)), str(len(SIZES))],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.startswith("car [0, 0, 142] 64")
-    model = trained.model
-    for i, size in enumerate(SIZES):
-        photos, (labels, squeezed) = random_photos(*size), torch.load(tmp_path / f"labels{i}.pt")
-        assert labels.dtype == torch.uint8
-        own = predict_classes(model, photos, photo_size(*size, trained.scene_size, model.divisor))
-        assert agreement(labels, own) > 0.9999
-        assert agreement(squeezed, predict_classes(model, photos, trained.scene_size)) > 0.9999
+    assert done.stdout.splitlines() == ["car [0, 0, 142] 64"] * len(networks)
+    for name, trained in networks.items():
+        model = trained.model
+        for i, size in enumerate(SIZES):
+            photos = random_photos(*size)
+            labels, squeezed = torch.load(tmp_path / f"{name}-{i}.pt")
+            assert labels.dtype == torch.uint8
+            own = predict_classes(model, photos, trained.photo_size(*size))
+            assert agreement(labels, own) > 0.9999
+            assert agreement(squeezed, predict_classes(model, photos, trained.scene_size)) > 0.9999
 
 
 def same_for_photos_of_any_size(trained, path) -> None:
@@ -261,7 +267,7 @@ def test_int8_is_smaller_and_says_what_it_costs(demo, tmp_path, size):
     small = evaluation.load_trained(evaluation.SMALL_MODEL, "cpu")
     frames = prepare(demo, "val", tmp_path / "prepared", small.scheme, "nearest", progress=False)
     frames = frames.part(slice(0, 2))
-    path = tmp_path / "eight.onnx"
+    path = tmp_path / "deeper" / "eight.onnx"
     said = export_int8(small, path, frames, frames, size)
     found = re.search(
         r"bits instead of 32: (.*) MB \(was (.*)\), (.*) ms .* \(was (.*)\), "

@@ -245,7 +245,7 @@ def learning(job: Job) -> None:
 
 def waiting(job: Job) -> None:
     """Five steps in which the host must not wait for the device, and what they launch."""
-    config = recipe("cpu" if job.is_small else "gpu", growth=0.0)
+    config = recipe("cpu" if job.is_small else "gpu")
     if job.is_small:
         config = replace(config, image_size=64, base_channels=8)
     frames = job.frames(7 * config.batch_size).to(job.device)
@@ -299,15 +299,13 @@ def speed(job: Job) -> None:
     names = ["cpu"] if job.is_small else ["t4", "gpu"]
     steps = 3 if job.is_small else 20
     for name in names:
-        config = recipe(name, growth=0.0)
+        config = recipe(name)
         frames = job.frames(steps * config.batch_size)
         on_device = frames.to(job.device)
         if job.is_cuda:
             torch.cuda.reset_peak_memory_stats(job.device)
         usual = _step_seconds(job, config, on_device)
-        # While the input grows, as it may do in a recipe, steps take less.
-        epochs = recipe(name).epochs * (1 - 5 / 12 * recipe(name).growth)
-        minutes = epochs * PHOTOS / config.batch_size * usual / 60
+        minutes = config.epochs * PHOTOS / config.batch_size * usual / 60
         job.say(
             f"recipe {name}: {config.batch_size / usual:.0f} images/s, "
             f"{1000 * usual:.0f} ms a step, about {minutes:.0f} minutes for the real pairs"

@@ -244,12 +244,11 @@ def choose_model(run: str, env: Environment, data: str = "") -> Path:
     return best
 
 
-def latest_run(results: str | Path, scheme: str = "", data: str = "") -> str | None:
+def latest_run(results: str | Path, data: str = "") -> str | None:
     """Return the name of the run that was trained last, None if there is none that fits.
 
     Args:
         results: folder that holds one folder per run.
-        scheme: name of the class scheme that it must have learned; empty for any.
         data: fingerprint of the training split that it must have learned from; empty for any.
     """
     results = user_path(results)
@@ -257,9 +256,7 @@ def latest_run(results: str | Path, scheme: str = "", data: str = "") -> str | N
     for name in _find_runs(results):
         try:
             checkpoint = read_facts(results / name / "best.pt")
-            fits = scheme in ("", checkpoint["scheme"]["name"])
-            fits = fits and data in ("", checkpoint["data"]["files"])
-            if fits:
+            if data in ("", checkpoint["data"]["files"]):
                 found.append((checkpoint["made_by"]["date"], name))
         except UNUSABLE:
             continue

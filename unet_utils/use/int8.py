@@ -37,7 +37,7 @@ def export_int8(
 
     Args:
         trained: the model.
-        path: ends in `.onnx`; replaced if there is such a file.
+        path: ends in `.onnx`; replaced if there is such a file. Its folder is made if missing.
         calibration: frames whose photos the file is made for: those it learned from.
         val: frames with the model's classes, to score it on; at most `SCORED` are used.
         size: height and width of the photos, as in `export_model`.
@@ -61,6 +61,7 @@ def export_int8(
             f"8 bits need the package onnxruntime ({error}): pip install onnx onnxruntime"
         ) from error
 
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         floats = export_model(trained, Path(folder) / "floats.onnx", size)
         ready = Path(folder) / "ready.onnx"
