@@ -20,7 +20,7 @@ from unet_utils.use.compare import (
 )
 from unet_utils.use.reports import save_scores, scores_folder
 
-HEADER = "| run | what differs | epochs | minutes | held-out mIoU | val mIoU (95 % interval) |"
+HEADER = "| run | what differs | epochs (min) | held-out mIoU | val mIoU (95 % interval) |"
 
 
 def names(comparison):
@@ -76,9 +76,9 @@ def test_runs_are_side_by_side(results):
     comparison = compare_runs(results)
     assert comparison.table.splitlines() == [
         HEADER,
-        "|---|---|---|---|---|---|",
-        "| wide | base_channels 32 | 2 of 5 | 2.0 | 0.400 | 0.350 (0.300 to 0.410) |",
-        "| plain | base_channels 16 | 3 of 5 | 3.0 | 0.300 | – |",
+        "|---|---|---|---|---|",
+        "| wide | base_channels 32 | 2 of 5 (2.0) | 0.400 | 0.350 (0.300 to 0.410) |",
+        "| plain | base_channels 16 | 3 of 5 (3.0) | 0.300 | – |",
     ]
     assert names(compare_runs(results, ["plain"])) == ["plain"]
 
@@ -94,7 +94,7 @@ def test_only_what_differs_is_shown(results):
     }
     assert "labels nearest, base_channels 16, learning_rate 0.01 |" in compare_runs(results).table
     alone = compare_runs(results, ["plain"]).table.splitlines()[2]
-    assert alone.startswith("| plain |  | 3 of 5 |")
+    assert alone.startswith("| plain |  | 3 of 5 (")
 
 
 def test_what_made_a_run_and_its_scores_is_shown_where_it_differs(results):
@@ -209,8 +209,8 @@ def test_a_run_without_last_or_without_scores_counts(results, capsys):
     write_run(results, "all frames", [np.nan], hold_out=False)
     (results / "plain" / "evaluation.json").write_text('{"mean_iou": ')
     table = compare_runs(results).table
-    assert "| best only | base_channels 16, hold_out True | 2 of 5 | 2.0 | 0.200 | – |" in table
-    assert "| all frames | base_channels 16, hold_out False | 1 of 5 | 1.0 | – | – |" in table
+    assert "| best only | base_channels 16, hold_out True | 2 of 5 (2.0) | 0.200 | – |" in table
+    assert "| all frames | base_channels 16, hold_out False | 1 of 5 (1.0) | – | – |" in table
     assert "evaluation.json cannot be read" in capsys.readouterr().out
 
 
@@ -259,7 +259,7 @@ def test_a_folder_of_sixty_results_is_ranked(tmp_path, monkeypatch, capsys):
     assert "Left out: cheat.json (a score is 17: it must be between 0 and 1)" in out
     names = [line.split(" | ")[0].removeprefix("| ") for line in out.splitlines() if "of 5" in line]
     assert names == [*(f"student {number:02}" for number in reversed(range(59))), "anna"]
-    assert "| student 58 | learning_rate 0.058 | 1 of 5 | 1.0 | 0.300 | 0.590 (" in out
+    assert "| student 58 | learning_rate 0.058 | 1 of 5 (1.0) | 0.300 | 0.590 (" in out
     assert "2026-01-01" not in out
 
 

@@ -51,9 +51,10 @@ class Comparison(NamedTuple):
             val = score_text(row["val"])
             if row["interval"]:
                 val += f" ({' to '.join(map(score_text, row['interval']))})"
-            cells = [row["run"], ", ".join(settings), f"{done} of {planned}"]
-            lines.append([*cells, f"{row['minutes']:.1f}", score_text(row["held_out"]), val])
-        header = ["run", "what differs", "epochs", "minutes", "held-out mIoU"]
+            epochs = f"{done} of {planned} ({row['minutes']:.1f})"
+            differ = ", ".join(settings)
+            lines.append([row["run"], differ, epochs, score_text(row["held_out"]), val])
+        header = ["run", "what differs", "epochs (min)", "held-out mIoU"]
         return markdown_table([*header, "val mIoU (95 % interval)"], lines)
 
 
