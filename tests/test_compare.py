@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from unet_utils import ConfusionMatrix, UNet, get_scheme, recipe
+from unet_utils import ConfusionMatrix, UNet, find_clusters, get_scheme, recipe
 from unet_utils.__main__ import main
 from unet_utils.evaluation import SMALL_MODEL
 from unet_utils.platform.environment import Environment
@@ -95,6 +95,15 @@ def test_only_what_differs_is_shown(results):
     assert "labels nearest, base_channels 16, learning_rate 0.01 |" in compare_runs(results).table
     alone = compare_runs(results, ["plain"]).table.splitlines()[2]
     assert alone.startswith("| plain |  | 3 of 5 (")
+
+
+def test_another_number_of_clusters_is_another_set_of_classes(tmp_path):
+    colors = np.eye(3, dtype=np.uint8) * 200
+    for name, count in (("two", 2), ("three", 3), ("again", 3)):
+        scheme = find_clusters(colors, np.full(3, 100), count).scheme()
+        write_run(tmp_path, name, [0.4], scheme=scheme)
+    assert sorted(runs_like(tmp_path, "three")) == ["again", "three"]
+    assert compare_runs(tmp_path, ["two", "three"]).rows[0]["settings"]["classes"] == "clusters2"
 
 
 def test_what_made_a_run_and_its_scores_is_shown_where_it_differs(results):

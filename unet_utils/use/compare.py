@@ -295,8 +295,10 @@ def _read_run(folder: Path, scored: Path) -> dict:
     except (FileNotFoundError, ValueError):
         last = best
     scores = _read_scores(scored / "evaluation.json", best["made_by"]["weights"])
+    # Other numbers of clusters are other classes.
+    clusters = len(last["scheme"]["cluster_colors"])
     settings = {
-        "classes": last["scheme"]["name"],
+        "classes": last["scheme"]["name"] + (str(clusters) if clusters else ""),
         "labels": last["data"]["labels"],
         "data": last["data"]["files"],
         **last["config"],
