@@ -12,7 +12,7 @@ assert same > 0.99, same
 assert run_file(photos).shape == photos[:, 0].shape
 assert model.model.config["other"].endswith("Sequential")
 assert own_score > 0.7, own_score  # one class everywhere scores below 0.25
-assert network_score > 0.35, network_score
+assert 0.35 < network_score < own_score - 0.1, network_score
 assert len(learn) == 20 and len(unseen) == 4
 assert unseen.scheme.names == ("rest", "road", "car")
 assert open_picture(mine / "masks" / "0.png").size == open_picture(mine / "images" / "0.jpg").size
