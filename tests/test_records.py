@@ -152,5 +152,9 @@ def test_the_figures_of_the_model_card_come_from_one_command(demo, capsys):
     text = capsys.readouterr().out
     assert "calibration error" in text
     assert "This model has no temperature" in text
+    scores = dict(re.findall(r"^\| (.*) \| ([\d.]+) \|$", text, re.MULTILINE))
+    whole, *cut = [scores[camera] for camera in model_card.CAMERAS]
+    assert re.search(rf"^\| unchanged \|.*\| {whole} \|$", text, re.MULTILINE)
+    assert all(0.2 < float(score) < 1 for score in cut)
     for change in robustness.CHANGES:
         assert text.count(f"| {change} |") == 2
