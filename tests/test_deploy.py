@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch.nn.functional import pixel_shuffle
 
 from unet_utils.evaluation import SMALL_MODEL, load_trained
 from unet_utils.use import onnx_file
@@ -34,6 +36,15 @@ def test_the_program_is_short_and_needs_three_packages():
     assert len(lines) <= 32
     imported = {line.split()[1] for line in lines if line.startswith(("import", "from"))}
     assert imported == {"json", "sys", "numpy", "onnxruntime", "PIL"}
+
+
+def test_the_lines_of_the_page_put_blocks_of_logits_in_their_places():
+    programs = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    lines = next(text for text in programs if text.startswith("block"))
+    raw = torch.arange(2 * 12 * 4 * 5).reshape(2, 12, 4, 5)
+    names = {"facts": {"block": "2"}, "logits": raw.numpy()}
+    exec(lines, names)
+    assert (names["logits"] == pixel_shuffle(raw, 2).numpy()).all()
 
 
 @pytest.mark.slow
