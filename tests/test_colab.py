@@ -128,10 +128,10 @@ def test_a_first_look_asks_for_nothing(tiny_pairs, tmp_path):
 
 
 @pytest.mark.slow
-def test_without_drive_everything_runs(demo, tmp_path):
+def test_without_drive_everything_runs(tiny_pairs, tmp_path):
     asked = tmp_path / "asked"
     colab = Colab(tmp_path, FAKE_COLAB_NO_DRIVE="refused", FAKE_COLAB_ASKED=str(asked))
-    shown = colab.run("04_evaluate", DATA=str(demo))
+    shown = colab.run("04_evaluate", DATA=str(tiny_pairs))
     assert shown.count("Google Drive is not used") == 1
     assert asked.read_text() == "asked\n"
     assert not colab.kept.exists()

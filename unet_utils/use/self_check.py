@@ -143,10 +143,11 @@ def run_apart(
     sender.close()
     row.state = "ok"
     kind = ""
-    deadline = begun + START_SECONDS
+    allowed: float = START_SECONDS
+    deadline = begun + allowed
     while kind != "end":
         if not receiver.poll(max(0.0, deadline - time.perf_counter())):
-            row.add("fault", f"not done after {limit:g} s")
+            row.add("fault", f"not done after {allowed:g} s")
             break
         try:
             kind, text = receiver.recv()
@@ -155,7 +156,8 @@ def run_apart(
             row.add("fault", f"the process ended with exit code {process.exitcode}")
             break
         if kind == "begin":
-            deadline = time.perf_counter() + limit
+            allowed = limit
+            deadline = time.perf_counter() + allowed
         elif kind != "end":
             row.add(kind, text)
     if kind != "end":
