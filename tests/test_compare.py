@@ -183,6 +183,8 @@ def test_runs_of_other_classes_or_data_are_not_alike(results):
     write_run(results, "better", [0.9])
     assert runs_like(results, "plain") == ["better", "wide", "plain"]
     assert runs_like(results, "seven") == ["seven"]
+    with pytest.raises(FileNotFoundError, match="no usable run 'eight'"):
+        runs_like(results, "eight")
 
 
 def test_on_drive_the_backup_of_a_run_is_used(results, tmp_path):

@@ -273,9 +273,11 @@ def runs_like(results: str | Path, name: str) -> list[str]:
         name: of the run.
 
     Raises:
-        FileNotFoundError: there is no run in the folder.
+        FileNotFoundError: there is no such run in the folder, or it has no usable checkpoint.
     """
     rows = {row["run"]: row["settings"] for row in compare_runs(results).rows}
+    if name not in rows:
+        raise FileNotFoundError(f"no usable run {name!r} in {results}: {ADVICE}")
     own = rows[name]
     same = ("classes", "labels", "data")
     return [run for run in rows if all(rows[run].get(key) == own.get(key) for key in same)]
