@@ -41,6 +41,7 @@ import torch
 from unet_utils import (
     ConfusionMatrix,
     Frames,
+    TrainConfig,
     evaluate,
     fit,
     load_trained,
@@ -175,13 +176,15 @@ def measure(
     numbers: list[int] = []
     matrices: list[list] = []
     minutes = 0.0
+    # All settings, too: those of a recipe may change.
+    config = config_of(options.recipe, setting)
     for number, group in enumerate(deal(cities_of(frames.numbers), options.groups)):
         if options.only and number >= options.only:
             break
         results = []
         for seed in seeds:
             facts = [options.recipe, options.photos, options.size, frames.data, group, seed]
-            facts.append(sorted(setting.items()))
+            facts += [sorted(setting.items()), config.to_dict()]
             digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
             file = user_path(options.out) / f"{digest}.json"
             if not file.exists():
@@ -193,6 +196,15 @@ def measure(
             numbers.append(number)
             matrices.append([result["matrices"][city] for result in results])
     return Measured(names, np.array(numbers), np.array(matrices), minutes)
+
+
+def config_of(name: str, setting: dict) -> TrainConfig:
+    """Return a recipe with a setting's changes.
+
+    Raises:
+        ValueError: there is no such recipe or setting, or an impossible value.
+    """
+    return recipe(name, **{key: value for key, value in setting.items() if key != "code"})
 
 
 def run_job(job: list) -> None:
@@ -289,7 +301,7 @@ def main() -> None:
     if options.seeds < 2:
         parser.error("--seeds is below 2: what the seed alone makes is what the ruler must know")
     for setting in (options.a, options.b or []):
-        recipe(options.recipe, **{k: v for k, v in read_setting(setting).items() if k != "code"})
+        config_of(options.recipe, read_setting(setting))
     _, frames = read_frames(options)
     seeds = range(options.seeds)
 
