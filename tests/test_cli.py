@@ -139,7 +139,7 @@ def test_the_commands_with_photos_and_classes_of_ones_own(machine, capsys):
     assert float(re.search(r"this model \| [\d.]+ \| [\d.]+ \| ([\d.]+)", printed)[1]) > 0.8
     assert "pix2pix" not in printed
     main(["compare"])
-    assert "| 12 of 12 |" in capsys.readouterr().out
+    assert "| 12 of 12 (" in capsys.readouterr().out
     main(["predict", str(folder / "images" / "1.jpg"), "--out", str(machine / "out")])
     classes = next((machine / "out").rglob("1-classes.png"))
     with Image.open(classes) as image:
