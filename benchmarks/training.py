@@ -59,9 +59,10 @@ def our_bound(frames: Frames, config: TrainConfig, device: torch.device) -> floa
         return our_epoch(frames, config, device)
 
 
-def copied_trainer(config: TrainConfig, device: torch.device) -> Trainer:
-    """Return the network and the optimizer of the copied recipe, in float32."""
-    model = PlainUNet(COPIED_CLUSTERS, config.base_channels, CopiedDoubleConv).to(device)
+def copied_trainer(width: int, device: torch.device) -> Trainer:
+    """Return network and optimizer of the copied recipe, in float32, with so many channels in the
+    first level."""
+    model = PlainUNet(COPIED_CLUSTERS, width, CopiedDoubleConv).to(device)
     adam = torch.optim.Adam(model.parameters(), lr=COPIED_RATE)
     return Trainer(model, adam, lambda device: torch.autocast(device.type, enabled=False))
 
@@ -74,7 +75,7 @@ def epochs(setting: Setting) -> Result:
     unfolded = replace(config, fold=1)
     size = config.image_size
 
-    copied = copied_trainer(config, device)
+    copied = copied_trainer(config.base_channels, device)
     copied_loader = DataLoader(CopiedDataset(paths, size), COPIED_BATCH)
     copied_batch = (
         torch.randn(COPIED_BATCH, 3, size, size),
@@ -189,7 +190,7 @@ def _copied_curve(setting: Setting) -> list[tuple[float, float]]:
     learn, held_out = setting.frames.split(hold_out=True)
     paths: dict[int, Path] = {int(path.stem): path for path in setting.paths}
     dataset = CopiedDataset([paths[number] for number in learn.numbers], setting.config.image_size)
-    trainer = copied_trainer(setting.config, setting.device)
+    trainer = copied_trainer(setting.config.base_channels, setting.device)
     named = NamedClusters(trainer.model, dataset, learn, COPIED_CLUSTERS)
     model = OtherNetwork(named, learn.scheme.num_classes).to(setting.device)
     size = setting.config.image_size

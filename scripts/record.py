@@ -27,15 +27,8 @@ from torch.utils.data import DataLoader
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # benchmarks is not installed
 
-from benchmarks.peers import (
-    CopiedDataset,
-    CopiedDoubleConv,
-    NamedClusters,
-    PlainUNet,
-    TextbookDataset,
-    Trainer,
-)
-from benchmarks.training import COPIED_BATCH, COPIED_CLUSTERS, COPIED_RATE, our_epoch
+from benchmarks.peers import CopiedDataset, NamedClusters, TextbookDataset, Trainer
+from benchmarks.training import COPIED_BATCH, COPIED_CLUSTERS, copied_trainer, our_epoch
 from unet_utils import CityscapesPairs, Environment, Frames, fit, load_trained, recipe, setup
 from unet_utils.checkpoints import made_by
 from unet_utils.config import TrainConfig
@@ -142,12 +135,11 @@ def copied(job: Job) -> Learned:
     """Train the copied Kaggle recipe: clusters of random colours, Adam, no shuffle."""
     size = TRIAL["image_size"] if job.trial else 256
     dataset = CopiedDataset(job.paths(), size)
-    model = PlainUNet(COPIED_CLUSTERS, COPIED_WIDTH, CopiedDoubleConv).to(job.env.device)
-    adam = torch.optim.Adam(model.parameters(), lr=COPIED_RATE)
-    trainer = Trainer(model, adam, lambda device: torch.autocast(device.type, enabled=False))
+    trainer = copied_trainer(COPIED_WIDTH, job.env.device)
     epochs = 1 if job.trial else COPIED_EPOCHS
     seconds = trainer.train(DataLoader(dataset, COPIED_BATCH), epochs, job.clock)
-    return Learned(NamedClusters(model, dataset, job.frames(), COPIED_CLUSTERS), size, seconds)
+    model = NamedClusters(trainer.model, dataset, job.frames(), COPIED_CLUSTERS)
+    return Learned(model, size, seconds)
 
 
 def textbook(job: Job) -> Learned:

@@ -242,10 +242,10 @@ def _frames(
 ) -> Frames:
     return source.frames(
         split,
-        env.data / "prepared",
+        env.prepared,
         scheme,
         options.labels,
-        env.drive and env.drive / "prepared",
+        env.prepared_copy,
         getattr(options, "num_clusters", 20),
     )
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unet_utils.checkpoints import read_facts
+from unet_utils.checkpoints import LAST, read_facts
 from unet_utils.device import first_line
 from unet_utils.evaluation import SMALL_MODEL
 from unet_utils.platform.environment import Environment
@@ -293,7 +293,7 @@ def _read_run(folder: Path, scored: Path) -> dict:
     `scored`."""
     best = read_facts(folder / "best.pt")
     try:
-        last = read_facts(folder / "last.pt")  # best.pt ends with the best epoch
+        last = read_facts(folder / LAST)  # best.pt ends with the best epoch
     except (FileNotFoundError, ValueError):
         last = best
     scores = _read_scores(scored / "evaluation.json", best["made_by"]["weights"])
