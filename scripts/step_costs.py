@@ -28,9 +28,8 @@ from unet_utils import TrainConfig, UNet, count_parameters, recipe
 from unet_utils.device import computing_in
 from unet_utils.losses import AuxiliaryHeads, segmentation_loss
 from unet_utils.optimizer import make_optimizer
+from unet_utils.use.check_sections import PHOTOS
 
-PHOTOS = 2711
-"""Frames to learn from: the training split without the held-out frames."""
 # Weight, gradient, momentum, averaged weight, and one temporary copy in Muon's step.
 BYTES_PER_PARAMETER = 4 * 5
 BATCHES = (4, 8, 16, 32)

@@ -76,6 +76,9 @@ def test_errors_are_one_line_that_says_what_to_do(machine):
             main([*command, "--run-name", "typo"])
     with pytest.raises(SystemExit, match=r"Error: There is no .*nowhere\.zip"):
         main(["prepare", "--data", str(machine / "nowhere.zip")])
+    # Refused before the pairs are prepared: they are not even looked for.
+    with pytest.raises(SystemExit, match=r"Error: .*only ONNX has 8 bits"):
+        main(["export", "--int8", "--out", "unet.pt", "--data", str(machine / "nowhere.zip")])
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -31,7 +31,7 @@ from unet_utils.use.exchange import (
     score_predictions,
 )
 from unet_utils.use.export import default_name, export_model, frames_per_second
-from unet_utils.use.int8 import export_int8
+from unet_utils.use.int8 import check_int8, export_int8
 from unet_utils.use.photos import expand_patterns, predict_photos, printable
 from unet_utils.use.reports import (
     class_table,
@@ -199,10 +199,10 @@ def _export(options: argparse.Namespace, env: Environment) -> None:
     if options.int8:
         if options.logits:
             raise ValueError("--int8 is scored, and needs classes: leave --logits out")
+        path = check_int8(options.out or folder / "unet-int8.onnx")  # before the work
         source = open_source(options.data, env.data, env.drive, trained.scene_size)
         train = _frames(options, env, source, "train", trained.scheme)
         val = _frames(options, env, source, "val", trained.scheme)
-        path = user_path(options.out or folder / "unet-int8.onnx")
         report = export_int8(trained, path, train, val, options.size)
         print(f"{path}: {report}")
         return

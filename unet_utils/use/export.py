@@ -143,8 +143,6 @@ def export_model(
             module.save(str(unfinished), _extra_files=metadata)
             return path
         try:
-            if logits:
-                metadata["block"] = str(PixelsToLogits(trained, shuffle=False).block)
             write_onnx(trained, unfinished, size, logits, metadata)
         except (ImportError, TypeError, RuntimeError) as error:
             raise RuntimeError(

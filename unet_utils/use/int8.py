@@ -47,19 +47,11 @@ def export_int8(
         each beside that of the same file in 32 bits.
 
     Raises:
-        ValueError: the path does not end in `.onnx`.
-        RuntimeError: the packages `onnx` and `onnxruntime` are not there.
+        ValueError, RuntimeError: as `check_int8`.
     """
-    path = user_path(path)
-    if path.suffix != ".onnx":
-        raise ValueError(f"{path}: only ONNX has 8 bits, write a name that ends in .onnx")
-    try:
-        from onnxruntime import quantization
-        from onnxruntime.quantization.shape_inference import quant_pre_process
-    except ImportError as error:
-        raise RuntimeError(
-            f"8 bits need the package onnxruntime ({error}): pip install onnx onnxruntime"
-        ) from error
+    path = check_int8(path)
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -84,6 +76,26 @@ def export_int8(
         f"thread for a photo (was {before[1]:.0f}), mIoU {after[2]:.3f} (was {before[2]:.3f}) on "
         f"{min(SCORED, len(val))} validation frames"
     )
+
+
+def check_int8(path: str | Path) -> Path:
+    """Check that a file in 8 bits can be written, before frames are prepared for it; return its
+    path.
+
+    Raises:
+        ValueError: the path does not end in `.onnx`.
+        RuntimeError: the packages `onnx` and `onnxruntime` are not there.
+    """
+    path = user_path(path)
+    if path.suffix != ".onnx":
+        raise ValueError(f"{path}: only ONNX has 8 bits, write a name that ends in .onnx")
+    try:
+        from onnxruntime import quantization  # noqa: F401
+    except ImportError as error:
+        raise RuntimeError(
+            f"8 bits need the package onnxruntime ({error}): pip install onnx onnxruntime"
+        ) from error
+    return path
 
 
 class _Photos:

@@ -90,6 +90,7 @@ def write_onnx(
     output = "logits" if logits else "classes"
     if size:
         module = PhotoOfOneSize(trained, *size, logits)
+        network = module.network
         _write_module(module, torch.zeros(1, 3, *size), path, ("images", output))
         model = onnx.load(path)
     else:
@@ -97,6 +98,8 @@ def write_onnx(
         pixels = torch.zeros(2, 3, *trained.scene_size)
         _write_module(network, pixels, path, ("pixels", "logits"), trained.model.divisor)
         model = _with_resizing(onnx.load(path), trained, logits)
+    if logits:
+        metadata = metadata | {"block": str(network.block)}
     model.ir_version = IR_VERSION
     del model.opset_import[1:]  # merged files name their common version once each
     onnx.helper.set_model_props(model, metadata)
