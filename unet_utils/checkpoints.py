@@ -22,6 +22,8 @@ PARTS = ("format", "network", "scheme", "config", "scene_size", "epoch", "histor
 """Keys that every checkpoint has."""
 TENSORS = ("model", "averaged", "heads", "optimizer", "scaler", "logit_shift")
 """Keys whose values are tensors, or hold tensors."""
+SET_BACK = "set it back, choose another run name, or switch resume off to begin again"
+"""What to do about a change that makes another run."""
 
 
 def read_checkpoint(path: str | Path) -> dict:
@@ -90,6 +92,34 @@ def saved_settings(folder: str | Path, backup: str | Path | None = None) -> dict
     return None
 
 
+def check_same_data(checkpoint: dict, now: dict, folder: Path) -> None:
+    """Check that a run learns from what it was begun with: classes, labels, frames.
+
+    Args:
+        checkpoint: of the run.
+        now: what its next checkpoint will hold.
+        folder: of the run.
+
+    Raises:
+        ValueError: something differs; the message names it.
+    """
+    for what, part, key in (
+        ("class scheme", "scheme", "name"),
+        ("classes", "scheme", "names"),
+        ("cluster colours", "scheme", "cluster_colors"),
+        ("labels", "data", "labels"),
+        ("number of training frames", "data", "frames"),
+        ("training files, by their fingerprint,", "data", "files"),
+    ):
+        was = checkpoint[part][key]
+        is_now = now[part][key]
+        if was != is_now:
+            raise ValueError(
+                f"the run in {folder} was begun with the {what} {was}, now it is {is_now}: "
+                f"{SET_BACK}"
+            )
+
+
 def check_same_network(checkpoint: dict, model: nn.Module, folder: Path) -> None:
     """Check that the weights of a checkpoint are those of this network, by names and shapes.
 
@@ -102,8 +132,7 @@ def check_same_network(checkpoint: dict, model: nn.Module, folder: Path) -> None
         other = [name for name in saved.keys() | own.keys() if saved.get(name) != own.get(name)]
         raise ValueError(
             f"the run in {folder} was begun with another network (it differs in "
-            f"{sorted(other)[0]}): set it back, choose another run name, or switch resume off to "
-            "begin again"
+            f"{sorted(other)[0]}): {SET_BACK}"
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from unet_utils.checkpoints import read_facts, saved_settings
+from unet_utils.checkpoints import SET_BACK, read_facts, saved_settings
 from unet_utils.encoders import ENCODERS, expanding_levels
 
 LIMITS = {
@@ -279,12 +279,14 @@ def run_settings(
     before = TrainConfig(**saved)
     config = replace(before, **changed)
     check_same_run(before, config, folder)
-    saved = before.to_dict()
-    differ = [name for name, value in config.to_dict().items() if value != saved[name]]
-    changes = [f"{name} {getattr(config, name)} (before: {saved[name]})" for name in differ]
-    print(
-        f"Settings of the run in {folder}" + (f", changed: {', '.join(changes)}" if changes else "")
-    )
+    was = before.to_dict()
+    changes = [
+        f"{name} {value} (before: {was[name]})"
+        for name, value in config.to_dict().items()
+        if value != was[name]
+    ]
+    changed_to = f", changed: {', '.join(changes)}" if changes else ""
+    print(f"Settings of the run in {folder}{changed_to}")
     return config
 
 
@@ -302,8 +304,7 @@ def check_same_run(before: TrainConfig, now: TrainConfig, folder: str | Path) ->
         if was != is_now[name]:
             raise ValueError(
                 f"the run in {folder} was begun with {name} {was}, now it is {is_now[name]}, which "
-                "makes it another run: set it back, choose another run name, or switch resume off "
-                "to begin again"
+                f"makes it another run: {SET_BACK}"
             )
 
 

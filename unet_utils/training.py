@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from unet_utils.augment import augment, draw_changes
 from unet_utils.checkpoints import (
     FORMAT,
+    check_same_data,
     check_same_network,
     load_matching,
     made_by,
@@ -96,29 +97,29 @@ def fit(
     learn, held_out = frames.split(config.hold_out)
     _check_frames(learn, held_out, config, processes)
     scene_size = config.scene_size(*frames.photos.shape[1:3])
-    facts = {
+    facts: dict = {
         "format": FORMAT,
         "scheme": frames.scheme.to_dict(),
         "config": config.to_dict(),
         "scene_size": list(scene_size),
         "data": {"files": frames.data, "labels": frames.labels, "frames": len(frames)},
+        "made_by": made_by(device, frames.label_hash()),
     }
-    origin = made_by(device, frames.label_hash())
     with files if processes.rank == 0 else contextlib.nullcontext():
         checkpoint = processes.first(lambda: files.begin(resume))
         if checkpoint:
-            _check_same_data(checkpoint, facts, files.folder)
+            check_same_data(checkpoint, facts, files.folder)
             check_same_run(TrainConfig(**checkpoint["config"]), config, files.folder)
-        source = read_checkpoint(start_from) if start_from and not checkpoint else None
-        licence = frames.licence or (checkpoint or source or {}).get("licence", "")
-        if licence:
-            print(f"A model that learns from this may be used so: {licence}")
+        earlier = checkpoint or (read_checkpoint(start_from) if start_from else None)
+        facts["licence"] = frames.licence or (earlier or {}).get("licence", "")
+        if facts["licence"]:
+            print(f"A model that learns from this may be used so: {facts['licence']}")
         torch.manual_seed(config.seed)
-        model = processes.first(lambda: _first_model(frames, config, checkpoint or source, network))
+        model = processes.first(lambda: _first_model(frames, config, earlier, network))
         if checkpoint:
             check_same_network(checkpoint, model, files.folder)
-        elif source:
-            load_matching(model, source, start_from)
+        elif earlier:
+            load_matching(model, earlier, start_from)
         state = TrainingState(model, learn, config, device, processes)
         if checkpoint:
             state.load(checkpoint)
@@ -144,14 +145,13 @@ def fit(
             if held_out:
                 row |= score(model, held_out, scene_size).summary()
             best = max((past.get("mean_iou", 0) for past in state.history[:-1]), default=0)
-            origin["weights"] = weights_hash(state.averaged.state_dict())
-            checkpoint = facts | state.to_dict() | {"made_by": origin, "licence": licence}
-            files.save(checkpoint, is_best=row.get("mean_iou", 0) >= best)
+            facts["made_by"]["weights"] = weights_hash(state.averaged.state_dict())
+            files.save(facts | state.to_dict(), is_best=row.get("mean_iou", 0) >= best)
             if progress:
                 print(_line(state.history, Schedule(config, 1, state.first_epoch)))
             if on_epoch:
                 on_epoch(state.history, model)
-    if processes.rank == 0 and not files.saved:
+    if not files.saved:
         raise OSError(f"the last epoch could not be saved in {files.folder}: see the message above")
     return state.history
 
@@ -176,7 +176,6 @@ def train_epoch(
         `epoch` (from 1), `learning_rate` at its end, `loss` (mean over the steps), `seconds` and
         `images_per_second`.
     """
-    device = state.class_weights.device
     # All randomness of the epoch comes from this seed: no random state has to be saved.
     seed = (config.seed * 1_000_003 + state.epoch) % 2**63
     generator = torch.Generator().manual_seed(seed)
@@ -190,17 +189,17 @@ def train_epoch(
     height, width = learn.photos.shape[1:3]
 
     state.network.train()
-    total_loss = torch.zeros((), device=device)
+    total_loss = torch.zeros((), device=state.device)
     started = time.perf_counter()
-    bar = progress_bar(total=images, unit="img", disable=not progress, leave=False)
-    bar.set_description(f"epoch {state.epoch + 1}/{config.epochs}")
-    data = learn.batches((batch[mine] for batch in batches), device)
+    title = f"epoch {state.epoch + 1}/{config.epochs}"
+    bar = progress_bar(total=images, desc=title, unit="img", disable=not progress, leave=False)
+    data = learn.batches((batch[mine] for batch in batches), state.device)
     for step, (photos, labels) in enumerate(data, start=state.epoch * steps):
         changes = draw_changes(config.batch_size, generator, config.augmentation).part(mine)
         x, y = augment(photos, labels, schedule.input_size(step, width / height), changes)
 
-        with autocast(device):
-            outputs = state.network(x.contiguous(memory_format=memory_format(device)))
+        with autocast(state.device):
+            outputs = state.network(x.contiguous(memory_format=memory_format(state.device)))
         loss, with_heads = segmentation_loss(
             outputs, y, state.class_weights, config.auxiliary, processes.sum
         )
@@ -248,6 +247,7 @@ class TrainingState:
 
     Attributes:
         model: the network; `network` is the same with the auxiliary heads, as it is trained.
+        device: where it trains.
         averaged: a UNet with the running average of the weights: the result of the training.
         optimizer, scaler: they have a state of their own. The scaler keeps small float16 gradients
             from becoming zero; in other precisions it does nothing.
@@ -276,6 +276,7 @@ class TrainingState:
         uses_float16 = compute_dtype(device) == torch.float16
         self.scaler = torch.amp.GradScaler(device.type, enabled=uses_float16)
         self.class_weights = class_weights(learn.class_counts(), config.class_weighting).to(device)
+        self.device = self.class_weights.device  # with the number of the GPU
         self.logit_shift = prior_correction(self.class_weights, config.prior_correction)
         self.epoch = 0
         self.first_epoch = 0
@@ -391,28 +392,6 @@ def _check_frames(
             raise ValueError(
                 f"no pixel of the {name} frames has a class of the scheme "
                 f"{frames.scheme.name!r}: look at the masks"
-            )
-
-
-def _check_same_data(checkpoint: dict, facts: dict, folder: Path) -> None:
-    """Check that a run learns from what it was begun with: classes, labels, frames.
-
-    Raises:
-        ValueError: something differs; the message names it.
-    """
-    scheme, data = checkpoint["scheme"], checkpoint["data"]
-    for what, was, now in (
-        ("class scheme", scheme["name"], facts["scheme"]["name"]),
-        ("classes", scheme["names"], facts["scheme"]["names"]),
-        ("cluster colours", scheme["cluster_colors"], facts["scheme"]["cluster_colors"]),
-        ("labels", data["labels"], facts["data"]["labels"]),
-        ("number of training frames", data["frames"], facts["data"]["frames"]),
-        ("training files, by their fingerprint,", data["files"], facts["data"]["files"]),
-    ):
-        if was != now:
-            raise ValueError(
-                f"the run in {folder} was begun with the {what} {was}, now it is {now}: set it "
-                "back, choose another run name, or switch resume off to begin again"
             )
 
 
