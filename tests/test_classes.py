@@ -95,7 +95,7 @@ def test_an_overlay_has_white_borders_and_shows_the_photo_where_nothing_is_known
     photo = np.full((4, 6, 3), 100, dtype=np.uint8)
     classes = np.full((4, 6), IGNORE, dtype=np.uint8)
     classes[:, 2:] = 10
-    seen = scheme.overlay(photo, classes, opacity=0.5)
+    seen = scheme.overlay(photo, classes)
     assert (seen[:, 0] == 100).all()
     assert (seen[:, 1] == 255).all()
     assert (seen[:, 2:] == (100 + np.array(scheme.colors[10])) / 2).all()

@@ -41,7 +41,7 @@ def source(demo, machine):
 @pytest.fixture(scope="module")
 def frames(source, machine):
     """The validation split."""
-    return source.frames("val", machine / "data" / "prepared", labels="nearest", progress=False)
+    return source.frames("val", machine / "data" / "prepared", labels="nearest")
 
 
 @pytest.fixture(scope="module")

@@ -164,7 +164,7 @@ def test_own_data_with_a_model_that_held_nothing_out(tmp_path):
         Image.fromarray(labels).save(tmp_path / "own" / "masks" / f"{number}.png")
     (tmp_path / "own" / "classes.txt").write_text("\n".join(COLORS))
     source = open_source(tmp_path / "own", tmp_path / "data")
-    frames = source.frames("train", tmp_path / "data" / "prepared", progress=False)
+    frames = source.frames("train", tmp_path / "data" / "prepared")
     config = recipe("demo", hold_out=False, **TINY)
     fit(frames, config, tmp_path / "results" / "mine", "cpu", progress=False)
     notebook = run_notebook(NAME, tmp_path, DATA=str(tmp_path / "own"), FLIP=True)

@@ -76,12 +76,12 @@ def test_a_folder_becomes_frames_of_one_size(folder, tmp_path, capsys):
     names = [photo.name for photo, _ in data.pairs["train"] + data.pairs["val"]]
     assert names == [f"frame{number}.jpg" for number in (6, 7, 8, 9, 10, 11)]
     assert "photos that look alike" in capsys.readouterr().out
-    frames = prepare_own_data(data, "train", tmp_path / "cache", (48, 32), progress=False)
+    frames = prepare_own_data(data, "train", tmp_path / "cache", (48, 32))
     assert frames.photos.shape == (5, 32, 48, 3)
     assert frames.scheme.names == tuple(COLORS)
     shares = frames.class_counts().double() / frames.label_ids.numel()
     assert shares.tolist() == pytest.approx([0.61, 0.06, 0.33], abs=0.02)
-    again = prepare_own_data(data, "train", tmp_path / "cache", (48, 32), progress=False)
+    again = prepare_own_data(data, "train", tmp_path / "cache", (48, 32))
     assert again.data == frames.data
 
 

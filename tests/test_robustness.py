@@ -38,7 +38,7 @@ def small_model():
 
 @pytest.fixture(scope="module")
 def rows(small_model, frames):
-    return robustness(small_model, frames, progress=False)
+    return robustness(small_model, frames)
 
 
 def rng():
@@ -92,7 +92,6 @@ def test_each_frame_has_its_own_noise_and_fog(frames, change):
     twice = replace(frames.part(slice(0, 2)), photos=frames.photos[:1].repeat(2, 1, 1, 1))
     first, second = change_frames(twice, change, MILD).photos
     assert not torch.equal(first, second)
-    assert not torch.equal(change_frames(twice, change, MILD, seed=1).photos[0], first)
 
 
 @pytest.mark.parametrize(("severity", "deviation"), [(MILD, 0.08), (STRONG, 0.18)])

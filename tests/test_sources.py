@@ -15,7 +15,7 @@ from unet_utils import sources
 from unet_utils.dataset import find_pairs, pair_files
 from unet_utils.platform import unpacking
 from unet_utils.platform.download import ARCHIVE
-from unet_utils.sources import check_pairs, get_pairs, is_full_set
+from unet_utils.sources import Source, check_pairs, get_pairs
 
 pytest_plugins = ["machines"]
 
@@ -119,12 +119,12 @@ def test_folders_that_cannot_be_read_are_passed_over(tmp_path, monkeypatch, tiny
 def test_only_the_whole_kaggle_set_compares_with_published_scores(
     tiny_pairs, tmp_path, monkeypatch
 ):
-    assert not is_full_set(tiny_pairs)
+    assert not Source(tiny_pairs).is_published
     monkeypatch.setattr(sources, "FULL_SET", TINY)
-    assert is_full_set(tiny_pairs.parent)
+    assert Source(tiny_pairs).is_published
     demo = shutil.copytree(tiny_pairs, tmp_path / "demo")
     (demo / "demo.json").write_text("{}")
-    assert not is_full_set(demo)
+    assert not Source(demo).is_published
 
 
 def test_the_demo_set_needs_nothing(machine, monkeypatch, tiny_pairs):

@@ -11,7 +11,7 @@ import torch
 
 from unet_utils.classes import SCHEMES, ClassScheme
 from unet_utils.config import RECIPES, SETTINGS, recipe_for, run_name, run_settings, settings_table
-from unet_utils.evaluation import SMALL_MODEL, Trained, evaluate, load_trained
+from unet_utils.evaluation import SMALL_MODEL, evaluate, load_trained
 from unet_utils.frames import Frames
 from unet_utils.metrics import ConfusionMatrix
 from unet_utils.platform.environment import Environment, setup
@@ -177,7 +177,7 @@ def _evaluate_predictions(options: argparse.Namespace, env: Environment) -> None
 
 
 def _predict(options: argparse.Namespace, env: Environment) -> None:
-    trained = _trained(options, env)
+    trained = load_trained(_checkpoint(options, env), env.device)
     problems = []
     paths = expand_patterns(options.photos)
     videos = [path for path in paths if is_video(path)]
@@ -267,10 +267,6 @@ def _checkpoint(
     if options.checkpoint:
         return user_path(options.checkpoint)
     return choose_model(options.run, env, source.fingerprint if source else "")
-
-
-def _trained(options: argparse.Namespace, env: Environment) -> Trained:
-    return load_trained(_checkpoint(options, env), env.device)
 
 
 def _parser() -> argparse.ArgumentParser:

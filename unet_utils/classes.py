@@ -109,19 +109,10 @@ class ClassScheme:
         table[: self.num_classes] = self.colors
         return table[classes]
 
-    def overlay(self, photo: np.ndarray, classes: np.ndarray, opacity: float = 0.5) -> np.ndarray:
-        """Blend the class colours over a photo, with white borders between classes; void shows the
-        photo.
-
-        Args:
-            photo: `uint8 [H, W, 3]`.
-            classes: class indices, `uint8 [H, W]`.
-            opacity: 0 for the photo alone, 1 for the classes alone.
-
-        Returns:
-            `uint8 [H, W, 3]`.
-        """
-        strength = np.where(classes[..., None] == IGNORE, 0, opacity)
+    def overlay(self, photo: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """Return a photo `uint8 [H, W, 3]` and the colours of its classes `uint8 [H, W]`, half of
+        each, with white borders between classes; void shows the photo."""
+        strength = np.where(classes[..., None] == IGNORE, 0, 0.5)
         blended = photo * (1 - strength) + self.colorize(classes) * strength
         border = np.zeros(classes.shape, dtype=bool)  # the class changes to the right or below
         border[:, :-1] |= classes[:, :-1] != classes[:, 1:]

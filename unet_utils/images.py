@@ -1,4 +1,4 @@
-"""Photo <-> network input: normalization, resizing, and at which size a network sees photos."""
+"""Photo -> network input: normalization, resizing, and at which size a network sees photos."""
 
 import torch
 import torch.nn.functional as F
@@ -41,20 +41,9 @@ def to_input(photos: Tensor, size: Size) -> Tensor:
         `float32 [N, 3, *size]`.
     """
     x = resize(photos, height_and_width(size))
-    mean, std = _mean_and_std(x.device)
+    mean = torch.tensor(MEAN, device=x.device).view(1, 3, 1, 1) * 255
+    std = torch.tensor(STD, device=x.device).view(1, 3, 1, 1) * 255
     return (x - mean) / std
-
-
-def to_photos(x: Tensor) -> Tensor:
-    """Turn network input `float [N, 3, H, W]` back into photos `uint8 [N, H, W, 3]`."""
-    mean, std = _mean_and_std(x.device)
-    return (x * std + mean).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
-
-
-def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
-    mean = torch.tensor(MEAN, device=device).view(1, 3, 1, 1) * 255
-    std = torch.tensor(STD, device=device).view(1, 3, 1, 1) * 255
-    return mean, std
 
 
 def photo_size(

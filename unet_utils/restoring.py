@@ -312,17 +312,14 @@ def restore_label_ids(
 
 
 def restore_labels(
-    masks: np.ndarray,
-    scheme: str | ClassScheme = "cityscapes19",
-    method: str = "restored",
-    device: torch.device | str | None = None,
+    masks: np.ndarray, scheme: str | ClassScheme = "cityscapes19", method: str = "restored"
 ) -> np.ndarray:
     """Recover class indices from damaged colour masks.
 
     Args:
         masks: `uint8 [N, H, W, 3]`.
         scheme: name of a class scheme, or a `ClassScheme`.
-        method, device: as in `restore_label_ids`.
+        method: as in `restore_label_ids`.
 
     Returns:
         Class indices of the scheme, `uint8 [N, H, W]`; `IGNORE` (255) for void.
@@ -331,7 +328,7 @@ def restore_labels(
         ValueError: unknown scheme or method, or masks of another shape or type.
     """
     scheme = get_scheme(scheme)
-    return scheme.encode(restore_label_ids(masks, method, device, scheme))
+    return scheme.encode(restore_label_ids(masks, method, scheme=scheme))
 
 
 def label_checksums(label_ids: np.ndarray) -> np.ndarray:

@@ -50,7 +50,6 @@ class Source:
         labels: str = "restored",
         keep: str | Path | None = None,
         num_clusters: int = 20,
-        progress: bool = True,
     ) -> Frames:
         """Return the prepared frames of a split.
 
@@ -61,7 +60,6 @@ class Source:
             labels: how the masks of pairs become labels, see `restoring`.
             keep: as in `dataset.prepare`.
             num_clusters: for the scheme `clusters`.
-            progress: show a bar.
 
         Raises:
             ValueError: the data does not have these classes; or as `prepare`, `prepare_own_data`.
@@ -69,11 +67,11 @@ class Source:
         if self.own is None:
             if isinstance(scheme, str):
                 scheme = choose_scheme(scheme, self.root, num_clusters)
-            frames = prepare(self.root, split, cache, scheme, labels, keep, progress)
+            frames = prepare(self.root, split, cache, scheme, labels, keep)
         else:
             own = self.own.with_scheme(scheme)
             height, width = height_and_width(self.size)
-            frames = prepare_own_data(own, split, cache, (width, height), progress)
+            frames = prepare_own_data(own, split, cache, (width, height))
         return replace(frames, licence=self.licence)
 
     def files(self, split: str) -> list[Path]:
@@ -108,7 +106,9 @@ class Source:
     @property
     def is_published(self) -> bool:
         """Whether this is the whole Kaggle set: only then do scores compare with published ones."""
-        return self.own is None and is_full_set(self.root)
+        if self.own is not None or (self.root / STAMP).exists():
+            return False
+        return check_pairs(self.root) == FULL_SET
 
 
 def open_source(
@@ -206,12 +206,6 @@ def check_pairs(root: str | Path) -> dict[str, int]:
             raise ValueError(f"{empty[0]} is empty. Get this file again, or take it out.")
         counts[split] = len(files)
     return counts
-
-
-def is_full_set(root: str | Path) -> bool:
-    """Return whether `root` holds the whole Kaggle set: only then do scores compare with published
-    ones."""
-    return check_pairs(root) == FULL_SET and not (find_pairs(root) / STAMP).exists()
 
 
 def _get_own(path: Path, data_dir: Path) -> Path:

@@ -121,9 +121,7 @@ def own_data(folder: Path, classes: Classes, pairs: dict[str, Pairs]) -> OwnData
     return OwnData(folder, classes.scheme(), pairs, mask_reader(classes), more)
 
 
-def prepare_own_data(
-    data: OwnData, split: str, cache: str | Path, size: tuple[int, int], progress: bool = True
-) -> Frames:
+def prepare_own_data(data: OwnData, split: str, cache: str | Path, size: tuple[int, int]) -> Frames:
     """Bring a split to one size, once; later calls map the result from disk.
 
     Args:
@@ -131,7 +129,6 @@ def prepare_own_data(
         split: `train` or `val`.
         cache: folder for the arrays, on a fast local disk.
         size: width and height of the frames, pixels.
-        progress: show a bar.
 
     Raises:
         ValueError: a photo or a mask cannot be used; the message names it.
@@ -150,8 +147,7 @@ def prepare_own_data(
         return read_frame(data, *pair, size)
 
     def blocks(_: set[Path]) -> Iterator[tuple[slice, dict[Path, np.ndarray]]]:
-        title = f"preparing {split}" * progress
-        for where, photos, labels in read_blocks(read, pairs, 16, title, "photo"):
+        for where, photos, labels in read_blocks(read, pairs, 16, f"preparing {split}", "photo"):
             yield where, {photos_file: photos, labels_file: labels}
 
     build_arrays({photos_file: (*shape, 3), labels_file: shape}, blocks)

@@ -5,28 +5,27 @@ from typing import Any
 import numpy as np
 
 
-def check(answer: Any, expected: Any, hint: str, tolerance: float = 1e-3) -> None:
+def check(answer: Any, expected: Any, hint: str) -> None:
     """Print whether an answer is right; if not, a hint. No answer yet, None, is no error.
 
     Args:
         answer: of the learner: a number, a text, or anything that becomes an array.
-        expected: the right one.
+        expected: the right one. A number may be off by a thousandth of it.
         hint: one sentence that helps to find the mistake.
-        tolerance: how far a number may be off, as a share of the expected one.
     """
     if answer is None:
         print("No answer yet: write yours in this cell, and run it again.")
-    elif _is_same(answer, expected, tolerance):
+    elif _is_same(answer, expected):
         print("Right!")
     else:
         print(f"Not yet. {hint}")
 
 
-def _is_same(answer: Any, expected: Any, tolerance: float) -> bool:
+def _is_same(answer: Any, expected: Any) -> bool:
     found = np.asarray(answer)
     wanted = np.asarray(expected)
     if found.shape != wanted.shape:
         return False
     if wanted.dtype.kind in "biufc" and found.dtype.kind in "biufc":
-        return bool(np.allclose(found, wanted, rtol=tolerance, atol=1e-9))
+        return bool(np.allclose(found, wanted, rtol=1e-3, atol=1e-9))
     return bool((found == wanted).all())

@@ -46,7 +46,7 @@ class RobustnessRow(NamedTuple):
     mean_iou: float
 
 
-def robustness(trained: Trained, frames: Frames, progress: bool = True) -> list[RobustnessRow]:
+def robustness(trained: Trained, frames: Frames) -> list[RobustnessRow]:
     """Score a model on the frames as they are, and after each change at both severities.
 
     This predicts all frames 11 times: a part of a split is enough, such as 30 frames.
@@ -54,7 +54,6 @@ def robustness(trained: Trained, frames: Frames, progress: bool = True) -> list[
     Args:
         trained: the model.
         frames: with the classes that it has learned.
-        progress: show a bar.
 
     Returns:
         The row of the unchanged frames, then two per change, from mild to strong.
@@ -65,7 +64,7 @@ def robustness(trained: Trained, frames: Frames, progress: bool = True) -> list[
     cases = [(UNCHANGED, 0)]
     cases += [(change, severity) for change in CHANGES for severity in (MILD, STRONG)]
     rows = []
-    for change, severity in progress_bar(iterable=cases, desc="changes", disable=not progress):
+    for change, severity in progress_bar(iterable=cases, desc="changes"):
         changed = change_frames(frames, change, severity)
         matrix = score(trained.model, changed, trained.scene_size)
         rows.append(RobustnessRow(change, severity, matrix.pixel_accuracy, matrix.mean_iou))
@@ -96,20 +95,19 @@ def predict_changed(trained: Trained, frames: Frames) -> dict[str, tuple[np.ndar
     return result
 
 
-def change_frames(frames: Frames, change: str, severity: int, seed: int = 0) -> Frames:
+def change_frames(frames: Frames, change: str, severity: int) -> Frames:
     """Return the frames with changed photos; their labels stay.
 
     Args:
         frames: any.
         change: `UNCHANGED`, or one of `CHANGES`.
-        severity: `MILD` or `STRONG`.
-        seed: of noise and fog. With it and its file number, a photo is always changed alike.
+        severity: `MILD` or `STRONG`. Noise and fog follow from the file number of a photo.
     """
     if change == UNCHANGED:
         return frames
     photos = []
     for photo, number in zip(frames.photos.cpu().numpy(), frames.numbers, strict=True):
-        photos.append(change_photo(photo, change, severity, np.random.default_rng([seed, number])))
+        photos.append(change_photo(photo, change, severity, np.random.default_rng([0, number])))
     return replace(frames, photos=torch.from_numpy(np.stack(photos)))
 
 
