@@ -2,6 +2,7 @@
 browser."""
 
 import shutil
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -56,6 +57,20 @@ def demo(tmp_path_factory) -> Path:
     from unet_utils.demo.pairs import make_demo
 
     return make_demo(tmp_path_factory.mktemp("demo"), train=24, val=6, progress=False)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 1 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no right to mount a disk")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
 
 
 @pytest.fixture(scope="session")

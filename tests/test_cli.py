@@ -81,6 +81,21 @@ def test_errors_are_one_line_that_says_what_to_do(machine):
         main(["export", "--int8", "--out", "unet.pt", "--data", str(machine / "nowhere.zip")])
 
 
+@pytest.mark.parametrize("size", ["0", "-64", "64x", "64x0", "64x48x3", "wide"])
+def test_an_impossible_size_is_named(size, capsys):
+    with pytest.raises(SystemExit):
+        main(["export", f"--size={size}"])
+    assert f"argument --size: '{size}' is no size: write WIDTHxHEIGHT" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [-5, 24])
+def test_what_is_skipped_leaves_something(demo, machine, count):
+    """-5 would leave the last five pairs alone."""
+    message = rf"Error: --skip-first is {count}, of 24 training frames"
+    with pytest.raises(SystemExit, match=message):
+        main(["train", "--data", str(demo), "--labels", "nearest", "--skip-first", str(count)])
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as end:

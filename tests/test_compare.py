@@ -1,6 +1,7 @@
 """All runs side by side: what differs, and only scores of the very model."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from unet_utils import ConfusionMatrix, UNet, find_clusters, get_scheme, recipe
 from unet_utils.__main__ import main
 from unet_utils.evaluation import SMALL_MODEL
+from unet_utils.frames import Frames
 from unet_utils.platform.environment import Environment
 from unet_utils.use.compare import (
     choose_model,
@@ -18,7 +20,7 @@ from unet_utils.use.compare import (
     runs_like,
     save_result,
 )
-from unet_utils.use.reports import save_scores, scores_folder
+from unet_utils.use.reports import save_model_scores, save_scores, scores_folder
 
 HEADER = "| run | what differs | epochs (min) | held-out mIoU | val mIoU (95 % interval) |"
 
@@ -31,6 +33,7 @@ def write_run(results, name, scores, files=("best.pt", "last.pt"), date="2026-01
     """A run of one minute per epoch, with these scores on the held-out frames."""
     data = {"files": "abc", "labels": changed.pop("labels", "restored"), "frames": 24}
     device = changed.pop("device", "CPU")
+    start_from = changed.pop("start_from", "")
     scheme = get_scheme(changed.pop("scheme", "cityscapes19"))
     model = UNet(3, scheme.num_classes, 2)
     checkpoint = {
@@ -46,6 +49,7 @@ def write_run(results, name, scores, files=("best.pt", "last.pt"), date="2026-01
         "config": recipe("demo", epochs=5, **changed).to_dict(),
         "scheme": scheme.to_dict(),
         "data": data,
+        "start_from": start_from,
         "made_by": {
             "version": "1",
             "device": device,
@@ -121,11 +125,20 @@ def test_what_made_a_run_and_its_scores_is_shown_where_it_differs(results):
     assert "scored on labels" not in settings["plain"]
 
 
+def test_where_a_run_started_is_shown(results):
+    write_run(results, "second", [0.5], start_from="plain/best.pt (0123abcd)")
+    settings = {row["run"]: row["settings"] for row in compare_runs(results).rows}
+    assert settings["second"]["start_from"] == "plain/best.pt (0123abcd)"
+    assert settings["wide"]["start_from"] == "none"
+
+
 def test_scores_of_another_model_are_never_shown(results):
     """Whatever the times of the files say: the scores belong to weights."""
     write_scores(results / "plain", 0.999, "hash of a model from elsewhere")
     assert "0.999" not in compare_runs(results).table
-    write_scores(results / "plain", 0.222, "hash of plain")
+    write_scores(results / "plain", 0.888, "hash of plain", data="other than abc")
+    assert "0.888" not in compare_runs(results).table
+    write_scores(results / "plain", 0.222, "hash of plain", data="abc")
     assert "0.222" in compare_runs(results).table
 
 
@@ -153,6 +166,27 @@ def test_a_model_from_elsewhere_has_scores_of_its_own(results, tmp_path_factory)
     scores = json.loads((results / "wide-01234567" / "evaluation.json").read_text())
     assert scores["made_by"] == made_by
     assert compare_runs(results).table == before
+
+
+def test_scores_on_other_data_do_not_replace_those_of_the_run(results, tmp_path, capsys):
+    env = Environment("local", torch.device("cpu"), tmp_path, results)
+    scheme = get_scheme("cityscapes19")
+    trained = SimpleNamespace(made_by={"weights": "hash of wide"}, data="abc", scheme=scheme)
+    matrix = ConfusionMatrix(19)
+    matrix.update(np.array([1, 2]), np.array([1, 3]))
+    nothing = torch.zeros(1, 2, 2, dtype=torch.uint8)
+
+    def folder(data):
+        frames = Frames(nothing[..., None], nothing, scheme, (1,), source=data)
+        checkpoint = results / "wide" / "best.pt"
+        return save_model_scores([matrix], trained, checkpoint, frames, env).parent.name
+
+    before = compare_runs(results).table
+    assert folder("0123456789abcdef") == "wide-on-01234567"
+    assert "learned from other data" in capsys.readouterr().out
+    assert compare_runs(results).table == before
+    assert folder("abc") == folder("") == "wide"
+    assert compare_runs(results).table != before
 
 
 def test_the_latest_run_that_fits(results, tmp_path):
@@ -261,6 +295,9 @@ def test_a_folder_of_sixty_results_is_ranked(tmp_path, monkeypatch, capsys):
         (handed_in / f"student {number:02}.json").write_text(json.dumps(changed))
     (handed_in / "anna" / "evaluation.json").write_text('{"mean_iou": 0.99}')
     (handed_in / "broken.json").write_text("{")
+    for hidden in (".ipynb_checkpoints/result-checkpoint.json", "anna/._result.json"):
+        (handed_in / hidden).parent.mkdir(exist_ok=True)
+        (handed_in / hidden).write_text(json.dumps(result))
     cheat = {**result, "scores": {"held_out": 0.3, "val": 17, "val_95": [0, 1]}}
     (handed_in / "cheat.json").write_text(json.dumps(cheat))
     monkeypatch.setenv("UNET_UTILS_RESULTS", str(tmp_path / "none"))

@@ -1,5 +1,7 @@
 """Which device computes, and in which precision."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -91,6 +93,8 @@ FULL = [
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("GET was unable to find an engine to execute this computation"),
     RuntimeError("MPS backend out of memory (MPS allocated: 17.92 GB)"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+    RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 6442450944 bytes."),
 ]
 
 
@@ -115,6 +119,23 @@ def test_a_full_memory_is_explained_wherever_the_gpu_is_used(error, monkeypatch)
         with pytest.raises(FullMemoryError, match=r"memory .* full.*: close .* or restart") as told:
             use()
         assert told.value.__context__ is None
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), FloatingPointError("diverged")], ids=repr)
+def test_a_stopped_training_keeps_no_memory(error):
+    """Notebooks keep the last error with its traceback, and a person runs the cell again."""
+    kept = []
+
+    @explain_errors("halve batch_size")
+    def train():
+        network = torch.nn.Linear(1, 1)
+        kept.append(weakref.ref(network))
+        raise error
+
+    with pytest.raises(type(error)) as told:
+        train()
+    assert told.value.__traceback__
+    assert kept[0]() is None
 
 
 def test_of_two_advices_the_outer_one_counts():

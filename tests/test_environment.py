@@ -85,6 +85,16 @@ def test_folders_of_a_checkout_and_of_an_installed_package(laptop, monkeypatch):
     assert environment._default_folders("local", None) == (laptop / "data", laptop / "runs")
 
 
+@pytest.mark.parametrize(
+    "name", ["", " ", ".", "..", ".hidden", "end.", "a/b", "../b", "a\\b", "/a", "C:"]
+)
+def test_a_run_without_a_name_is_refused(laptop, name):
+    env = environment.Environment("local", torch.device("cpu"), laptop / "data", laptop / "runs")
+    assert env.run_folders("unet-2") == (laptop / "runs" / "unet-2", None)
+    with pytest.raises(ValueError, match="is not a name for a run: choose one of letters"):
+        env.run_folders(name)
+
+
 @pytest.mark.parametrize("variable", ["UNET_UTILS_DATA", "UNET_UTILS_RESULTS"])
 def test_an_unwritable_folder_is_named(laptop, monkeypatch, variable):
     (laptop / "file").write_text("in the way")

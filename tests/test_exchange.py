@@ -82,6 +82,7 @@ def test_the_exported_truth_is_what_is_learned(exported, frames):
             assert (np.asarray(image) == label_ids.numpy()).all()
     facts = json.loads((exported / "classes.json").read_text())
     assert facts["hashes"]["val"] == frames.label_hash()
+    assert facts["made_by"]["version"]
     assert {row["value"]: row["class"] for row in facts["classes"]} == {
         label.id: label.train_id for label in LABELS
     }

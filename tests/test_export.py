@@ -2,6 +2,7 @@ import collections
 import contextlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -315,8 +316,10 @@ def test_the_default_is_onnx_where_it_can_be_written(monkeypatch, capsys):
 
 def test_the_file_says_what_it_needs(small, tmp_path):
     onnx = pytest.importorskip("onnx")
-    licensed = replace(small, licence="for research only", temperature=1.25)
+    made_by = {"weights": "0123abcd"}
+    licensed = replace(small, licence="for research only", temperature=1.25, made_by=made_by)
     keys = ("names", "colors", "size", "resize", "normalization", "licence", "temperature")
+    keys += ("made_by",)
     extra = dict.fromkeys(keys, "")
     torch.jit.load(export_model(licensed, tmp_path / "a.torchscript"), _extra_files=extra)
     told = {"torchscript": {key: bytes(value).decode() for key, value in extra.items()}}
@@ -328,6 +331,7 @@ def test_the_file_says_what_it_needs(small, tmp_path):
         assert json.loads(metadata["colors"])[0] == [128, 64, 128]
         assert metadata["licence"] == "for research only"
         assert metadata["temperature"] == "1.2500"
+        assert json.loads(metadata["made_by"]) == made_by
         assert json.loads(metadata["normalization"])["mean"][0] == 0.485
     assert [metadata["size"] for metadata in told.values()] == ["96x64", "96x64", "200x90"]
     assert "any size" in told["torchscript"]["resize"]
@@ -335,6 +339,15 @@ def test_the_file_says_what_it_needs(small, tmp_path):
     assert "to this size" in told["one"]["resize"]
     model = onnx.load(export_model(small, tmp_path / "free.onnx"))
     assert not {"licence", "temperature"} & {entry.key for entry in model.metadata_props}
+
+
+@pytest.mark.parametrize("name", ["unet.torchscript", "unet.onnx"])
+def test_a_full_disk_is_called_full(small, small_disk, name):
+    pytest.importorskip("onnx")
+    (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free - 4096))
+    with pytest.raises(OSError, match="No space left"):
+        export_model(small, small_disk / name)
+    assert [path.name for path in small_disk.iterdir()] == ["filler"]
 
 
 def test_an_older_export_is_replaced_and_nothing_else(small, tmp_path):

@@ -21,6 +21,7 @@ from unet_utils.own_data.tools import (
     labelme,
     roboflow,
 )
+from unet_utils.pictures import read_photo
 from unet_utils.sources import open_source
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -122,6 +123,11 @@ def test_a_split_of_ones_own(folder, capsys):
     assert [photo.stem for photo, _ in data.pairs["val"]] == ["frame7", "frame9"]
     assert len(data.pairs["train"]) == 4
     assert capsys.readouterr().out == ""
+    (folder / "val.txt").write_text("frame7.jpg\nframe9\n", encoding="utf-16")  # PowerShell's
+    assert images_and_masks(folder).pairs == data.pairs
+    (folder / "val.txt").write_bytes(b"stra\xdfe.jpg")
+    with pytest.raises(ValueError, match=r"val\.txt cannot be used: 'utf-8' codec"):
+        images_and_masks(folder)
     (folder / "val.txt").write_text("frame99")
     with pytest.raises(FileNotFoundError, match=r"val\.txt names frame99"):
         images_and_masks(folder)
@@ -197,7 +203,7 @@ def smooth(labels):
         ),
         (
             lambda f: (f / "images" / "frame6.jpg").write_text("no picture"),
-            r"frame6\.jpg cannot be read as a picture",
+            r"frame6\.jpg cannot be read as a photo",
         ),
     ],
 )
@@ -286,6 +292,31 @@ def test_labelme_polygons(tmp_path):
     (tmp_path / "own" / "classes.txt").write_text("road\ncar\n")
     with pytest.raises(ValueError, match="has the label 'sky', which is no class"):
         agreement(labelme(tmp_path / "own"))
+    (tmp_path / "own" / "classes.txt").unlink()
+    file = next((tmp_path / "own").glob("*1.json"))
+    content = json.loads(file.read_text())
+    (tmp_path / "own" / "._1.json").write_bytes(b"\x00\x05\x16\x07 of macOS")
+    for shape, message in (
+        ({"points": [[1, 1]]}, "coordinate list must contain at least 2"),
+        ({"points": [[1, 1]], "shape_type": "rectangle"}, "not enough values"),
+        ({}, "there is no 'points'"),
+    ):
+        file.write_text(json.dumps(content | {"shapes": [{"label": "car"} | shape]}))
+        with pytest.raises(ValueError, match=rf"{file.name} cannot be used: .*{message}"):
+            agreement(labelme(tmp_path / "own"))
+
+
+def test_labelme_files_in_another_folder_than_the_photos(tmp_path):
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "photos").mkdir()
+    for path in (FIXTURES / "labelme").iterdir():
+        if path.suffix == ".json":
+            content = json.loads(path.read_text())
+            content["imagePath"] = f"..\\photos\\{content['imagePath']}"
+            (tmp_path / "annotations" / path.name).write_text(json.dumps(content))
+        else:
+            shutil.copy(path, tmp_path / "photos")
+    assert agreement(labelme(tmp_path / "annotations")) > 0.95
 
 
 def test_cvat_masks(tmp_path):
@@ -296,6 +327,9 @@ def test_cvat_masks(tmp_path):
     shutil.copytree(FIXTURES / "cvat", tmp_path / "own")
     shutil.rmtree(tmp_path / "own" / "JPEGImages")
     with pytest.raises(FileNotFoundError, match="export again with .Save images."):
+        cvat(tmp_path / "own")
+    (tmp_path / "own" / "labelmap.txt").write_text("road:128,64::\n")
+    with pytest.raises(ValueError, match=r"labelmap\.txt cannot be used: the colour of 'road' is"):
         cvat(tmp_path / "own")
 
 
@@ -309,9 +343,13 @@ def test_label_studio_brushes(tmp_path):
     classes.write_text('["background", "road", "sky", "car"]')
     assert label_studio(tmp_path / "own").scheme.names == ("background", "road", "sky", "car")
     classes.write_text('["background",')
-    with pytest.raises(ValueError, match="classes.json cannot be read as JSON"):
+    with pytest.raises(ValueError, match="classes.json cannot be used: Expecting"):
         label_studio(tmp_path / "own")
     classes.unlink()
+    for number in (1, 2):  # the names that they had: Label Studio leaves brackets out
+        photo = next((tmp_path / "own" / "images").glob(f"*street{number}.*"))
+        photo.rename(photo.with_name(f"(street{number}){photo.suffix}"))
+    assert len(label_studio(tmp_path / "own").pairs["train"]) == 1
     (tmp_path / "own" / "project.json").unlink()
     with pytest.raises(FileNotFoundError, match="the photo of task 1 is not known.*JSON export"):
         label_studio(tmp_path / "own")
@@ -330,6 +368,11 @@ def test_roboflow_masks(tmp_path):
     data = roboflow(tmp_path)
     assert data.scheme.names == ("background", "road", "car", "sky")
     assert agreement(data) == 1
+    table = tmp_path / "train" / "_classes.csv"
+    table.write_text(table.read_text().replace("1, road", "one, road"))
+    with pytest.raises(ValueError, match=r"_classes\.csv cannot be used: invalid literal"):
+        roboflow(tmp_path)
+    table.write_text(table.read_text().replace("one, road", "1, road"))
     (tmp_path / "train" / "x-street1_mask.png").unlink()
     with pytest.raises(FileNotFoundError, match="has no mask x-street1_mask.png"):
         roboflow(tmp_path)
@@ -341,8 +384,34 @@ def test_what_lies_in_one_more_folder_is_found(folder, tmp_path):
     outer.mkdir(parents=True)
     for name in ("images", "masks", "classes.txt"):
         shutil.move(folder / name, outer / name)
+    (tmp_path / "unpacked" / "README.txt").touch()
     assert find_own_data(tmp_path / "unpacked").folder == outer
     assert find_own_data(FIXTURES) is None
+
+
+def test_an_archive_of_ones_own_is_told_of_once(folder, tmp_path_factory, capsys):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    archive = shutil.make_archive(str(elsewhere / "mine"), "zip", folder, ".")
+    open_source(archive, elsewhere / "data")
+    printed = capsys.readouterr().out
+    assert printed.count("No split in") == 1
+    assert ".unfinished" not in printed
+
+
+def test_photos_of_ones_own_are_learned_as_they_are_predicted(folder):
+    """More than 8 bits, transparency, odd EXIF entries."""
+    photo, labels = draw((50, 50))
+    deep = photo[..., 0].astype(np.uint16) * 16  # 12 of 16 bits, from 0 to 4095
+    Image.fromarray(deep).save(folder / "images" / "frame6.png")
+    clear = np.dstack([photo, np.zeros_like(labels)])
+    Image.fromarray(clear, "RGBA").save(folder / "images" / "frame7.png")
+    for name in ("frame6", "frame7"):
+        (folder / "images" / f"{name}.jpg").unlink()
+        Image.fromarray(labels).save(folder / "masks" / f"{name}.png")
+    for pair in images_and_masks(folder).pairs["train"][:2]:
+        learned, _ = read_frame(images_and_masks(folder), *pair, (50, 50))
+        assert np.array_equal(learned, read_photo(pair[0]))
+    assert (learned == 255).all()
 
 
 def test_changed_colours_are_other_data(folder):

@@ -14,11 +14,10 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from unet_utils import UNet, get_scheme, setup
+from unet_utils import UNet, get_scheme, pictures, setup
 from unet_utils.__main__ import main
 from unet_utils.classes import LABELS
 from unet_utils.evaluation import SMALL_MODEL, Trained
-from unet_utils.use import pictures
 from unet_utils.use.photos import (
     choose_photo,
     class_shares,
@@ -376,6 +375,9 @@ def test_patterns_are_expanded_where_no_shell_does_it(picture, tmp_path, monkeyp
     for name in ("a10.png", "a9.png", "b[1].png", "b1.png"):
         picture.save(tmp_path / name)
     assert [path.name for path in find_photos(["~/a*.png"])] == ["a9.png", "a10.png"]
+    (tmp_path / "c" / "d").mkdir(parents=True)
+    picture.save(tmp_path / "c" / "d" / "e.png")
+    assert [path.name for path in find_photos(["~/c/**/*.png"])] == ["e.png"]
     assert find_photos([tmp_path / "b[1].png"]) == [tmp_path / "b[1].png"]  # no pattern: a name
 
 
@@ -437,6 +439,16 @@ def test_the_pictures_have_the_photos_size_and_overwrite_nothing(trained, tmp_pa
     again = save_pictures(255 - photo, classes, SCHEME, tmp_path / "out", "street")
     assert again[1].name == "street-2-overlay.png"
     assert paths[1].read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["a" * 251, "\u8857" * 83])
+def test_a_photo_with_the_longest_name_has_results(trained, picture, tmp_path, name):
+    picture.save(tmp_path / f"{name}.png")
+    for _ in range(2):
+        assert predict_photos(trained, [tmp_path / f"{name}.png"], tmp_path / "out") == []
+    names = [path.name for path in (tmp_path / "out").iterdir()]
+    assert len(names) == 4
+    assert all(result.startswith(name[:78]) for result in names)
 
 
 def test_label_ids_are_found_by_the_official_script(trained, picture, tmp_path, monkeypatch):

@@ -1,5 +1,8 @@
 import csv
+import errno
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,6 +85,21 @@ def test_frames_without_a_labelled_pixel_are_null_and_not_ranked(tmp_path):
     assert numbers["mean_iou"] == pytest.approx(0.5)
     with open(tmp_path / "evaluation_frames.csv", newline="") as file:
         assert [row["mean_iou"] for row in csv.DictReader(file)] == ["0.5", "", "1.0", "", "0.0"]
+
+
+def test_a_table_that_is_open_elsewhere_takes_no_score_with_it(tmp_path, monkeypatch, capsys):
+    replace = os.replace
+
+    def refuse(source, target):
+        if Path(target).suffix == ".csv":  # as on Windows, where Excel shows it
+            raise PermissionError(errno.EACCES, "used by another process", str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    report = save_scores([matrix_of([0, 1], [0, 0])], SCHEME, tmp_path)
+    assert "this model" in report.read_text(encoding="utf-8")
+    assert strict_json(tmp_path / "evaluation.json")["mean_iou"] == pytest.approx(0.5)
+    assert capsys.readouterr().out.count("close it in other programs") == 2
 
 
 @pytest.mark.filterwarnings("ignore:All-NaN")

@@ -29,7 +29,7 @@ from unet_utils.checkpoints import (
 )
 from unet_utils.platform import files as platform_files
 from unet_utils.platform import version as code_version
-from unet_utils.run_files import TIME_LAPSE, LockedError, RunFiles, run_folder
+from unet_utils.run_files import TIME_LAPSE, LockedError, RunFiles
 
 PATIENCE = 60  # seconds after which a test gives up waiting
 needs_posix = pytest.mark.skipif(os.name != "posix", reason="there is no fork or kill -9")
@@ -100,13 +100,6 @@ def in_child(function, *args):
 
 
 # Checkpoints.
-
-
-def test_a_run_without_a_name_is_refused(tmp_path):
-    assert run_folder(tmp_path, " unet-2 ") == tmp_path / "unet-2"
-    for name in ("", " ", ".", "..", "a/b", "../b", "a\\b", "/a", "C:"):
-        with pytest.raises(ValueError, match="is not a name for a run: choose one of letters"):
-            run_folder(tmp_path, name)
 
 
 @pytest.mark.parametrize(
@@ -293,6 +286,21 @@ def test_beginning_again_keeps_the_earlier_run(tmp_path, capsys):
     assert (tmp_path / "here" / "last-2.pt").exists()
 
 
+def test_a_table_of_an_earlier_run_that_is_open_elsewhere_stops_nothing(tmp_path, monkeypatch):
+    train(tmp_path, 3)
+    rename = Path.rename
+
+    def refuse(path, target):
+        if path.name == "history.csv":
+            raise PermissionError(errno.EACCES, "used by another process", str(path))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    assert train(tmp_path, 1, resume=False, run="b").saved
+    assert epoch_of(tmp_path / "last-1.pt") == 3
+    assert read_checkpoint(tmp_path / "last.pt")["config"]["run"] == "b"
+
+
 def test_a_best_pt_without_last_pt_is_kept(tmp_path, monkeypatch, capsys):
     """Nothing is renamed before there is something to put in its place."""
     for folder in ("here", "drive"):
@@ -380,20 +388,6 @@ def test_a_failure_while_saving_is_told(tmp_path, monkeypatch, capsys, error, ad
         files.save(state(3), True)
         assert files.saved
     assert f"Could not save epoch 2 in {tmp_path} ({error}): {advice}." in capsys.readouterr().out
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 1 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]
-    try:
-        subprocess.run(mount, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("no right to mount a disk")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
 
 
 def test_a_disk_that_fills(small_disk, capsys):

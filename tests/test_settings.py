@@ -114,7 +114,7 @@ def test_the_settings_come_from_the_backup_when_the_machine_is_new(run, tmp_path
     assert run_settings(tmp_path / "new machine", folder, "demo") == begun
 
 
-def test_a_run_names_itself_from_what_the_person_set():
+def test_a_run_names_itself_from_what_the_person_set(tmp_path, monkeypatch):
     assert run_name("kaggle", "cityscapes19", "restored", **NOTHING_SET) == "kaggle"
     name = run_name("demo", "categories7", "nearest", learning_rate=0.02, encoder="resnet34")
     assert name == "demo_categories7_nearest_encoder-resnet34_learning_rate-0.02"
@@ -125,6 +125,14 @@ def test_a_run_names_itself_from_what_the_person_set():
         )
     longer = {"epochs": 90, "batch_size": 4, "compile": True}
     assert run_name("kaggle", "cityscapes19", "restored", **longer) == "kaggle"
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    assert run_name(".", "cityscapes19", "restored") == "mine"
+    assert run_name("..", "cityscapes19", "restored") == tmp_path.name
+    # No file may have a longer name.
+    names = {run_name("\u8857" * 85, "cityscapes19", "restored", seed=seed) for seed in range(3)}
+    assert len(names) == 3
+    assert max(len(name.encode()) for name in names) < 255
 
 
 def test_recipes_and_what_overrides_them():
@@ -160,6 +168,7 @@ def test_recipes_and_what_overrides_them():
         ("encoder", "vgg", "choose one of none, efficientnet_lite0"),
         ("optimizer", "sgd", "choose one of muon, adam"),
         ("skips", 0, "must be of the type bool"),
+        ("seed", 2**64, "at most 9223372036854775807"),
     ],
 )
 def test_impossible_values_are_refused_by_name(name, value, message):

@@ -15,7 +15,7 @@ from unet_utils import sources
 from unet_utils.dataset import find_pairs, pair_files
 from unet_utils.platform import unpacking
 from unet_utils.platform.download import ARCHIVE
-from unet_utils.sources import Source, check_pairs, get_pairs
+from unet_utils.sources import Source, check_pairs, get_pairs, open_source
 
 pytest_plugins = ["machines"]
 
@@ -63,6 +63,13 @@ def test_an_archive_is_unpacked_once(machine, tiny_pairs, tmp_path, capsys, suff
     assert "Unpacked already" in capsys.readouterr().out
     assert archive.read_bytes() == before
     assert leftovers(machine.parent / "home" / "data") == []
+
+
+def test_frames_know_the_data_that_they_are_from(machine, tiny_pairs):
+    source = open_source(tiny_pairs, machine)
+    for split in ("train", "val"):
+        frames = source.frames(split, machine, labels="nearest")
+        assert frames.source == source.fingerprint
 
 
 def test_two_archives_of_one_name_do_not_mix(machine, tmp_path, tiny_archive):

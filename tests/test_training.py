@@ -287,6 +287,9 @@ def test_a_new_run_starts_from_the_weights_of_another(frames, whole, tmp_path, c
     assert re.search(r"Starting from .*best.pt: (\d+) of \1 tensors fit", capsys.readouterr().out)
     a, b = (read_checkpoint(f / "best.pt")["model"] for f in (folder, tmp_path / "second"))
     assert all(torch.allclose(a[key], b[key], atol=1e-4) for key in a if key.endswith("weight"))
+    run(frames, tmp_path / "second", tiny(epochs=2, learning_rate=1e-9))
+    begun_from = read_checkpoint(tmp_path / "second" / "last.pt")["start_from"]
+    assert re.fullmatch(rf"{folder.name}/best\.pt \([0-9a-f]{{8}}\)", begun_from)
     other = tiny(fold=2, base_channels=5)
     with pytest.raises(ValueError, match="no weight of .* fits this network"):
         run(frames, tmp_path / "third", other, start_from=folder / "best.pt")

@@ -294,6 +294,18 @@ def test_what_was_read_of_a_damaged_video_is_kept(trained, scenes, tmp_path):
 
 
 @needs_ffmpeg
+def test_a_video_that_ends_before_its_announced_end_is_said_to(trained, scenes, tmp_path, capsys):
+    """ffmpeg does not complain of a recording that lacks its last packets."""
+    whole = save_mp4(scenes, tmp_path / "whole.flv").read_bytes()
+    end = 13  # behind the header of the file
+    for _ in range(8):
+        end += 15 + int.from_bytes(whole[end + 1 : end + 4], "big")
+    (tmp_path / "half.flv").write_bytes(whole[:end])
+    segment_video(trained, tmp_path / "half.flv", tmp_path / "out", progress=False)
+    assert "half.flv may end too early" in capsys.readouterr().out
+
+
+@needs_ffmpeg
 @pytest.mark.parametrize("pixels", ["yuv420p10le", "gray", "gbrp12le", "yuva420p"])
 def test_pixels_of_any_kind_are_read(trained, scenes, tmp_path, pixels):
     save_mp4(scenes, tmp_path / "drive.mkv", "25", "-c:v", "ffv1", "-pix_fmt", pixels)

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -17,7 +18,6 @@ from unet_utils.metrics import ConfusionMatrix
 from unet_utils.platform.environment import Environment, setup
 from unet_utils.platform.files import user_path
 from unet_utils.restoring import METHODS
-from unet_utils.run_files import run_folder
 from unet_utils.sources import Source, get_pairs, open_source
 from unet_utils.training import fit
 from unet_utils.use.audit import audit, official_frames
@@ -98,15 +98,15 @@ def _train(options: argparse.Namespace, env: Environment) -> None:
         return _frames(options, env, _source(options, env), "train", options.scheme)
 
     frames = options.processes.first(load)
-    if options.skip_first:
-        frames = frames.part(slice(options.skip_first, None))
+    if not 0 <= options.skip_first < len(frames):
+        raise ValueError(f"--skip-first is {options.skip_first}, of {len(frames)} training frames")
+    frames = frames.part(slice(options.skip_first, None))
     machine = options.recipe or recipe_for(env.device, options.data)
     changed = {setting.name: getattr(options, setting.name) for setting in SETTINGS}
     scheme = options.scheme + str(options.num_clusters) * (options.scheme == "clusters")
     name = options.run or run_name(
         options.data, scheme, options.labels, options.start_from or "", **changed
     )
-    run_folder(env.results, name)  # refuses impossible names
     folder, backup = env.run_folders(name)
     start_from = SMALL_MODEL if options.start_from == "small" else options.start_from
     config = run_settings(folder, backup, machine, options.resume, start_from, **changed)
@@ -252,8 +252,10 @@ def _frames(
 
 def _size(text: str) -> tuple[int, int]:
     """Read WIDTHxHEIGHT, or one number for a square, as height and width."""
-    width, _, height = text.lower().partition("x")
-    return int(height or width), int(width)
+    found = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text.lower())
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: write WIDTHxHEIGHT, as in 640x480")
+    return int(found[2] or found[1]), int(found[1])
 
 
 def _checkpoint(

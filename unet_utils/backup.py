@@ -191,7 +191,12 @@ def rename_files(folder: Path, names: tuple[str, ...]) -> None:
         number += 1
     for path in (folder / name for name in names):
         if path.exists():
-            earlier = path.rename(path.with_stem(f"{path.stem}-{number}"))
+            try:
+                earlier = path.rename(path.with_stem(f"{path.stem}-{number}"))
+            except OSError:
+                if path.suffix == ".pt":
+                    raise
+                continue  # a table that is open in Excel: what is in it is in last.pt, too
             print(f"An earlier {path.name} in {folder} is kept as {earlier.name}.")
 
 

@@ -1,6 +1,8 @@
 """The settings of a training run, and the recipes: good values for GPUs, a CPU, the demo set."""
 
 import math
+import os
+import zlib
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import torch
 
 from unet_utils.checkpoints import SET_BACK, read_facts, saved_settings
 from unet_utils.encoders import ENCODERS, expanding_levels
+from unet_utils.platform.files import user_path
 
 LIMITS = {
     "base_channels": (1, math.inf),
@@ -27,7 +30,7 @@ LIMITS = {
     "prior_correction": (0, math.inf),
     "auxiliary": (0, math.inf),
     "averaging": (0, math.inf),
-    "seed": (-math.inf, math.inf),
+    "seed": (-(2**63), 2**63 - 1),  # what torch takes
 }
 """Smallest and largest value of each setting that is a number."""
 CHOICES = {"encoder": ("none", *ENCODERS), "optimizer": ("muon", "adam")}
@@ -340,7 +343,7 @@ def run_name(
         start_from: as in `training.fit`; also "small".
         changed: settings that the person set; None counts as not set.
     """
-    parts = [Path(data).name.removesuffix(".zip")]
+    parts = [Path(os.path.abspath(user_path(data))).name.removesuffix(".zip")]
     parts += [part for part in (scheme, labels) if part not in ("cityscapes19", "restored")]
     if start_from:
         source = Path(start_from)
@@ -351,7 +354,10 @@ def run_name(
     for name, value in sorted(_chosen(changed).items()):
         if name not in ("epochs", "batch_size", "compile"):
             parts.append(f"{name}-{value:g}" if isinstance(value, float) else f"{name}-{value}")
-    return "_".join(parts)
+    name = "_".join(parts)
+    if len(name.encode()) > 200:  # no system allows more than 255
+        name = f"{name[:60]}-{zlib.crc32(name.encode()):08x}"
+    return name
 
 
 def _chosen(changes: dict) -> dict:

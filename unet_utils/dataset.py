@@ -63,7 +63,7 @@ def find_pairs(root: str | Path) -> Path:
     found = ", ".join(path.name for path in list_folder(root)[:5]) or "nothing"
     raise FileNotFoundError(
         f"No folder with both train/ and val/ in {root} (it holds: {found}). Use the folder or "
-        "archive that has them."
+        "archive that has them; for photos and masks of your own, one of the ways in the README."
     )
 
 
@@ -162,7 +162,7 @@ def hash_files(paths: Iterable[Path], facts: str = "") -> str:
     facts."""
     digest = hashlib.blake2b(facts.encode(), digest_size=8)
     for path in paths:
-        digest.update(path.name.encode() + path.read_bytes())
+        digest.update(os.fsencode(path.name) + path.read_bytes())
     return digest.hexdigest()
 
 

@@ -18,13 +18,16 @@ FULL_MEMORY = (
     "out of memory",
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_NOT_INITIALIZED",  # no room for the library itself
+    "CUBLAS_STATUS_NOT_INITIALIZED",
     "unable to find an engine",  # cuDNN, where no kernel's buffers fit
+    "DefaultCPUAllocator",
 )
 """What errors say that mean a full memory and are no `torch.OutOfMemoryError`."""
 
 
 class FullMemoryError(RuntimeError):
-    """The memory of the GPU is full; the message says what to do."""
+    """The memory is full, that of the GPU or of the machine; the message says what to do."""
 
 
 @functools.cache
@@ -152,21 +155,22 @@ def reuse_memory() -> None:
     mallopt(*never_trim)
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of an error's message; its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def explain_errors(memory_advice: str) -> Callable:
-    """Return a decorator that names the setting to change for errors of torch that it avoids.
+    """Return a decorator that names the setting to change for errors of torch that it avoids, and
+    frees the memory after these, after a stop, and after a training that diverged.
 
     Where such functions call each other, the advice of the outermost one counts.
 
     Args:
-        memory_advice: what to do when the GPU's memory is full.
+        memory_advice: what to do when the memory is full.
 
     Raises:
-        FullMemoryError: in the place of an error that says that the GPU's memory is full.
+        FullMemoryError: in the place of an error that says that the memory is full.
         RuntimeError: in the place of an error of torch.compile.
     """
 
@@ -175,13 +179,14 @@ def explain_errors(memory_advice: str) -> Callable:
         def call(*args, **kwargs):
             try:
                 return function(*args, **kwargs)
-            except Exception as error:
+            except BaseException as error:
                 explained = _explained(error, memory_advice)
+                # Notebooks keep the traceback, and it keeps all variables of the calls: what was
+                # on the GPU would still be there when the person tries again.
+                if explained or isinstance(error, (KeyboardInterrupt, FloatingPointError)):
+                    traceback.clear_frames(error.__traceback__)
                 if not explained:
                     raise
-                # Notebooks keep the traceback, and it keeps all variables of the calls: what was
-                # on the GPU would still be there when the person tries again with less.
-                traceback.clear_frames(error.__traceback__)
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()
             raise explained  # out here, so that it does not carry that error along
@@ -191,15 +196,16 @@ def explain_errors(memory_advice: str) -> Callable:
     return decorate
 
 
-def _explained(error: Exception, memory_advice: str) -> RuntimeError | None:
+def _explained(error: BaseException, memory_advice: str) -> RuntimeError | None:
     """Return what to tell a person about an error of torch; None for other errors."""
+    memory = "the GPU's memory" if torch.cuda.is_initialized() else "the memory"
     if isinstance(error, (torch.OutOfMemoryError, FullMemoryError)):
-        return FullMemoryError(f"the GPU's memory is full: {memory_advice}")
+        return FullMemoryError(f"{memory} is full: {memory_advice}")
     if isinstance(error, RuntimeError):
         text = str(error).lower()
         if any(sign.lower() in text for sign in FULL_MEMORY):
             reason = first_line(error)
-            return FullMemoryError(f"the GPU's memory seems full ({reason}): {memory_advice}")
+            return FullMemoryError(f"{memory} seems full ({reason}): {memory_advice}")
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")) or (
         isinstance(error, RuntimeError) and "torch.compile" in str(error)
     ):

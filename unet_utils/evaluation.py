@@ -35,6 +35,7 @@ class Trained:
         history: one dict per epoch, plain values.
         made_by: what made it, see `checkpoints.made_by`.
         licence: what it may be used for; empty for anything.
+        data: fingerprint of the training split that it learned from; empty if it is not known.
         squeezes_all: whether it learned from photos of any shape, all squeezed to one size, as own
             data is; otherwise from street scenes, which are twice as wide as high.
         temperature: divides the logits wherever probabilities are shown, see `use.calibration`;
@@ -50,6 +51,7 @@ class Trained:
     licence: str = ""
     temperature: float | None = None
     squeezes_all: bool = False
+    data: str = ""
 
     def photo_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the height and width of the network's input for a photo of this shape, pixels."""
@@ -120,6 +122,7 @@ def trained_from(
         checkpoint.get("licence", ""),
         temperature=checkpoint.get("temperature"),
         squeezes_all=learned.name == "own",
+        data=checkpoint.get("data", {}).get("files", ""),
     )
 
 

@@ -30,6 +30,7 @@ class Frames:
         data: fingerprint of the files of the split; empty if they are not known.
         labels: how masks became labels, see `restoring.METHODS`.
         licence: what a model that learns from these frames may be used for; empty for anything.
+        source: fingerprint of the training split of the same data; empty if it is not known.
     """
 
     photos: Tensor
@@ -39,6 +40,7 @@ class Frames:
     data: str = ""
     labels: str = "restored"
     licence: str = ""
+    source: str = ""
 
     def __len__(self) -> int:
         return len(self.photos)

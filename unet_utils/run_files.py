@@ -25,21 +25,6 @@ class LockedError(RuntimeError):
     """Another process trains this run."""
 
 
-def run_folder(results: Path, name: str) -> Path:
-    """Return the folder of the run `name`.
-
-    Raises:
-        ValueError: the name is empty, or would lead to another folder than one in `results`.
-    """
-    name = name.strip()
-    if name in ("", ".", "..") or any(sign in name for sign in '/\\:*?"<>|\0'):
-        raise ValueError(
-            f"{name!r} is not a name for a run: choose one of letters, digits, - and _ (RUN), "
-            "for example unet-2"
-        )
-    return results / name
-
-
 class RunFiles:
     """The files of one run, for the one process that trains it.
 

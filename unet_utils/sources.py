@@ -3,9 +3,12 @@
 Whoever uses data asks here, and need not know what kind it is.
 """
 
+import contextlib
+import io
 import os
 import zlib
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from unet_utils.classes import ClassScheme
@@ -72,7 +75,8 @@ class Source:
             own = self.own.with_scheme(scheme)
             height, width = height_and_width(self.size)
             frames = prepare_own_data(own, split, cache, (width, height))
-        return replace(frames, licence=self.licence)
+        source = frames.data if split == "train" else self.fingerprint
+        return replace(frames, licence=self.licence, source=source)
 
     def files(self, split: str) -> list[Path]:
         """Return the files of a split: its pairs, or its photos if they are one's own."""
@@ -95,7 +99,7 @@ class Source:
             return "" if (self.root / STAMP).exists() else CITYSCAPES
         return "" if self.own.scheme.name == "own" else CITYSCAPES
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """What identifies the training split in checkpoints, see `Frames.data`."""
         if self.own is None:
@@ -227,7 +231,8 @@ def _get_own(path: Path, data_dir: Path) -> Path:
 
 
 def _check_own(folder: Path) -> dict[str, int]:
-    own = find_own_data(folder)
+    with contextlib.redirect_stdout(io.StringIO()):  # what is said now has an unfinished name
+        own = find_own_data(folder)
     if own is None:
         return check_pairs(folder)
     return {split: len(pairs) for split, pairs in own.pairs.items()}

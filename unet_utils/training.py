@@ -32,6 +32,7 @@ from unet_utils.losses import AuxiliaryHeads, class_weights, prior_correction, s
 from unet_utils.model import OtherNetwork, UNet
 from unet_utils.optimizer import make_optimizer
 from unet_utils.platform.environment import progress_bar
+from unet_utils.platform.files import user_path
 from unet_utils.run_files import RunFiles
 from unet_utils.schedule import Schedule
 
@@ -112,6 +113,7 @@ def fit(
             check_same_run(TrainConfig(**checkpoint["config"]), config, files.folder)
         earlier = checkpoint or (read_checkpoint(start_from) if start_from else None)
         facts["licence"] = frames.licence or (earlier or {}).get("licence", "")
+        facts["start_from"] = checkpoint.get("start_from", "") if checkpoint else ""
         if facts["licence"]:
             print(f"A model that learns from this may be used so: {facts['licence']}")
         torch.manual_seed(config.seed)
@@ -120,6 +122,9 @@ def fit(
             check_same_network(checkpoint, model, files.folder)
         elif earlier:
             load_matching(model, earlier, start_from)
+            file = user_path(str(start_from))
+            weights = earlier["made_by"]["weights"]
+            facts["start_from"] = f"{file.parent.name}/{file.name} ({weights[:8]})"
         state = TrainingState(model, learn, config, device, processes)
         if checkpoint:
             state.load(checkpoint)
@@ -134,8 +139,8 @@ def fit(
             if not (math.isfinite(row["loss"]) and state.is_finite()):
                 raise FloatingPointError(
                     f"the loss of epoch {row['epoch']} is {row['loss']}, or a weight is not "
-                    "finite: lower learning_rate (LEARNING_RATE) and run again. It resumes after "
-                    f"epoch {state.epoch}"
+                    "finite: lower learning_rate (LEARNING_RATE) and run again. Under the name "
+                    f"{files.folder.name} (RUN) it resumes after epoch {state.epoch}"
                 )
             state.epoch += 1
             state.history.append(row)

@@ -22,9 +22,11 @@ from unet_utils.own_data.masks import (
     Classes,
     ReadLabels,
     mask_reader,
-    open_picture,
+    naming,
     read_classes,
+    read_text,
 )
+from unet_utils.pictures import read_photo
 from unet_utils.platform.files import PICTURES, list_folder, user_path
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
@@ -175,7 +177,7 @@ def read_frame(
         ValueError: one of them cannot be read, their sizes differ, or a label is in no class; the
             message names the file.
     """
-    photo = open_picture(photo_file).convert("RGB")
+    photo = Image.fromarray(read_photo(photo_file, whole=True))  # as `predict` reads it
     labels = data.read_labels(label_file, photo.size)
     if labels.shape != (photo.height, photo.width):
         raise ValueError(
@@ -214,7 +216,8 @@ def split_pairs(folder: Path, pairs: Pairs) -> dict[str, Pairs]:
     """
     file = folder / "val.txt"
     if file.is_file():
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        with naming(file):
+            lines = read_text(file).splitlines()
         wanted = {Path(line.strip()).stem for line in lines if line.strip()}
         if missing := wanted - {photo.stem for photo, _ in pairs}:
             name = sorted(missing)[0]

@@ -1,8 +1,10 @@
 """The classes of your own data, and masks as pictures: class numbers, or colours of the classes."""
 
+import codecs
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,20 +80,40 @@ def read_classes(folder: Path) -> Classes | None:
         ValueError: it cannot be read; the message names it.
     """
     file = folder / "classes.json"
-    try:
-        if file.is_file():
-            content = json.loads(file.read_text(encoding="utf-8-sig"))
+    if file.is_file():
+        with naming(file):
+            content = json.loads(read_text(file))
             content = content if isinstance(content, dict) else {"classes": content}
             return make_classes(
                 content["classes"], content.get("merge", {}), content.get("ignore", [])
             )
-        file = folder / "classes.txt"
-        if file.is_file():
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
+    file = folder / "classes.txt"
+    if file.is_file():
+        with naming(file):
+            lines = read_text(file).splitlines()
             return make_classes([_class_of_line(line) for line in lines if line.strip()], {}, [])
-    except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
-        raise ValueError(f"{file} cannot be used: {first_line(error)}") from error
     return None
+
+
+@contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Read inside what a person or a tool wrote: whatever is wrong with it, the file is named.
+
+    Raises:
+        ValueError: it cannot be used.
+    """
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
+        reason = f"there is no {error}" if isinstance(error, KeyError) else first_line(error)
+        raise ValueError(f"{file} cannot be used: {reason}") from error
+
+
+def read_text(file: Path) -> str:
+    """Read a text in UTF-8, or in UTF-16, as Windows PowerShell writes lists."""
+    content = file.read_bytes()
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if is_utf16 else "utf-8-sig")
 
 
 def _class_of_line(line: str) -> dict:

@@ -7,7 +7,7 @@ import csv
 import json
 import re
 from pathlib import Path
-from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -29,8 +29,10 @@ from unet_utils.own_data.masks import (
     Classes,
     make_classes,
     mask_reader,
+    naming,
     open_picture,
     read_classes,
+    read_text,
 )
 from unet_utils.platform.files import PICTURES, list_folder, natural_order
 
@@ -45,8 +47,8 @@ def find_own_data(folder: Path) -> OwnData | None:
     for reader in (cityscapes, roboflow, cvat, label_studio, images_and_masks, labelme):
         if found := reader(folder):
             return found
-    inside = list_folder(folder)
-    if len(inside) == 1 and inside[0].is_dir():  # archives often hold a folder that holds all
+    inside = [path for path in list_folder(folder) if path.is_dir()]
+    if len(inside) == 1:  # archives often hold a folder that holds all
         return find_own_data(inside[0])
     return None
 
@@ -55,14 +57,20 @@ def labelme(folder: Path) -> OwnData | None:
     """https://github.com/wkentaro/labelme: a JSON file with polygons beside each photo."""
     found = []
     names = set()
-    for file in natural_order(folder.glob("*.json")):
-        content = _read_json(file)
-        if isinstance(content, dict) and "shapes" in content and "imagePath" in content:
-            photo = file.parent / Path(content["imagePath"].replace("\\", "/")).name
-            if not photo.is_file():
-                raise FileNotFoundError(f"{photo} is missing, although {file.name} belongs to it")
-            found.append((photo, file))
+    for file in _json_files(folder):
+        with naming(file):
+            content = json.loads(read_text(file))
+            if not isinstance(content, dict) or not {"shapes", "imagePath"} <= content.keys():
+                continue
+            path = content["imagePath"].replace("\\", "/")
             names |= {shape["label"] for shape in content["shapes"]}
+        # Beside the file, or where it was while it was labelled.
+        photo = next(filter(Path.is_file, (folder / Path(path).name, folder / path)), None)
+        if photo is None:
+            raise FileNotFoundError(
+                f"{folder / Path(path).name} is missing, although {file.name} belongs to it"
+            )
+        found.append((photo, file))
     if not found:
         return None
     classes = read_classes(folder) or make_classes(["_background_", *sorted(names)], {}, [])
@@ -71,20 +79,21 @@ def labelme(folder: Path) -> OwnData | None:
     def read(path: Path, size: tuple[int, int]) -> np.ndarray:
         image = Image.new("L", size, values.get("_background_", IGNORE))
         draw = ImageDraw.Draw(image)
-        for shape in _read_json(path)["shapes"]:
-            if shape["label"] not in values:
-                raise ValueError(f"{path} has the label {shape['label']!r}, which is no class")
-            _draw_shape(draw, shape, values[shape["label"]], path)
+        with naming(path):
+            for shape in json.loads(read_text(path))["shapes"]:
+                if shape["label"] not in values:
+                    raise ValueError(f"it has the label {shape['label']!r}, which is no class")
+                _draw_shape(draw, shape, values[shape["label"]])
         return np.asarray(image)
 
     return OwnData(folder, classes.scheme(), split_pairs(folder, found), read)
 
 
-def _draw_shape(draw: ImageDraw.ImageDraw, shape: dict, value: int, path: Path) -> None:
+def _draw_shape(draw: ImageDraw.ImageDraw, shape: dict, value: int) -> None:
     """Draw one shape of a Labelme file; later shapes lie on earlier ones, as in Labelme."""
     points = [tuple(point) for point in shape["points"]]
     kind = shape.get("shape_type") or "polygon"
-    if kind == "polygon" and len(points) > 2:
+    if kind == "polygon":
         draw.polygon(points, fill=value, outline=value)
     elif kind == "rectangle":
         (x0, y0), (x1, y1) = points
@@ -96,14 +105,11 @@ def _draw_shape(draw: ImageDraw.ImageDraw, shape: dict, value: int, path: Path) 
     elif kind in ("line", "linestrip"):
         draw.line(points, fill=value, width=max(1, int(shape.get("line_width", 10))))
     elif kind != "point":
-        raise ValueError(f"{path} has a shape of the kind {kind!r}: draw it as a polygon")
+        raise ValueError(f"it has a shape of the kind {kind!r}: draw it as a polygon")
 
 
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"{file} cannot be read as JSON ({error}): save it again") from error
+def _json_files(folder: Path) -> list[Path]:
+    return [path for path in list_folder(folder) if path.suffix.lower() == ".json"]
 
 
 def cvat(folder: Path) -> OwnData | None:
@@ -112,11 +118,13 @@ def cvat(folder: Path) -> OwnData | None:
     if not table.is_file():
         return None
     entries = []
-    for line in table.read_text(encoding="utf-8-sig").splitlines():
-        if line.strip() and not line.startswith("#"):
-            name, color, *_ = line.split(":")
-            entries.append({"name": name, "color": color.split(",")})
-    classes = read_classes(folder) or make_classes(entries, {}, [])
+    with naming(table):
+        for line in read_text(table).splitlines():
+            if line.strip() and not line.startswith("#"):
+                name, color, *_ = line.split(":")
+                entries.append({"name": name, "color": color.split(",")})
+        listed = make_classes(entries, {}, [])
+    classes = read_classes(folder) or listed
     photos = pictures(folder / "JPEGImages") or pictures(folder / "images")
     masks = pictures(folder / "SegmentationClass")
     if not photos:
@@ -136,10 +144,12 @@ def roboflow(folder: Path) -> OwnData | None:
     tables = [part / "_classes.csv" for part in parts.values() if part]
     if not tables or not all(table.is_file() for table in tables):
         return None
-    with open(tables[0], newline="", encoding="utf-8-sig") as file:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
-    entries = [{"name": name, "value": value} for value, name, *_ in rows[1:]]
-    classes = read_classes(folder) or make_classes(entries, {}, [])
+    with naming(tables[0]):
+        lines = read_text(tables[0]).splitlines()
+        rows = [[cell.strip() for cell in row] for row in csv.reader(lines) if row]
+        entries = [{"name": name, "value": value} for value, name, *_ in rows[1:]]
+        listed = make_classes(entries, {}, [])
+    classes = read_classes(folder) or listed
     pairs: dict[str, Pairs] = {}
     for split, part in parts.items():
         files = {path.stem: path for path in pictures(part)} if part else {}
@@ -154,6 +164,11 @@ def roboflow(folder: Path) -> OwnData | None:
     return own_data(folder, classes, pairs)
 
 
+def _plain(name: str) -> str:
+    """Return what Label Studio makes of the name of an uploaded file."""
+    return re.sub(r"[^-\w.]", "", name.replace(" ", "_"))
+
+
 TASK = re.compile(r"task-(\d+)-annotation-\d+-by-.*?-tag-(.+)-\d+\.png")
 
 
@@ -166,16 +181,18 @@ def label_studio(folder: Path) -> OwnData | None:
     if not masks:
         return None
     photo_of = {}
-    for file in folder.glob("*.json"):  # the same project, exported as JSON
-        tasks = _read_json(file)
-        for task in tasks if isinstance(tasks, list) else []:
-            if not isinstance(task, dict):  # classes.json may be a list of names
-                continue
-            values = task.get("data", task)
-            address = next((v for v in values.values() if str(v).lower().endswith(PICTURES)), None)
-            if address:
-                photo_of[str(task["id"])] = re.split(r"[/\\=]", address)[-1]
-    photos = {path.name: path for path in pictures(folder / "images")}
+    for file in _json_files(folder):  # the same project, exported as JSON
+        with naming(file):
+            tasks = json.loads(read_text(file))
+            for task in tasks if isinstance(tasks, list) else []:
+                if not isinstance(task, dict):  # classes.json may be a list of names
+                    continue
+                values = task.get("data", task).values()
+                address = next((v for v in values if str(v).lower().endswith(PICTURES)), None)
+                if address:
+                    name = re.split(r"[/\\=]", unquote(address))[-1]
+                    photo_of[str(task["id"])] = _plain(name)
+    photos = {_plain(path.name): path for path in pictures(folder / "images")}
     pairs = []
     for task, parts in masks.items():
         names = [photo_of.get(task, ""), photo_of.get(task, "").split("-", 1)[-1]]
@@ -216,7 +233,8 @@ def cityscapes(folder: Path) -> OwnData | None:
     pairs: dict[str, Pairs] = {}
     for split in SPLITS:
         pairs[split] = []
-        for photo in sorted((photos_root / split).glob("*/*_leftImg8bit.png")):
+        # Not the files that macOS adds, ._NAME.
+        for photo in sorted((photos_root / split).glob("[!.]*/[!.]*_leftImg8bit.png")):
             name = photo.name.replace("_leftImg8bit", "_gtFine_labelIds")
             labels = labels_root / split / photo.parent.name / name
             if not labels.is_file():

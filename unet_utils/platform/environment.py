@@ -66,7 +66,18 @@ class Environment:
 
         With Drive mounted, a run is written to the machine's own disk and copied to Drive. On
         Kaggle, a run that an attached notebook output holds is copied to the results first, unless
-        it is there already."""
+        it is there already.
+
+        Raises:
+            ValueError: the name is empty or hidden, or would lead to another folder than one in
+                `results`.
+        """
+        # No list of runs shows what begins with a dot, and Windows drops those at the end.
+        if not name or name != name.strip(" .") or any(sign in name for sign in '/\\:*?"<>|\0'):
+            raise ValueError(
+                f"{name!r} is not a name for a run: choose one of letters, digits, - and _ (RUN), "
+                "for example unet-2"
+            )
         if self.drive is not None:
             return self.data / "runs" / name, self.results / name
         if self.platform == "kaggle":

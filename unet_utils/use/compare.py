@@ -151,6 +151,8 @@ def compare_results(folder: str | Path) -> Comparison:
     folder = user_path(folder)
     rows = []
     for file in sorted(folder.rglob("*.json")):
+        if any(part.startswith(".") for part in file.relative_to(folder).parts):
+            continue  # copies by Jupyter, and what macOS adds
         try:
             row = _read_result(file)
         except UNUSABLE as error:
@@ -296,14 +298,16 @@ def _read_run(folder: Path, scored: Path) -> dict:
         last = read_facts(folder / LAST)  # best.pt ends with the best epoch
     except (FileNotFoundError, ValueError):
         last = best
-    scores = _read_scores(scored / "evaluation.json", best["made_by"]["weights"])
+    data = last["data"]["files"]
+    scores = _read_scores(scored / "evaluation.json", best["made_by"]["weights"], data)
     # Other numbers of clusters are other classes.
     clusters = len(last["scheme"]["cluster_colors"])
     settings = {
         "classes": last["scheme"]["name"] + (str(clusters) if clusters else ""),
         "labels": last["data"]["labels"],
-        "data": last["data"]["files"],
+        "data": data,
         **last["config"],
+        "start_from": last.get("start_from") or "none",
         "version": last["made_by"]["version"],
         "device": last["made_by"]["device"],
         "date": last["made_by"]["date"][:10],
@@ -326,11 +330,14 @@ def _read_run(folder: Path, scored: Path) -> dict:
     }
 
 
-def _read_scores(file: Path, weights: str) -> dict:
-    """Return what an evaluation wrote; empty without one, and if it was of another model."""
+def _read_scores(file: Path, weights: str, data: str) -> dict:
+    """Return what an evaluation wrote; empty without one, and if it was of another model, or on
+    other data than the model learned from."""
     try:
         scores = json.loads(file.read_text(encoding="utf-8"))
-        if scores["made_by"]["weights"] == weights and scores["mean_iou"] is not None:
+        origin = scores["made_by"]
+        is_own = origin["weights"] == weights and (origin.get("data") or data) == data
+        if is_own and scores["mean_iou"] is not None:
             low, high = map(float, scores["mean_iou_95"])
             return scores | {"mean_iou": float(scores["mean_iou"]), "mean_iou_95": (low, high)}
     except FileNotFoundError:

@@ -27,6 +27,7 @@ from unet_utils.platform.files import (
     some_of,
     user_path,
 )
+from unet_utils.platform.version import commit, version
 from unet_utils.sources import Source
 
 IDS = ("class", "official")
@@ -122,6 +123,7 @@ def _description(source: Source, splits: dict[str, Frames]) -> dict:
         "about class": "index in this scheme; 255, or a value that is not here: void, no class",
         "classes": classes,
         "hashes": {split: part.label_hash() for split, part in splits.items()},
+        "made_by": {"version": version(), "commit": commit()},
     }
     if source.own:
         facts["photos"] = {}

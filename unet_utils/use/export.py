@@ -5,6 +5,7 @@ TorchScript needs none, and torch to run; torch calls it deprecated, but the `.p
 successor fixes the sizes of the photos, and older versions of torch cannot read it."""
 
 import importlib.util
+import io
 import json
 import time
 import warnings
@@ -109,7 +110,8 @@ def export_model(
 
     The metadata of an ONNX file, and the extra files in a TorchScript file, are texts: `names` and
     `colors` of the classes (JSON), `size` (WIDTHxHEIGHT), `resize` (what to do with a photo),
-    `normalization` (JSON), and `temperature` and `licence` if the model has them.
+    `normalization` (JSON), `made_by` (JSON: what made the model, and its hash), and `temperature`
+    and `licence` if the model has them.
 
     Args:
         trained: the model.
@@ -140,14 +142,17 @@ def export_model(
         warnings.simplefilter("ignore")
         if path.suffix == ".torchscript":
             module = torch.jit.script(PhotosToClasses(trained).eval())
-            module.save(str(unfinished), _extra_files=metadata)
+            content = io.BytesIO()  # Python says what a full disk is, torch does not
+            torch.jit.save(module, content, _extra_files=metadata)
+            unfinished.write_bytes(content.getbuffer())
             return path
         try:
             write_onnx(trained, unfinished, size, logits, metadata)
         except (ImportError, TypeError, RuntimeError) as error:
+            advice = f"{ONNX_ADVICE}, or " if isinstance(error, ImportError) else ""
             raise RuntimeError(
                 f"this torch ({torch.__version__}) cannot write ONNX here ({error}): "
-                f"{ONNX_ADVICE}, or export to a .torchscript file"
+                f"{advice}export to a .torchscript file"
             ) from error
     return path
 
@@ -199,6 +204,7 @@ def _metadata(trained: Trained, size: tuple[int, int] | None) -> dict[str, str]:
         "size": f"{width}x{height}",
         "resize": "photos to this size" if size else "not needed: photos of any size",
         "normalization": json.dumps({"in the file": True, "mean": MEAN, "std": STD}),
+        "made_by": json.dumps(trained.made_by),
     }
     if trained.temperature:
         metadata["temperature"] = f"{trained.temperature:.4f}"

@@ -149,20 +149,24 @@ def _decode(path: Path, rate: float, length: int | None) -> Generator[np.ndarray
     # PPM, because each frame then begins with its size.
     options += ["-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "-"]
     count = 0
+    problem = None
     try:
         with _run_ffmpeg(options, strict=True) as process:
             while (frame := _read_ppm(process)) is not None:
                 yield frame
                 count += 1
     except FfmpegError as error:
-        # A damaged file is complained of and has fewer frames. Where sound outlasts the pictures
-        # there are fewer, too; and there are complaints that do no harm.
-        if length and count < 0.9 * length - 1:
-            raise ValueError(
-                f"{path} cannot be read to its end ({error}): "
-                f"it has {count} of about {length} frames"
-            ) from error
-        print(f"Warning: {path} may be damaged ({error})")
+        problem = error
+    # A damaged file is complained of and has fewer frames. Where sound outlasts the pictures there
+    # are fewer, too; and there are complaints that do no harm.
+    frames = f"it has {count} of about {length} frames"
+    too_few = length and count < 0.9 * length - 1
+    if problem and too_few:
+        raise ValueError(f"{path} cannot be read to its end ({problem}): {frames}") from problem
+    if problem:
+        print(f"Warning: {path} may be damaged ({problem})")
+    elif too_few:
+        print(f"Warning: {path} may end too early, or its sound is longer: {frames}")
 
 
 def _read_ppm(process: subprocess.Popen) -> np.ndarray | None:

@@ -93,7 +93,7 @@ def check_int8(path: str | Path) -> Path:
         from onnxruntime import quantization  # noqa: F401
     except ImportError as error:
         raise RuntimeError(
-            f"8 bits need the package onnxruntime ({error}): pip install onnx onnxruntime"
+            f"8 bits need a package more ({error}): pip install onnx onnxruntime"
         ) from error
     return path
 

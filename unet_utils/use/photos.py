@@ -14,6 +14,7 @@ from unet_utils.classes import IGNORE, ClassScheme
 from unet_utils.demo.street import draw_scene
 from unet_utils.device import first_line
 from unet_utils.evaluation import Trained, predict_classes
+from unet_utils.pictures import printable, read_photo
 from unet_utils.platform.environment import Environment
 from unet_utils.platform.files import (
     PICTURES,
@@ -23,7 +24,6 @@ from unet_utils.platform.files import (
     some_of,
     user_path,
 )
-from unet_utils.use.pictures import printable, read_photo
 
 DEMO = "demo"
 """What stands for the drawn street on the command line."""
@@ -40,7 +40,7 @@ def expand_patterns(paths: Iterable[str | Path]) -> list[str | Path]:
     for path in paths:
         pattern = os.path.expanduser(path)
         # A file may be called photo[1].jpg: that is not a pattern.
-        matches = [] if os.path.exists(pattern) else glob.glob(pattern)
+        matches = [] if os.path.exists(pattern) else glob.glob(pattern, recursive=True)
         expanded += natural_order(map(Path, matches)) or [path]
     return expanded
 
@@ -147,7 +147,10 @@ def official_ids(scheme: ClassScheme) -> np.ndarray:
 
 def free_name(folder: Path, name: str, endings: Sequence[str]) -> str:
     """Return the first of `name`, `name-2`, `name-3` ... that is free with all `endings`: what
-    exists is not overwritten."""
+    exists is not overwritten. A name that would be too long with its ending is cut."""
+    longest = 250 - max(len(ending) for ending in endings)  # 255 bytes; a number may be added
+    if len(os.fsencode(name)) > longest:
+        name = os.fsencode(name)[:longest].decode(errors="ignore")
     free = name
     number = 1
     while any((folder / (free + ending)).exists() for ending in endings):

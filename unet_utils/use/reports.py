@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -185,7 +186,8 @@ def scores_folder(results: str | Path, checkpoint: Path, weights: str) -> Path:
     """
     if checkpoint == SMALL_MODEL:
         return Path(results) / "small-model"
-    run = Path(results) / checkpoint.parent.name
+    # The name of its folder, also for ../best.pt and for a file on a drive itself.
+    run = Path(results) / (Path(os.path.abspath(checkpoint)).parent.name or "model")
     try:
         if read_facts(run / "best.pt")["made_by"]["weights"] == weights:
             return run
@@ -219,7 +221,12 @@ def save_model_scores(
     """
     weights = trained.made_by["weights"]
     folder = scores_folder(env.results, checkpoint, weights)
-    origin = made_here(env.device, frames.label_hash()) | {"weights": weights, "flip": flip}
+    is_run = checkpoint != SMALL_MODEL and trained.data
+    if is_run and frames.source not in ("", trained.data):
+        print("This model learned from other data: these scores get a folder of their own.")
+        folder = folder.with_name(f"{folder.name}-on-{frames.source[:8]}")
+    origin: dict = made_here(env.device, frames.label_hash())
+    origin |= {"weights": weights, "flip": flip, "data": frames.source}
     return save_scores(matrices, trained.scheme, folder, frames.numbers, published, origin)
 
 
@@ -265,15 +272,21 @@ def save_scores(
     frames = []
     for number, frame in zip(numbers or range(1, len(matrices) + 1), matrices, strict=True):
         frames.append({"frame": number} | _null_for_nan(frame.summary()))
-    with replacing(folder / "evaluation.json") as file:
-        file.write_text(json.dumps(scores, indent=2, allow_nan=False) + "\n")
-    for name, rows in (("evaluation.csv", classes), ("evaluation_frames.csv", frames)):
-        with replacing(folder / name) as file:
-            write_csv(file, rows)
     report = folder / "evaluation.md"
     text = f"{score_report(matrix, scheme, published)}\n\n{class_table(matrix, scheme)}\n"
+    with replacing(folder / "evaluation.json") as file:
+        file.write_text(json.dumps(scores, indent=2, allow_nan=False) + "\n")
     with replacing(report) as file:
         file.write_text(text, encoding="utf-8")
+    for name, rows in (("evaluation.csv", classes), ("evaluation_frames.csv", frames)):
+        try:
+            with replacing(folder / name) as file:
+                write_csv(file, rows)
+        except OSError as error:
+            print(
+                f"{folder / name} could not be replaced ({error}): close it in other programs, and "
+                "evaluate again. The scores themselves are saved."
+            )
     return report
 
 

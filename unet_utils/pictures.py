@@ -5,6 +5,7 @@ import io
 import math
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ def printable(text: str) -> str:
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def read_photo(path: str | Path) -> np.ndarray:
+def read_photo(path: str | Path, whole: bool = False) -> np.ndarray:
     """Read a photo as a person would see it, in sRGB.
 
     It is turned as its EXIF orientation says, and its colour profile becomes sRGB. Greyscale,
@@ -40,6 +41,7 @@ def read_photo(path: str | Path) -> np.ndarray:
 
     Args:
         path: of the file; `~` is expanded.
+        whole: a large photo is not reduced. Only then may several threads read at the same time.
 
     Returns:
         `uint8 [H, W, 3]`.
@@ -52,42 +54,49 @@ def read_photo(path: str | Path) -> np.ndarray:
     path = user_path(path)
     if not path.exists():
         raise FileNotFoundError(f"no file {path}")
-    limit = Image.MAX_IMAGE_PIXELS
     try:
-        Image.MAX_IMAGE_PIXELS = None  # _decode has limits of its own
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about metadata
-            with Image.open(path) as file:
-                size = file.size
-                profile = file.info.get("icc_profile")
-                image = _srgb(_flatten(_decode(file)), profile)
+        with contextlib.nullcontext() if whole else _without_limits(), Image.open(path) as file:
+            size = file.size
+            profile = file.info.get("icc_profile")
+            image = _srgb(_flatten(_decode(file, whole)), profile)
     except Exception as error:  # each of Pillow's formats has errors of its own
         raise ValueError(
             f"{path} cannot be read as a photo ({first_line(error)}): save it as a JPEG or PNG"
         ) from error
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
     if math.prod(image.size) < math.prod(size):
         width, height = image.size
         print(printable(f"{path} is very large: reduced to {width}x{height} pixels"))
     return np.array(image)
 
 
-def _decode(file: ImageFile.ImageFile) -> Image.Image:
+@contextlib.contextmanager
+def _without_limits() -> Iterator[None]:
+    """Switch Pillow's limit of pixels off, and warnings: in all threads."""
+    limit = Image.MAX_IMAGE_PIXELS
+    try:
+        Image.MAX_IMAGE_PIXELS = None  # _decode has limits of its own
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about metadata
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _decode(file: ImageFile.ImageFile, whole: bool) -> Image.Image:
     """Return an opened picture with 8 bits, turned upright, and reduced where `MOST_PIXELS` or
-    `LONGEST_SIDE` require it."""
+    `LONGEST_SIDE` require it, unless it shall be whole."""
     most = MOST_JPEG_PIXELS if file.format in ("JPEG", "MPO") else MOST_OTHER_PIXELS
     if math.prod(file.size) > most:
         raise ValueError(
             f"it has {math.prod(file.size) / 1e6:.0f} megapixels, "
             f"the limit for {file.format} is {most / 1e6:.0f}"
         )
-    factor = _reduction(file)
+    factor = 1 if whole else _reduction(file)
     # Does something for JPEG only: decode to 1/2, 1/4 or 1/8, not below this size.
     file.draft(None, (max(1, file.width // factor), max(1, file.height // factor)))
     low = _open_low_bytes(file)
     _load_upright(file)
-    factor = _reduction(file)
+    factor = 1 if whole else _reduction(file)
     if low is not None:
         with low:
             _load_upright(low)
