@@ -207,7 +207,10 @@ def test_a_model_is_chosen_by_its_name_or_as_the_latest_that_fits(results, tmp_p
     assert capsys.readouterr().out == "Run: wide\nRun: seven\n"
     assert choose_model("", env, "other") == SMALL_MODEL
     assert "the small model of the package" in capsys.readouterr().out
-    with pytest.raises(FileNotFoundError, match=r"no run 'wid' .* there are: plain, seven, wide\."):
+    write_run(results, "seven-10", [0.5])
+    write_run(results, "seven-9", [0.5])
+    runs = "plain, seven, seven-9, seven-10, wide"
+    with pytest.raises(FileNotFoundError, match=rf"no run 'wid' .* there are: {runs}\."):
         choose_model("wid", env)
 
 

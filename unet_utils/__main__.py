@@ -56,8 +56,8 @@ def main(arguments: list[str] | None = None) -> None:
         with open_processes() as options.processes:
             only_reads = options.command in (_predict, _export, _compare)
             options.command(options, setup(writes=not only_reads))
-    except (OSError, ValueError, RuntimeError, FloatingPointError) as error:
-        sys.exit(f"Error: {printable(str(error))}")
+    except (OSError, ValueError, RuntimeError, FloatingPointError, MemoryError) as error:
+        sys.exit(f"Error: {printable(str(error) or 'the memory is full')}")
 
 
 def _check(options: argparse.Namespace, env: Environment) -> None:

@@ -17,7 +17,7 @@ from unet_utils.checkpoints import LAST, read_facts
 from unet_utils.device import first_line
 from unet_utils.evaluation import SMALL_MODEL
 from unet_utils.platform.environment import Environment
-from unet_utils.platform.files import replacing, user_path
+from unet_utils.platform.files import natural_order, replacing, user_path
 from unet_utils.use.reports import markdown_table, score_text
 
 RESULT = "result.json"
@@ -150,7 +150,7 @@ def compare_results(folder: str | Path) -> Comparison:
     """
     folder = user_path(folder)
     rows = []
-    for file in sorted(folder.rglob("*.json")):
+    for file in natural_order(folder.rglob("*.json")):
         if any(part.startswith(".") for part in file.relative_to(folder).parts):
             continue  # copies by Jupyter, and what macOS adds
         try:
@@ -238,7 +238,7 @@ def choose_model(run: str, env: Environment, data: str = "") -> Path:
     folder, backup = env.run_folders(name)
     best = (backup or folder) / "best.pt"
     if not best.exists():
-        runs = sorted(path.parent.name for path in env.results.glob("[!.]*/best.pt"))
+        runs = _find_runs(env.results, "best.pt")
         raise FileNotFoundError(
             f"there is no run {name!r} in {env.results}; there are: {', '.join(runs) or 'none'}. "
             "Name one of them, or none for the latest"
@@ -285,9 +285,10 @@ def runs_like(results: str | Path, name: str) -> list[str]:
     return [run for run in rows if all(rows[run].get(key) == own.get(key) for key in same)]
 
 
-def _find_runs(results: Path) -> list[str]:
+def _find_runs(results: Path, file: str = "*.pt") -> list[str]:
     """Return the names of the folders that hold checkpoints."""
-    return sorted({path.parent.name for path in results.glob("[!.]*/*.pt")})
+    folders = {path.parent for path in results.glob(f"[!.]*/{file}")}
+    return [folder.name for folder in natural_order(folders)]
 
 
 def _read_run(folder: Path, scored: Path) -> dict:
