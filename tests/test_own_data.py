@@ -328,6 +328,16 @@ def test_cvat_masks(tmp_path):
     shutil.rmtree(tmp_path / "own" / "JPEGImages")
     with pytest.raises(FileNotFoundError, match="export again with .Save images."):
         cvat(tmp_path / "own")
+    for number in (1, 2):  # CVAT keeps folders, and frames of two videos have the same names
+        for part in ("JPEGImages", "SegmentationClass"):
+            (file,) = (FIXTURES / "cvat" / part).glob(f"*street{number}.*")
+            inner = tmp_path / "own" / part / f"video{number}"
+            inner.mkdir(parents=True)
+            shutil.copy(file, inner / f"frame1{file.suffix}")
+    for file in (tmp_path / "own" / "SegmentationClass").glob("*.png"):
+        file.unlink()
+    (pair,) = cvat(tmp_path / "own").pairs["val"]
+    assert [path.parent.name for path in pair] == ["video2", "video2"]
     (tmp_path / "own" / "labelmap.txt").write_text("road:128,64::\n")
     with pytest.raises(ValueError, match=r"labelmap\.txt cannot be used: the colour of 'road' is"):
         cvat(tmp_path / "own")

@@ -104,7 +104,7 @@ def images_and_masks(folder: Path) -> OwnData | None:
     pairs = {}
     for split, (photos, masks) in places.items():
         advice = f"{masks} needs a mask for each photo of {photos}, with the same name"
-        pairs[split] = pair_up(pictures(photos), pictures(masks), advice)
+        pairs[split] = pair_up(photos, masks, advice)
     if "all" in pairs:
         pairs = split_pairs(folder, pairs["all"])
     classes = read_classes(folder)
@@ -188,23 +188,31 @@ def read_frame(
     return np.asarray(photo.resize(size, Image.Resampling.BICUBIC)), np.asarray(resized)
 
 
-def pair_up(photos: list[Path], labels: list[Path], advice: str) -> Pairs:
-    """Return each photo with the labels of the same name, in the order of the photos.
+def pair_up(photos: Path, masks: Path, advice: str, needs_all: bool = True) -> Pairs:
+    """Return each photo of a folder with its mask, which has the same name, and the same place in
+    the folder of the masks; in the order of the photos.
+
+    Args:
+        photos, masks: the folders.
+        advice: for the messages.
+        needs_all: False leaves photos without a mask out.
 
     Raises:
         FileNotFoundError: one of them is alone, or there is none; the message names it.
     """
-    by_name = {path.stem: path for path in labels}
-    names = {path.stem for path in photos}
-    for path in photos:
-        if path.stem not in by_name:
+    mask_of = {path.relative_to(masks).with_suffix(""): path for path in pictures(masks)}
+    pairs = []
+    for path in pictures(photos):
+        mask = mask_of.pop(path.relative_to(photos).with_suffix(""), None)
+        if mask:
+            pairs.append((path, mask))
+        elif needs_all:
             raise FileNotFoundError(f"{path} has no mask: {advice}")
-    for path in labels:
-        if path.stem not in names:
-            raise FileNotFoundError(f"{path} belongs to no photo: {advice}")
-    if not photos:
+    if mask_of:
+        raise FileNotFoundError(f"{next(iter(mask_of.values()))} belongs to no photo: {advice}")
+    if not pairs:
         raise FileNotFoundError(f"there is no photo: {advice}")
-    return [(photo, by_name[photo.stem]) for photo in photos]
+    return pairs
 
 
 def split_pairs(folder: Path, pairs: Pairs) -> dict[str, Pairs]:
@@ -244,5 +252,12 @@ def split_folder(folder: Path, split: str) -> Path | None:
 
 
 def pictures(folder: Path) -> list[Path]:
-    """Return the pictures in a folder in natural order, none if there is no such folder."""
-    return [path for path in list_folder(folder) if path.suffix.lower() in PICTURES]
+    """Return the pictures in a folder and in those inside it, in natural order; none if there is no
+    such folder."""
+    found = []
+    for path in list_folder(folder):
+        if path.is_dir():
+            found += pictures(path)
+        elif path.suffix.lower() in PICTURES:
+            found.append(path)
+    return found

@@ -125,16 +125,16 @@ def cvat(folder: Path) -> OwnData | None:
                 entries.append({"name": name, "color": color.split(",")})
         listed = make_classes(entries, {}, [])
     classes = read_classes(folder) or listed
-    photos = pictures(folder / "JPEGImages") or pictures(folder / "images")
-    masks = pictures(folder / "SegmentationClass")
-    if not photos:
+    photos = next(
+        (folder / name for name in ("JPEGImages", "images") if pictures(folder / name)), None
+    )
+    if photos is None:
         raise FileNotFoundError(
             f"there are no photos in {folder / 'JPEGImages'}: export again with *Save images*, or "
             "put them there"
         )
-    names = {mask.stem for mask in masks}
-    labelled = [photo for photo in photos if photo.stem in names]
-    pairs = pair_up(labelled, masks, "export photos and masks together")
+    masks = folder / "SegmentationClass"
+    pairs = pair_up(photos, masks, "export photos and masks together", needs_all=False)
     return own_data(folder, classes, split_pairs(folder, pairs))
 
 

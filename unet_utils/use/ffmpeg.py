@@ -3,6 +3,7 @@
 The program ffprobe is not needed: it does not come with every ffmpeg."""
 
 import contextlib
+import functools
 import itertools
 import re
 import shutil
@@ -87,10 +88,15 @@ def find_encoder() -> list[str] | None:
     """Return ffmpeg's options for the first of `ENCODERS` that works here; None if none does, with
     a message, or if there is no ffmpeg.
 
-    Each is tried with one black frame: some builds list encoders that fail when they are used.
+    Each is tried with one black frame, once: some builds list encoders that fail when they are
+    used.
     """
-    if not shutil.which("ffmpeg"):
-        return None
+    program = shutil.which("ffmpeg")
+    return _first_encoder(program) if program else None
+
+
+@functools.cache
+def _first_encoder(program: str) -> list[str] | None:
     for name, settings in ENCODERS.items():
         encoder = ["-c:v", name, *settings, "-pix_fmt", "yuv420p"]
         black = np.zeros((64, 64, 3), np.uint8)
