@@ -18,7 +18,7 @@ from unet_utils.optimizer import Muon
 from unet_utils.training import fit
 from unet_utils.training import segmentation_loss as true_loss
 from unet_utils.use import check_sections, self_check
-from unet_utils.use.check_sections import Job, draw_scenes
+from unet_utils.use.check_job import SCENES, Job, draw_scenes
 from unet_utils.use.self_check import SECTIONS, Row, Section, report
 
 CPU = torch.device("cpu")
@@ -46,7 +46,7 @@ def check(scenes, tmp_path, monkeypatch):
     monkeypatch.setattr(check_sections, "LARGE", (400, 300))
     frames = Job.frames
     monkeypatch.setattr(Job, "frames", lambda job, count: frames(job, min(count, 40)))
-    shutil.copy(scenes / check_sections.SCENES, tmp_path)
+    shutil.copy(scenes / SCENES, tmp_path)
 
     def do(number, kind=Job):
         row = Row(number, SECTIONS[number].title, "ok")

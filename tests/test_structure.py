@@ -80,7 +80,7 @@ EXCEPTIONS = {  # module, and what it may import all the same
     ("demo.canvas", "classes"),
     ("demo.pairs", "restoring"),
     ("use.photos", "demo.street"),  # draws a street for those who have no photo
-    ("use.check_sections", "demo.street"),  # needs frames on any machine, in seconds
+    ("use.check_job", "demo.street"),  # needs frames on any machine, in seconds
 }
 BEHIND_THE_DOOR = {"demo", "own_data", "platform.download", "platform.unpacking"}
 

@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,26 +17,17 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 from torch.profiler import ProfilerActivity, profile
 
-from unet_utils.classes import LABELS, PALETTE_IDS, get_scheme
+from unet_utils.classes import PALETTE_IDS
 from unet_utils.config import TrainConfig, recipe
-from unet_utils.dataset import CityscapesPairs
-from unet_utils.demo.street import draw_scene
 from unet_utils.device import FullMemoryError, compute_dtype, computing_in, first_line
 from unet_utils.evaluation import SMALL_MODEL, load_trained, predict_classes, score
 from unet_utils.frames import Frames
 from unet_utils.images import to_device
 from unet_utils.model import UNet
-from unet_utils.restoring import (
-    REFERENCE,
-    SIDE,
-    damage,
-    label_checksums,
-    load_restorer,
-    restore_label_ids,
-    shrink,
-)
+from unet_utils.restoring import label_checksums, load_restorer, restore_label_ids
 from unet_utils.schedule import Schedule
 from unet_utils.training import OneProcess, TrainingState, fit, train_epoch
+from unet_utils.use.check_job import Job
 from unet_utils.use.export import export_model
 from unet_utils.use.photos import segment
 
@@ -48,90 +38,6 @@ PHOTOS = 2711
 """The Kaggle training split without its held-out frames."""
 LARGE = (4000, 3000)
 """Width and height of a photo of 12 megapixels."""
-SCENES = "scenes.npz"
-
-
-@dataclass
-class Job:
-    """A section's work, and where its findings go.
-
-    Attributes:
-        device: what is checked.
-        folder: of this section's files, and of the drawn scenes.
-        send: takes what is found: its kind ("figure", "detail" or "fault") and a sentence.
-    """
-
-    device: torch.device
-    folder: Path
-    send: Callable[[tuple[str, str]], None]
-
-    @property
-    def is_small(self) -> bool:
-        """Whether a CPU is checked, which takes much longer."""
-        return self.device.type == "cpu"
-
-    @property
-    def is_cuda(self) -> bool:
-        """Whether this is a GPU of NVIDIA or AMD, about which torch can tell most."""
-        return self.device.type == "cuda"
-
-    def say(self, text: str) -> None:
-        """Report a figure for the table."""
-        self.send(("figure", text))
-
-    def expect(self, holds: bool, text: str) -> None:
-        """Report a figure, and that it is not ok unless it `holds`."""
-        self.send(("figure" if holds else "fault", text))
-
-    def precisions(self) -> list[torch.dtype]:
-        """Return float32, and the data types of half precision that are of use on the device."""
-        if self.is_small:
-            return [torch.float32, torch.float16, torch.bfloat16]
-        usual = compute_dtype(self.device)
-        older = [torch.float16] * (usual == torch.bfloat16)
-        return list(dict.fromkeys([torch.float32, *older, usual]))
-
-    def frames(self, count: int) -> Frames:
-        """Return drawn frames, some of them more than once, in the CPU's memory."""
-        with np.load(self.folder / SCENES) as scenes:
-            which = np.arange(count) % len(scenes["photos"])
-            photos = torch.from_numpy(scenes["photos"][which])
-            label_ids = torch.from_numpy(scenes["label_ids"][which])
-        numbers = tuple(range(1, count + 1))
-        return Frames(photos, label_ids, get_scheme("cityscapes19"), numbers)
-
-
-def draw_scenes(folder: Path, count: int, root: Path | None = None) -> None:
-    """Draw street scenes for all sections.
-
-    Args:
-        folder: where they go.
-        count: how many.
-        root: folder of the real pairs, whose masks are then restored in the place of drawn ones.
-    """
-    colors = np.array([label.color for label in LABELS], dtype=np.uint8)
-    photos, label_ids, masks = [], [], []
-    for number in range(count):
-        photo, labels = draw_scene(np.random.default_rng(number))
-        photos.append(shrink(photo))
-        rows, columns = len(labels) // SIDE, labels.shape[1] // SIDE
-        label_ids.append(labels[rows // 2 :: rows, columns // 2 :: columns])
-        if not root:
-            masks += [damage(colors[turned]) for turned in (labels, labels[:, ::-1], labels[::-1])]
-    expected = np.zeros(0, dtype=np.uint32)
-    if root:
-        pairs = CityscapesPairs(root, "train")
-        masks = [mask.permute(1, 2, 0).numpy() for _, mask in map(pairs.__getitem__, range(256))]
-        with np.load(REFERENCE) as reference:
-            if pairs.fingerprint in reference:
-                expected = reference[pairs.fingerprint][: len(masks)]
-    np.savez(
-        folder / SCENES,
-        photos=np.stack(photos),
-        label_ids=np.stack(label_ids),
-        masks=np.stack(masks),
-        expected=expected,
-    )
 
 
 def computing(job: Job) -> None:
@@ -172,9 +78,7 @@ def _convolve(x: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
 
 def restored_labels(job: Job) -> None:
     """Masks restored on the device, whatever the caller's precision, and on the CPU."""
-    with np.load(job.folder / SCENES) as scenes:
-        masks = scenes["masks"][: 8 if job.is_small else 256]
-        expected = scenes["expected"][: len(masks)]
+    masks, expected = job.masks(8 if job.is_small else 256)
     restore_label_ids(masks[:1], device=job.device)
     started = time.perf_counter()
     with torch.autocast(job.device.type, dtype=torch.bfloat16):
@@ -323,7 +227,7 @@ def speed(job: Job) -> None:
     )
     without_muon = _step_seconds(job, replace(config, optimizer="adam"), on_device)
     job.say(f"{1000 * without_muon:.0f} ms with Adam in the place of Muon")
-    without_average = _step_seconds(job, config, on_device, _no_average)
+    without_average = _step_seconds(job, config, on_device, averages=False)
     job.say(f"{1000 * without_average:.0f} ms without averaging")
     if not job.is_cuda:
         return
@@ -437,15 +341,11 @@ def _new_state(job: Job, config: TrainConfig, frames: Frames) -> TrainingState:
     return TrainingState(network, frames, config, job.device, OneProcess())
 
 
-def _no_average(state: TrainingState) -> None:
-    state.average = lambda share: None  # type: ignore[method-assign]
-
-
 def _step_seconds(
     job: Job,
     config: TrainConfig,
     frames: Frames,
-    change: Callable[[TrainingState], None] = lambda state: None,
+    averages: bool = True,
     on_step: Callable | None = None,
 ) -> float:
     """Return the seconds of a step in the second epoch; the first one is for warming up.
@@ -454,7 +354,8 @@ def _step_seconds(
         FloatingPointError: the loss is not finite.
     """
     state = _new_state(job, config, frames)
-    change(state)
+    if not averages:
+        state.average = lambda share: None  # type: ignore[method-assign]
     for state.epoch in range(2):
         row = train_epoch(state, frames, config, OneProcess(), on_step=on_step)
     if not math.isfinite(row["loss"]):

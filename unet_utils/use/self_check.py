@@ -22,7 +22,7 @@ from unet_utils.checkpoints import made_by
 from unet_utils.device import first_line, reuse_memory
 from unet_utils.platform.files import replacing
 from unet_utils.use import check_sections
-from unet_utils.use.check_sections import Job, draw_scenes
+from unet_utils.use.check_job import Job, draw_scenes
 from unet_utils.use.reports import markdown_table
 
 START_SECONDS = 120
