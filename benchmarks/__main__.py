@@ -115,17 +115,20 @@ def _setting(options: argparse.Namespace) -> tuple[Setting, str]:
     """Return the setting, and a description of the data."""
     env = setup()
     try:
-        root, real = get_pairs(options.data, env.data), options.data != "demo"
+        root = get_pairs(options.data, env.data)
     except (OSError, ValueError, RuntimeError) as error:
         print(f"{options.data} cannot be used, so the demo set is used instead: {error}")
         options.data = "demo"
-        root, real = get_pairs("demo", env.data), False
+        root = get_pairs("demo", env.data)
     # The full width of the CPU recipe would take an hour.
     name = recipe_for(env.device, "kaggle")
     config = recipe(name, base_channels=16 if name == "cpu" else None)
     if options.tiny:
         config = replace(config, base_channels=4, image_size=64, batch_size=4)
-        options.pairs, options.images, options.rounds, options.minutes = 40, 8, 1, 0.05
+        options.pairs = 40
+        options.images = 8
+        options.rounds = 1
+        options.minutes = 0.05
     options.pairs = min(options.pairs, len(CityscapesPairs(root, "train")))
     images = options.images or (2048 if env.device.type == "cuda" else 128)
     setting = Setting(
@@ -138,7 +141,8 @@ def _setting(options: argparse.Namespace) -> tuple[Setting, str]:
         images,
         options.minutes,
     )
-    return setting, f"{options.pairs} pairs of the {'real' if real else 'demo'} set"
+    kind = "demo" if options.data == "demo" else "real"
+    return setting, f"{options.pairs} pairs of the {kind} set"
 
 
 def _machine(device: torch.device) -> dict[str, str]:

@@ -25,7 +25,8 @@ def growth(setting: Setting) -> Result:
     counts = [max(setting.config.batch_size, total // part) for part in PARTS]
     # Whole batches only, as in `fit`.
     counts = [count // setting.config.batch_size * setting.config.batch_size for count in counts]
-    comparisons, data = [], {"pairs": counts}
+    comparisons = []
+    data: dict = {"pairs": counts}
     for work, run in (("preparing", prepare_part), ("an epoch", epoch_of_part)):
         run(setting, counts[0])  # warm up: a whole turn of epochs would take minutes
         contenders = {str(count): partial(run, setting, count) for count in counts[1:]}

@@ -6,7 +6,7 @@ from sklearn.cluster import KMeans
 from benchmarks.peers import copied_colors, copied_pair
 from benchmarks.setting import Setting
 from benchmarks.timing import Comparison, Result, interleave
-from unet_utils import CityscapesPairs, Clusters, color_histogram, find_clusters
+from unet_utils import CityscapesPairs, color_histogram, find_clusters
 from unet_utils.classes import PALETTE_COLORS
 from unet_utils.restoring import restore_label_ids
 
@@ -15,11 +15,6 @@ def labels(pairs: CityscapesPairs, method: str) -> None:
     """From files to photos and label ids, our way."""
     for _, _, masks in pairs.blocks():
         restore_label_ids(masks, method)
-
-
-def cluster(pairs: CityscapesPairs) -> Clusters:
-    """From files to clusters, our way."""
-    return find_clusters(*color_histogram(pairs))
 
 
 def copied_labels(pairs: CityscapesPairs, label_model: KMeans) -> None:
@@ -64,7 +59,8 @@ def clustering(setting: Setting) -> Result:
     inertia: dict[str, float] = {}
 
     def ours() -> None:
-        inertia["ours"] = cluster(pairs).inertia / (len(pairs) * 2**16)
+        clusters = find_clusters(*color_histogram(pairs))
+        inertia["ours"] = clusters.inertia / (len(pairs) * 2**16)
 
     def theirs(sample: int | None) -> None:
         pixels = np.concatenate([masks.reshape(-1, 3) for _, _, masks in pairs.blocks()])

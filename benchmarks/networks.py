@@ -41,13 +41,9 @@ def make(name: str, width: int, batch: int, size: int) -> tuple[nn.Module, Tenso
     return model.to(device, memory_format=torch.channels_last).train(), x
 
 
-class TorchDepthwise:
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
     """What stands in the place of `encoders.Depthwise` where torch computes the gradients."""
-
-    @staticmethod
-    def apply(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
-        """The convolution of each channel."""
-        return conv2d(x, weight, bias, stride, padding, groups=len(weight))
+    return conv2d(x, weight, bias, stride, padding, groups=len(weight))
 
 
 def forward(model: nn.Module, x: Tensor) -> None:
@@ -67,7 +63,7 @@ def both(model: nn.Module, x: Tensor, mixed: bool = True) -> None:
 
 def with_torch_gradients(model: nn.Module, x: Tensor) -> None:
     """`both`, with torch's gradients of depthwise convolutions."""
-    with mock.patch("unet_utils.encoders.Depthwise", TorchDepthwise):
+    with mock.patch("unet_utils.encoders.Depthwise.apply", depthwise):
         both(model, x)
 
 

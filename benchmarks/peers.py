@@ -39,7 +39,9 @@ class CopiedDataset(Dataset):
     photos."""
 
     def __init__(self, paths: list[Path], image_size: int):
-        self.paths, self.image_size, self.label_model = paths, image_size, copied_colors()
+        self.paths = paths
+        self.image_size = image_size
+        self.label_model = copied_colors()
         self.transform = v2.Compose(
             [
                 v2.ToImage(),
@@ -154,11 +156,9 @@ class TextbookDataset(Dataset):
     torchvision.transforms.v2."""
 
     def __init__(self, paths: list[Path], frames: Frames, image_size: int):
-        self.paths, self.label_ids, self.lookup = (
-            paths,
-            frames.label_ids,
-            torch.tensor(frames.scheme.lookup),
-        )
+        self.paths = paths
+        self.label_ids = frames.label_ids
+        self.lookup = torch.tensor(frames.scheme.lookup)
         self.transform = v2.Compose(
             [
                 v2.RandomResizedCrop(
@@ -247,7 +247,9 @@ class Trainer:
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, autocast: Callable):
-        self.model, self.optimizer, self.autocast = model.train(), optimizer, autocast
+        self.model = model.train()
+        self.optimizer = optimizer
+        self.autocast = autocast
         self.device = next(model.parameters()).device
         self.loss = nn.CrossEntropyLoss(ignore_index=IGNORE)
 

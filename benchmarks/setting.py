@@ -45,14 +45,9 @@ class Setting:
         return pairs
 
     @cached_property
-    def all_frames(self) -> Frames:
-        """The prepared training split, labels restored."""
-        return prepare(self.root, "train", self.cache, progress=False)
-
-    @cached_property
     def frames(self) -> Frames:
-        """The first `pairs` of its frames."""
-        return self.all_frames.part(slice(self.pairs))
+        """The first `pairs` frames of the training split, labels restored."""
+        return prepare(self.root, "train", self.cache, progress=False).part(slice(self.pairs))
 
     @property
     def paths(self) -> list[Path]:

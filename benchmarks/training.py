@@ -27,7 +27,9 @@ from unet_utils.device import autocast
 from unet_utils.evaluation import score
 from unet_utils.model import OtherNetwork
 
-COPIED_CLUSTERS, COPIED_BATCH, COPIED_RATE = 10, 4, 0.01
+COPIED_CLUSTERS = 10
+COPIED_BATCH = 4
+COPIED_RATE = 0.01
 """Settings of the copied recipe."""
 
 
@@ -69,9 +71,11 @@ def copied_trainer(width: int, device: torch.device) -> Trainer:
 
 def epochs(setting: Setting) -> Result:
     """Row 2."""
-    config, device = setting.config, setting.device
+    config = setting.config
+    device = setting.device
     count = min(setting.images, len(setting.frames)) // config.batch_size * config.batch_size
-    frames, paths = setting.frames.part(slice(count)), setting.paths[:count]
+    frames = setting.frames.part(slice(count))
+    paths = setting.paths[:count]
     unfolded = replace(config, fold=1)
     size = config.image_size
 
@@ -175,7 +179,8 @@ def accuracy(setting: Setting) -> Result:
 
 
 def _our_curve(setting: Setting) -> list[tuple[float, float]]:
-    frames, config = setting.frames, setting.config
+    frames = setting.frames
+    config = setting.config
     learn, _ = frames.split(hold_out=True)
     probe = learn.part(slice(4 * config.batch_size))
     rate = len(probe) / min(our_epoch(probe, config, setting.device) for _ in range(2))  # images/s
@@ -201,7 +206,9 @@ def _copied_curve(setting: Setting) -> list[tuple[float, float]]:
         model.train()
         return result
 
-    curve, spent, next_score = [], 0.0, setting.minutes / 8
+    curve = []
+    spent = 0.0
+    next_score = setting.minutes / 8
     loader = DataLoader(dataset, COPIED_BATCH)
     while spent < setting.minutes:
         start = time.perf_counter()
@@ -210,11 +217,9 @@ def _copied_curve(setting: Setting) -> list[tuple[float, float]]:
             minutes = spent + (time.perf_counter() - start) / 60
             if minutes >= next_score:
                 curve.append((minutes, scored()))
-                start, spent, next_score = (
-                    time.perf_counter(),
-                    minutes,
-                    next_score + setting.minutes / 8,
-                )
+                start = time.perf_counter()  # scoring does not count
+                spent = minutes
+                next_score += setting.minutes / 8
             if minutes >= setting.minutes:
                 break
         spent += (time.perf_counter() - start) / 60

@@ -41,6 +41,13 @@ NO_KERNEL = ("_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty"
 """Operators that launch nothing, though their schema does not say that they return a view."""
 
 
+def is_launch(operator: Any) -> bool:
+    """Return whether an operator launches something: it does not only return a view or allocate."""
+    returned = [result.alias_info for result in operator._schema.returns]
+    is_view = any(alias is not None and not alias.is_write for alias in returned)
+    return not is_view and operator.overloadpacket.__name__ not in NO_KERNEL
+
+
 class LaunchCounter(TorchDispatchMode):
     """Counts launches by section.
 
@@ -58,11 +65,8 @@ class LaunchCounter(TorchDispatchMode):
         self, operator: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         """Count an operator and run it."""
-        name = operator.overloadpacket.__name__
-        returned = [result.alias_info for result in operator._schema.returns]
-        is_view = any(alias is not None and not alias.is_write for alias in returned)
-        if not is_view and name not in NO_KERNEL:
-            self.launches[self.section, name] += 1
+        if is_launch(operator):
+            self.launches[self.section, operator.overloadpacket.__name__] += 1
         return operator(*args, **(kwargs or {}))
 
     def around(self, function: Callable, during: str, after: str) -> Callable:
@@ -77,13 +81,9 @@ class LaunchCounter(TorchDispatchMode):
         return call
 
 
-class TorchDepthwise:
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
     """What GPUs use in the place of `encoders.Depthwise`."""
-
-    @staticmethod
-    def apply(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
-        """The convolution of each channel."""
-        return conv2d(x, weight, bias, stride, padding, groups=len(weight))
+    return conv2d(x, weight, bias, stride, padding, groups=len(weight))
 
 
 def count(config: TrainConfig, size: int = 64) -> Counter[tuple[str, str]]:
@@ -98,7 +98,7 @@ def count(config: TrainConfig, size: int = 64) -> Counter[tuple[str, str]]:
     frames = Frames(photos, label_ids, get_scheme("cityscapes19"), (1, 2, 3, 4))
     with ExitStack() as stack:
         stack.enter_context(computing_in(torch.bfloat16))
-        stack.enter_context(mock.patch("unet_utils.encoders.Depthwise", TorchDepthwise))
+        stack.enter_context(mock.patch("unet_utils.encoders.Depthwise.apply", depthwise))
         model = UNet(**config.network(CLASSES))
         state = TrainingState(model, frames, config, torch.device("cpu"), OneProcess())
         steps: list[Counter[tuple[str, str]]] = []

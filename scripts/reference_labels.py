@@ -13,8 +13,7 @@ import numpy as np
 
 from unet_utils.dataset import CityscapesPairs
 from unet_utils.restoring import REFERENCE, label_checksums, restore_label_ids
-
-FRAMES = {"train": 2975, "val": 500}
+from unet_utils.sources import FULL_SET
 
 
 def main() -> None:
@@ -26,7 +25,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=REFERENCE, help="file to write")
     args = parser.parse_args()
     checksums = {}
-    for split, count in FRAMES.items():
+    for split, count in FULL_SET.items():
         pairs = CityscapesPairs(args.pairs, split)
         if len(pairs) != count:
             parser.error(f"{args.pairs} has {len(pairs)} pairs in {split}, the whole set {count}")

@@ -20,7 +20,8 @@ LARGEST = 16  # MB
 
 def main(run: str, target: str | Path = SMALL_MODEL.parent) -> None:
     """Write the files of a run that has been evaluated to the folder `target`."""
-    run, target = Path(run), Path(target)
+    run = Path(run)
+    target = Path(target)
     checkpoint = read_checkpoint(run / "best.pt")
     # Vectors (biases, statistics of the normalization) take no space, and can be out of the range
     # of half precision.

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from count_launches import is_launch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
@@ -33,8 +34,6 @@ from unet_utils.use.check_sections import PHOTOS
 # Weight, gradient, momentum, averaged weight, and one temporary copy in Muon's step.
 BYTES_PER_PARAMETER = 4 * 5
 BATCHES = (4, 8, 16, 32)
-NO_KERNEL = ("_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "detach")
-"""Operators that launch nothing, though their schema does not say that they return a view."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +81,8 @@ class StepCosts(TorchDispatchMode):
         """Count an operator and run it."""
         kwargs = kwargs or {}
         result = operator(*args, **kwargs)
-        returned = [one.alias_info for one in operator._schema.returns]
-        is_view = any(alias is not None and not alias.is_write for alias in returned)
-        packet = operator.overloadpacket
-        if not is_view and packet.__name__ not in NO_KERNEL:
-            count = flop_registry.get(packet)
+        if is_launch(operator):
+            count = flop_registry.get(operator.overloadpacket)
             flops = count(*args, **kwargs, out_val=result) if count else 0
             moved = sum(map(_size, tree_leaves((args, kwargs, result))))
             self.operators[self.section].append((flops, moved))

@@ -161,7 +161,8 @@ def street(frames: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
 
     # Other classes in the same geometry: rare classes have all neighbours, and no class is known by
     # its shape alone.
-    recolor, chance = np.arange(CLASSES, dtype=np.uint8), rng.random()
+    recolor = np.arange(CLASSES, dtype=np.uint8)
+    chance = rng.random()
     if chance < 0.05:
         recolor = rng.permutation(CLASSES).astype(np.uint8)
     elif chance < 0.35:
@@ -413,7 +414,9 @@ def main() -> None:
     record = {"seed": args.seed, "steps": args.steps, "maps": args.maps}
 
     for number in range(args.start, len(args.steps)):
-        began, restored, held_out = time.time(), None, None
+        began = time.time()
+        restored = None
+        held_out = None
         if number:
             # Every third frame, others in each round: consecutive frames show similar scenes.
             masks = read_masks(
