@@ -99,7 +99,7 @@ def test_a_table_that_is_open_elsewhere_takes_no_score_with_it(tmp_path, monkeyp
     report = save_scores([matrix_of([0, 1], [0, 0])], SCHEME, tmp_path)
     assert "this model" in report.read_text(encoding="utf-8")
     assert strict_json(tmp_path / "evaluation.json")["mean_iou"] == pytest.approx(0.5)
-    assert capsys.readouterr().out.count("close it in other programs") == 2
+    assert capsys.readouterr().out.count("could not be replaced") == 2
 
 
 @pytest.mark.filterwarnings("ignore:All-NaN")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from unet_utils.device import compute_dtype, first_line
-from unet_utils.platform.files import user_path
+from unet_utils.platform.files import replacing, user_path
 from unet_utils.platform.version import commit, version
 
 LAST = "last.pt"
@@ -191,9 +191,19 @@ def weights_hash(state_dict: dict[str, Tensor]) -> str:
     return sha.hexdigest()[:16]
 
 
-def write_csv(path: Path, rows: list[dict]) -> None:
-    """Write rows as CSV; the columns are those of the last row."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[-1].keys(), extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
+def write_table(path: Path, rows: list[dict], told: bool = False) -> bool:
+    """Write rows as CSV; the columns are those of the last row. Nothing depends on such a table, so
+    a failure is only printed, unless the person was told before. Return whether it was written."""
+    try:
+        with (
+            replacing(path) as unfinished,
+            open(unfinished, "w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.DictWriter(file, rows[-1].keys(), extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+        return True
+    except OSError as error:
+        if not told:
+            print(f"{path} could not be replaced ({error}): close it. All else is saved.")
+        return False

@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from unet_utils.backup import NAMES, TIME_LAPSE, Backup, rename_files
-from unet_utils.checkpoints import LAST, packed_checkpoint, read_checkpoint, write_csv
+from unet_utils.checkpoints import LAST, packed_checkpoint, read_checkpoint, write_table
 from unet_utils.platform.files import copy_verified, is_disk_full, replacing, user_path
 
 ONLY_TO_RESUME = ("averaged", "heads", "optimizer", "scaler", "first_epoch", "best_epoch")
@@ -57,7 +57,7 @@ class RunFiles:
         self._set_aside: tuple[str, ...] = ()  # files to rename before the next ones are written
         self._best_epoch = 0
         self._unsaved_best: memoryview | None = None  # what best.pt shall hold, until it does
-        self._history_failed = False
+        self._has_table = True
 
     @property
     def last(self) -> Path:
@@ -190,22 +190,10 @@ class RunFiles:
                             os.fsync(file.fileno())  # some disks say only here that they are full
                 rename_files(self.folder, self._set_aside)
                 self._set_aside = ()
-            self._write_history(last["history"])
+            table = self.folder / "history.csv"
+            self._has_table = write_table(table, last["history"], told=not self._has_table)
             if self._backup:
                 self._backup.hand_on(last)
-
-    def _write_history(self, history: list[dict]) -> None:
-        try:
-            with replacing(self.folder / "history.csv") as unfinished:
-                write_csv(unfinished, history)
-            self._history_failed = False
-        except OSError as error:
-            if not self._history_failed:
-                print(
-                    f"history.csv in {self.folder} could not be replaced ({error}): close it in "
-                    "other programs. The run itself is saved, and each epoch tries again."
-                )
-            self._history_failed = True
 
 
 def _model_to_use(checkpoint: dict) -> dict:

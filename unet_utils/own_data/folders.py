@@ -189,13 +189,8 @@ def read_frame(
 
 
 def pair_up(photos: Path, masks: Path, advice: str, needs_all: bool = True) -> Pairs:
-    """Return each photo of a folder with its mask, which has the same name, and the same place in
-    the folder of the masks; in the order of the photos.
-
-    Args:
-        photos, masks: the folders.
-        advice: for the messages.
-        needs_all: False leaves photos without a mask out.
+    """Return each photo of a folder with its mask, which has the same name and the same place in
+    the folder of the masks. If not all need one, photos without a mask are left out.
 
     Raises:
         FileNotFoundError: one of them is alone, or there is none; the message names it.

@@ -97,11 +97,7 @@ def read_classes(folder: Path) -> Classes | None:
 
 @contextmanager
 def naming(file: Path) -> Iterator[None]:
-    """Read inside what a person or a tool wrote: whatever is wrong with it, the file is named.
-
-    Raises:
-        ValueError: it cannot be used.
-    """
+    """Read inside what a person or a tool wrote: a ValueError names the file, whatever is wrong."""
     try:
         yield
     except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:

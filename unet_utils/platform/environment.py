@@ -69,8 +69,7 @@ class Environment:
         it is there already.
 
         Raises:
-            ValueError: the name is empty or hidden, or would lead to another folder than one in
-                `results`.
+            ValueError: the name is empty, hidden, or leads to no folder in `results`.
         """
         # No list of runs shows what begins with a dot, and Windows drops those at the end.
         if not name or name != name.strip(" .") or any(sign in name for sign in '/\\:*?"<>|\0'):

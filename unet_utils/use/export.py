@@ -130,10 +130,11 @@ def export_model(
     path = user_path(path)
     if path.suffix not in (".torchscript", ".onnx"):
         raise ValueError(f"{path}: the name of an exported model ends in .torchscript or .onnx")
-    if size and path.suffix != ".onnx":
-        raise ValueError(f"{path} takes photos of any size: leave the size out, or write .onnx")
-    if logits and path.suffix != ".onnx":
-        raise ValueError(f"{path} gives classes: leave the logits out, or write .onnx")
+    if (size or logits) and path.suffix != ".onnx":
+        raise ValueError(
+            f"{path} takes photos of any size and gives classes: leave size and logits out, or "
+            "write .onnx"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = _metadata(trained, size)
     with replacing(path) as unfinished, torch.no_grad(), warnings.catch_warnings():

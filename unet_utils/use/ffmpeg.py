@@ -84,19 +84,16 @@ def read_video(path: Path) -> Clip:
     return Clip(_decode(path, rate, length), rate, length)
 
 
-def find_encoder() -> list[str] | None:
-    """Return ffmpeg's options for the first of `ENCODERS` that works here; None if none does, with
-    a message, or if there is no ffmpeg.
+@functools.cache
+def find_encoder(program: str | None) -> list[str] | None:
+    """Return the options of this ffmpeg for the first of `ENCODERS` that works here; None if none
+    does, with a message, or if there is no ffmpeg.
 
     Each is tried with one black frame, once: some builds list encoders that fail when they are
     used.
     """
-    program = shutil.which("ffmpeg")
-    return _first_encoder(program) if program else None
-
-
-@functools.cache
-def _first_encoder(program: str) -> list[str] | None:
+    if not program:
+        return None
     for name, settings in ENCODERS.items():
         encoder = ["-c:v", name, *settings, "-pix_fmt", "yuv420p"]
         black = np.zeros((64, 64, 3), np.uint8)

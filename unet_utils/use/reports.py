@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from unet_utils.checkpoints import made_by as made_here
-from unet_utils.checkpoints import read_facts, write_csv
+from unet_utils.checkpoints import read_facts, write_table
 from unet_utils.classes import ClassScheme, get_scheme
 from unet_utils.evaluation import SMALL_MODEL, Trained
 from unet_utils.frames import Frames
@@ -278,15 +278,8 @@ def save_scores(
         file.write_text(json.dumps(scores, indent=2, allow_nan=False) + "\n")
     with replacing(report) as file:
         file.write_text(text, encoding="utf-8")
-    for name, rows in (("evaluation.csv", classes), ("evaluation_frames.csv", frames)):
-        try:
-            with replacing(folder / name) as file:
-                write_csv(file, rows)
-        except OSError as error:
-            print(
-                f"{folder / name} could not be replaced ({error}): close it in other programs, and "
-                "evaluate again. The scores themselves are saved."
-            )
+    write_table(folder / "evaluation.csv", classes)
+    write_table(folder / "evaluation_frames.csv", frames)
     return report
 
 

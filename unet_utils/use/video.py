@@ -6,6 +6,7 @@ are read, and the result is a folder of frames and an animated WebP."""
 import base64
 import contextlib
 import itertools
+import shutil
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
@@ -124,7 +125,7 @@ def segment_video(
         out.mkdir(parents=True, exist_ok=True)
         name = f"{path.name if path.is_dir() else path.stem}-segmented"
         name = free_name(out, name, ["", ".mp4", ".webp"])
-        encoder = find_encoder()
+        encoder = find_encoder(shutil.which("ffmpeg"))
         target = out / (name + (".mp4" if encoder else ".webp"))
         frames = itertools.chain([first], pairs)
         if encoder:
