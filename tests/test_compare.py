@@ -286,6 +286,17 @@ def test_a_result_holds_settings_seed_origin_and_scores(results, tmp_path_factor
     assert names(compare_runs(results)) == ["wide", "plain"]  # as before
 
 
+def test_a_result_that_cannot_be_written_is_said_and_stops_nothing(results, tmp_path, capsys):
+    """As on a Drive that is full or gone: a notebook goes on."""
+    (tmp_path / "drive").write_text("no folder")
+    assert save_result(results / "wide", tmp_path / "drive" / "wide") is None
+    out = capsys.readouterr().out
+    assert "result.json could not be written (" in out
+    assert "free some space" in out
+    save_result(results / "wide", tmp_path / "there")
+    assert capsys.readouterr().out.endswith(f"{tmp_path / 'there' / 'result.json'}\n")
+
+
 def test_a_folder_of_sixty_results_is_ranked(tmp_path, monkeypatch, capsys):
     """As a teacher has them: one folder or one file per student, and all kinds of other files."""
     write_run(tmp_path / "runs", "demo", [0.2], seed=3)

@@ -1,9 +1,11 @@
 """The lessons of notebook 02: the damage of the masks, what undoes it, phantoms, the classes."""
 
+import nbformat
 import pytest
+import torch
 from series import printed, run_notebook
 
-pytestmark = pytest.mark.slow
+from scripts.run_notebooks import ROOT
 
 THEN = """
 exact = counts[is_exact].sum() / counts.sum()
@@ -47,14 +49,14 @@ assert not set(phantoms) & {"road", "car", "pole", "person", "rider", "traffic l
 assert answer > 0.6
 assert len(share) == 19
 
-# k-means gives phantoms clusters, too; some do not even look doubtful.
-by_name = {row[0]: row for row in rows}
-assert set(phantoms) <= set(by_name)
-assert float(by_name["trailer"][1]) > 0.5
-assert float(by_name["trailer"][2]) < 0.1
-assert by_name["trailer"][4] != by_name["tunnel"][4]
-assert "mixed colours" in by_name["person"][4]
-assert float(by_name["person"][2]) > 0.3
+# k-means gives phantoms clusters, too, and more pixels than before.
+assert by_kmeans > 1.5 * by_nearest, (by_kmeans, by_nearest)
+# The centres that moved furthest are doubtful, also those of classes that are in the street.
+assert len(rows) == 8
+assert all(row[4] for row in rows), rows
+assert any(float(row[3]) > 0.03 for row in rows), rows
+# A phantom need not move.
+assert clusters.moved[clusters.names.index("trailer")] < 30
 """
 
 
@@ -65,16 +67,28 @@ def executed(demo, tmp_path_factory):
     return run_notebook("02_explore", folder, THEN, DATA=str(demo), SHOW_SOLUTION=True)
 
 
+@pytest.mark.slow
 def test_its_lessons_hold(executed):
     assert printed(executed).count("No answer yet") == 3
 
 
+@pytest.mark.slow
 def test_right_answers_are_accepted_and_wrong_ones_are_not(executed):
     """The exercises again, with answers."""
     text = printed(executed)
     assert text.count("Right!") == 3
 
 
+def test_two_classes_are_enough_for_the_exercise_about_frequent_ones():
+    """As with two clusters, or with data of one's own."""
+    notebook = nbformat.read(ROOT / "notebooks" / "02_explore.ipynb", as_version=4)
+    (source,) = [cell.source for cell in notebook.cells if "Divide the three" in cell.source]
+    names = {"share": torch.tensor([0.7, 0.3]), "check": lambda *_: None}
+    exec(source, names)
+    assert names["expected"] == pytest.approx(1)
+
+
+@pytest.mark.slow
 def test_tables_are_markdown_and_the_maps_can_be_pointed_at(executed):
     data = [output.get("data", {}) for cell in executed.cells for output in cell.get("outputs", [])]
     tables = [each["text/markdown"] for each in data if "text/markdown" in each]

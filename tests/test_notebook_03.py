@@ -18,6 +18,7 @@ from scripts.run_notebooks import ROOT
 from unet_utils import IGNORE, ConfusionMatrix, UNet, prepare
 from unet_utils.demo.pairs import make_demo
 from unet_utils.encoders import MEAN, STD
+from unet_utils.use.exercises import check
 
 NAME = "03_train"
 
@@ -112,8 +113,21 @@ workbench.PHOTOS = 80
 """
 FACTS = """
 import json
+
+from scipy import ndimage
+
+# Independently of the cell: where does the finest skip cost most pixels along borders?
+true = some_labels.numpy()
+borders = ndimage.maximum_filter(true, (1, 5, 5)) != ndimage.minimum_filter(true, (1, 5, 5))
+costs = []
+for number, near in enumerate(borders):
+    found = [seen[name][number].numpy()[near] for name in ("all skips", "without the finest")]
+    is_right = [each == true[number][near] for each in found]
+    costs.append(int((is_right[0] > is_right[1]).sum()))
 facts = {
     "skips": skip_scores,
+    "costs": costs,
+    "shown": shown,
     "by heart": by_heart,
     "loss by heart": losses[-1],
     "pixel accuracy": [matrix.pixel_accuracy().item() for matrix in weighted.values()],
@@ -121,9 +135,9 @@ facts = {
     "flipped": list(flipped_scores.values()),
     "before": float((before == street_labels)[street_labels != IGNORE].mean()),
     "after forty steps": float((after_forty == street_labels)[street_labels != IGNORE].mean()),
-    "result": json.loads((env.results / run / "result.json").read_text()),
+    "result": json.loads((plan.kept / "result.json").read_text()),
     "tries": list(tries.strip().predictions),
-    "time-lapse": (folder / "time-lapse.json").exists(),
+    "time-lapse": (plan.folder / "time-lapse.json").exists(),
 }
 (env.data / "facts.json").write_text(json.dumps(facts))
 """
@@ -178,6 +192,10 @@ class TestLessons:
         assert scores == sorted(scores, reverse=True)
         assert scores[-1] < scores[0] / 2
 
+    def test_the_frame_that_is_shown_loses_most_along_borders(self, executed):
+        costs = executed[1]["costs"]
+        assert costs[executed[1]["shown"]] == max(costs) > min(costs)
+
     def test_one_pair_is_learned_by_heart(self, executed):
         assert executed[1]["by heart"] > 0.98
         assert executed[1]["loss by heart"] < 0.1
@@ -198,6 +216,29 @@ class TestLessons:
         assert 0 < facts["result"]["scores"]["held_out"] < 1
         assert facts["result"]["settings"]["encoder"] == "efficientnet_lite2"
         assert facts["time-lapse"]
+
+
+@pytest.mark.parametrize(
+    ("line", "answers"),
+    [
+        ("None, None", ["No answer yet", "No answer yet"]),
+        ("photos.flip(3), labels.flip(2)", ["Right", "Right"]),
+        ("photos.flip(2), labels.flip(2)", ["Not yet", "Right"]),  # upside down
+        ("photos.flip(3), labels", ["Right", "Not yet"]),
+    ],
+)
+def test_the_exercise_about_flips_tells_right_from_wrong(line, answers, capsys):
+    notebook = nbformat.read(ROOT / "notebooks" / f"{NAME}.ipynb", as_version=4)
+    (source,) = [cell.source for cell in notebook.cells if "def flip" in cell.source]
+    assert "None, None" in source
+    photos = torch.arange(96).view(2, 3, 4, 4)
+    labels = torch.arange(32).view(2, 4, 4)
+    exec(source.replace("None, None", line), {"photos": photos, "labels": labels, "check": check})
+    lines = capsys.readouterr().out.splitlines()
+    assert [given.startswith(wanted) for given, wanted in zip(lines, answers, strict=True)] == [
+        True,
+        True,
+    ]
 
 
 @pytest.mark.slow

@@ -228,6 +228,21 @@ def test_the_five_are_short_together():
     assert sum(count_words(path) for path in PATHS) <= 1.1 * 4000
 
 
+def test_every_picture_of_a_cell_is_on_a_page():
+    """`make pictures` writes docs/NAME.png for each tag."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *PATHS]
+    shown = set(re.findall(r"docs/([\w-]+)\.png", "\n".join(path.read_text() for path in pages)))
+    made = {
+        tag.removeprefix("picture:")
+        for path in PATHS
+        for cell in cells(path)
+        for tag in tags(cell)
+        if tag.startswith("picture:")
+    }
+    assert made
+    assert made <= shown
+
+
 def test_names_that_people_rely_on_are_kept():
     fields = set(find_fields(nbformat.read(path, as_version=4) for path in PATHS))
     kept = {"DATA", "SCHEME", "EPOCHS", "BASE_CHANNELS", "LEARNING_RATE", "RUN", "PHOTO"}

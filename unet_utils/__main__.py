@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from unet_utils.classes import SCHEMES, ClassScheme
-from unet_utils.config import RECIPES, SETTINGS, recipe_for, run_name, run_settings, settings_table
-from unet_utils.evaluation import SMALL_MODEL, evaluate, load_trained
+from unet_utils.config import RECIPES, SETTINGS
+from unet_utils.evaluation import evaluate, load_trained
 from unet_utils.frames import Frames
 from unet_utils.metrics import ConfusionMatrix
+from unet_utils.plan import plan_run
 from unet_utils.platform.environment import Environment, setup
 from unet_utils.platform.files import user_path
 from unet_utils.restoring import METHODS
@@ -101,28 +102,31 @@ def _train(options: argparse.Namespace, env: Environment) -> None:
     if not 0 <= options.skip_first < len(frames):
         raise ValueError(f"--skip-first is {options.skip_first}, of {len(frames)} training frames")
     frames = frames.part(slice(options.skip_first, None))
-    machine = options.recipe or recipe_for(env.device, options.data)
-    changed = {setting.name: getattr(options, setting.name) for setting in SETTINGS}
-    scheme = options.scheme + str(options.num_clusters) * (options.scheme == "clusters")
-    name = options.run or run_name(
-        options.data, scheme, options.labels, options.start_from or "", **changed
+    plan = plan_run(
+        env,
+        options.data,
+        options.scheme,
+        options.run,
+        options.start_from,
+        options.labels,
+        options.num_clusters,
+        options.resume,
+        options.recipe,
+        **{setting.name: getattr(options, setting.name) for setting in SETTINGS},
     )
-    folder, backup = env.run_folders(name)
-    start_from = SMALL_MODEL if options.start_from == "small" else options.start_from
-    config = run_settings(folder, backup, machine, options.resume, start_from, **changed)
-    print(settings_table(config, machine))
+    print(plan.table)
     fit(
         frames,
-        config,
-        folder,
+        plan.config,
+        plan.folder,
         env.device,
-        resume=options.resume,
-        backup=backup,
-        start_from=start_from,
+        resume=plan.resume,
+        backup=plan.backup,
+        start_from=plan.start_from,
         processes=options.processes,
     )
     if options.processes.rank == 0:
-        temperature = fit_temperature(folder / "best.pt", frames, env.device, backup)
+        temperature = fit_temperature(plan.folder / "best.pt", frames, env.device, plan.backup)
         if temperature:
             print(f"Temperature of its probabilities: {temperature:.2f}, kept with the model.")
 

@@ -6,30 +6,59 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from unet_utils.config import TrainConfig
 from unet_utils.evaluation import predict_classes
 from unet_utils.frames import Frames
 from unet_utils.model import UNet
+from unet_utils.plan import Plan
 from unet_utils.plots.results import plot_predictions
 from unet_utils.plots.style import notebook_image
 from unet_utils.plots.time_lapse import record
 from unet_utils.plots.training import column, plot_history
 from unet_utils.schedule import Schedule
+from unet_utils.training import fit
 
 SHOWN_FRAMES = 3
 LAST_EPOCHS = 10  # the table has a row for each of these, and one for the best epoch
+
+
+def fit_live(frames: Frames, plan: Plan, device: torch.device | str) -> list[dict]:
+    """Train a run as `fit` does, and show it in the notebook while it runs.
+
+    Args:
+        frames: the training split.
+        plan: of the run.
+        device: where to train.
+
+    Returns, raises:
+        As `training.fit`.
+    """
+    _, held_out = frames.split(True)
+    assert held_out is not None
+    live = LiveTraining(held_out, plan.config, plan.folder)
+    history = fit(
+        frames,
+        plan.config,
+        plan.folder,
+        device,
+        resume=plan.resume,
+        backup=plan.backup,
+        on_epoch=live.epoch,
+        on_step=live.step,
+        progress=False,
+        start_from=plan.start_from,
+    )
+    live.end(history)
+    return history
 
 
 class LiveTraining:
     """Show a training in a notebook while it runs; everything is updated in place.
 
     From top to bottom: a status line with a bar, a table of the epochs, the curves, and the
-    predictions for a few frames. Use it as::
-
-        live = LiveTraining(held_out, config, folder)
-        history = fit(..., progress=False, on_step=live.step, on_epoch=live.epoch)
-        live.end(history)
+    predictions for a few frames. `fit_live` uses it.
 
     Args:
         frames: the frames to show are taken from these, evenly spaced.

@@ -95,10 +95,12 @@ def _keep_what_differs(rows: list[dict]) -> None:
         row["settings"] = {k: value for k, value in row["settings"].items() if len(values[k]) > 1}
 
 
-def save_result(run: str | Path, folder: str | Path) -> Path:
+def save_result(run: str | Path, folder: str | Path) -> Path | None:
     """Write what a run came to as `result.json`: its settings and seed, what made it, its scores.
 
-        save_result(run, env.results / name)
+        save_result(plan.folder, plan.kept)
+
+    One line says where it is, or why it could not be written: that stops nothing.
 
     Args:
         run: folder of the run, with `best.pt`.
@@ -106,8 +108,8 @@ def save_result(run: str | Path, folder: str | Path) -> Path:
             there (`reports.save_scores`), they are in it; else only those on the held-out frames.
 
     Returns:
-        The path of the file. Its `scores` are mIoU and None where not measured, `epochs` are those
-        done and planned.
+        The path of the file, None if it could not be written. Its `scores` are mIoU and None where
+        not measured, `epochs` are those done and planned.
 
     Raises:
         FileNotFoundError, ValueError: as `read_checkpoint`.
@@ -129,9 +131,17 @@ def save_result(run: str | Path, folder: str | Path) -> Path:
             "val_95": row["interval"],
         },
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / RESULT) as file:
-        file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / RESULT) as file:
+            file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:  # Drive is full or gone
+        print(
+            f"{folder / RESULT} could not be written ({first_line(error)}): free some space there, "
+            "and save the result again."
+        )
+        return None
+    print(f"Settings and scores of the run: {folder / RESULT}")
     return folder / RESULT
 
 
