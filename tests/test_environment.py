@@ -79,8 +79,7 @@ def test_a_laptop(laptop, monkeypatch, capsys):
 
 def test_folders_of_a_checkout_and_of_an_installed_package(laptop, monkeypatch):
     assert environment._default_folders("local", None) == (ROOT / "data", ROOT / "runs")
-    package = laptop / "site-packages" / "unet_utils"
-    monkeypatch.setattr(environment, "__file__", str(package / "platform" / "environment.py"))
+    monkeypatch.setattr(environment, "CHECKOUT", laptop / "site-packages")
     monkeypatch.chdir(laptop)
     assert environment._default_folders("local", None) == (laptop / "data", laptop / "runs")
 

@@ -7,13 +7,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from helpers import require
 from PIL import Image
 
-from unet_utils import UNet, get_scheme
 from unet_utils.demo.street import draw_scene
-from unet_utils.evaluation import Trained
 from unet_utils.use import ffmpeg, video
 from unet_utils.use.photos import read_photo
 from unet_utils.use.video import choose_video, is_video, segment_video, show_video
@@ -27,14 +24,6 @@ def programs():
         shutil.which("ffmpeg") and shutil.which("ffprobe"),
         "the programs ffmpeg and ffprobe are not installed",
     )
-
-
-@pytest.fixture(scope="module")
-def trained():
-    torch.manual_seed(0)
-    model = UNet(3, 19, 4, fold=2).eval()
-    torch.nn.init.normal_(model.head.weight)
-    return Trained(model, get_scheme("cityscapes19"), (64, 64), {}, [], {})
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +93,7 @@ def animation(path) -> tuple[int, tuple[int, int], float]:
 
 
 def test_without_ffmpeg_it_is_frames_and_a_webp(trained, scenes, tmp_path, without_ffmpeg):
-    path = segment_video(
-        trained, save_gif(scenes, tmp_path / "drive.gif"), tmp_path / "out", progress=False
-    )
+    path = segment_video(trained, save_gif(scenes, tmp_path / "drive.gif"), tmp_path / "out")
     assert path == tmp_path / "out" / "drive-segmented.webp"
     assert animation(path) == (12, (400, 120), 80)
     frames = sorted((tmp_path / "out" / "drive-segmented").iterdir())
@@ -119,14 +106,14 @@ def test_without_ffmpeg_it_is_frames_and_a_webp(trained, scenes, tmp_path, witho
         pixels = np.asarray(image).astype(int)
     assert np.abs(pixels[:, :200] - np.asarray(scenes[-1])).mean() < 12  # the original at the left
     assert np.abs(pixels[:, 200:] - np.asarray(scenes[-1])).mean() > 20
-    again = segment_video(trained, tmp_path / "drive.gif", tmp_path / "out", progress=False)
+    again = segment_video(trained, tmp_path / "drive.gif", tmp_path / "out")
     assert again.name == "drive-segmented-2.webp"
 
 
 def test_a_folder_of_frames_is_a_video(trained, scenes, tmp_path, without_ffmpeg):
     folder = save_frames(scenes[:3], tmp_path / "frames")
     scenes[3].resize((300, 100)).save(folder / "999.jpg")  # another size
-    assert animation(segment_video(trained, folder, tmp_path, progress=False)) == (
+    assert animation(segment_video(trained, folder, tmp_path)) == (
         4,
         (400, 120),
         40,
@@ -136,7 +123,7 @@ def test_a_folder_of_frames_is_a_video(trained, scenes, tmp_path, without_ffmpeg
         segment_video(trained, tmp_path / "empty", tmp_path)
     (folder / "001.png").write_text("damaged")
     with pytest.raises(ValueError, match=r"001\.png cannot be read .*before is in .*\.webp"):
-        segment_video(trained, folder, tmp_path / "out", progress=False)
+        segment_video(trained, folder, tmp_path / "out")
     assert len(list((tmp_path / "out" / "frames-segmented").iterdir())) == 1
 
 
@@ -144,7 +131,7 @@ def test_frames_are_played_in_the_order_that_a_person_means(trained, tmp_path, w
     (tmp_path / "frames").mkdir()
     for number in range(1, 13):
         Image.new("RGB", (32, 16), (20 * number,) * 3).save(tmp_path / f"frames/frame{number}.png")
-    segment_video(trained, tmp_path / "frames", tmp_path, progress=False)
+    segment_video(trained, tmp_path / "frames", tmp_path)
     for number, file in enumerate(sorted((tmp_path / "frames-segmented").iterdir()), 1):
         assert abs(read_photo(file)[:, :16].mean() - 20 * number) < 3
 
@@ -210,16 +197,14 @@ def test_frames_are_read_when_they_are_needed(
         return real_predict(model, photos, size, flip)
 
     monkeypatch.setattr(video, "predict_classes", predict)
-    segment_video(
-        trained, folder, tmp_path / "out", progress=False, max_seconds=10 / video.FOLDER_RATE
-    )
+    segment_video(trained, folder, tmp_path / "out", max_seconds=10 / video.FOLDER_RATE)
     assert sum(predicted) == 10
 
 
 def test_large_frames_are_reduced_to_even_sizes(trained, tmp_path, without_ffmpeg, monkeypatch):
     monkeypatch.setattr(video, "LARGEST", (101, 101))
     save_frames([Image.new("RGB", (333, 77), "red")] * 2, tmp_path / "frames")
-    assert animation(segment_video(trained, tmp_path / "frames", tmp_path, progress=False))[1] == (
+    assert animation(segment_video(trained, tmp_path / "frames", tmp_path))[1] == (
         200,
         24,
     )
@@ -231,7 +216,7 @@ def test_a_video_becomes_a_video_that_browsers_play(trained, scenes, tmp_path, r
     scenes = [scene.resize(size) for scene in scenes]
     path = tmp_path / "my drive: 1.mkv"
     save_mp4(scenes, path, rate, *(["-pix_fmt", "yuv444p"] if size[0] % 2 else []))
-    done = segment_video(trained, path, tmp_path / "out", progress=False)
+    done = segment_video(trained, path, tmp_path / "out")
     assert done.name == "my drive: 1-segmented.mp4"
     found = probe(done)
     assert (found["codec_name"], found["pix_fmt"], found["nb_frames"]) == ("h264", "yuv420p", "12")
@@ -251,9 +236,7 @@ def test_a_video_becomes_a_video_that_browsers_play(trained, scenes, tmp_path, r
 
 @needs_ffmpeg
 def test_with_ffmpeg_animations_become_videos_too(trained, scenes, tmp_path):
-    done = segment_video(
-        trained, save_gif(scenes, tmp_path / "drive.gif", 100), tmp_path, progress=False
-    )
+    done = segment_video(trained, save_gif(scenes, tmp_path / "drive.gif", 100), tmp_path)
     assert (probe(done)["nb_frames"], probe(done)["avg_frame_rate"]) == ("12", "10/1")
 
 
@@ -269,9 +252,7 @@ def test_a_video_filmed_upright_is_upright_and_a_part_is_enough(trained, scenes,
     ).returncode:
         old = ["-metadata:s:v", "rotate=90"]  # before ffmpeg 6
         subprocess.run(["ffmpeg", "-y", "-v", "error", *source, *old, *target], check=True)
-    done = segment_video(
-        trained, tmp_path / "turned.mp4", tmp_path, progress=False, max_seconds=0.2
-    )
+    done = segment_video(trained, tmp_path / "turned.mp4", tmp_path, max_seconds=0.2)
     found = probe(done)
     assert (found["width"], found["height"], found["nb_frames"]) == (240, 200, "5")
 
@@ -280,7 +261,7 @@ def test_a_video_filmed_upright_is_upright_and_a_part_is_enough(trained, scenes,
 def test_a_file_that_is_no_video_is_named(trained, tmp_path):
     (tmp_path / "text.mp4").write_text("no video")
     with pytest.raises(ValueError, match=r"text\.mp4 cannot be read as a video"):
-        segment_video(trained, tmp_path / "text.mp4", tmp_path / "out", progress=False)
+        segment_video(trained, tmp_path / "text.mp4", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -289,7 +270,7 @@ def test_what_was_read_of_a_damaged_video_is_kept(trained, scenes, tmp_path):
     whole = save_mp4(scenes, tmp_path / "whole.mkv", "25", "-g", "1").read_bytes()
     (tmp_path / "half.mkv").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"half\.mkv .*has \d of about 12 .* is in .*\.mp4"):
-        segment_video(trained, tmp_path / "half.mkv", tmp_path / "out", progress=False)
+        segment_video(trained, tmp_path / "half.mkv", tmp_path / "out")
     assert 3 < int(probe(tmp_path / "out" / "half-segmented.mp4")["nb_frames"]) < 9
 
 
@@ -322,7 +303,7 @@ def test_pixels_of_any_kind_are_read(trained, scenes, tmp_path, pixels):
 def test_pixels_that_are_not_square_are_shown_as_a_player_does(trained, scenes, tmp_path):
     frames = [scene.resize((72, 96)) for scene in scenes]
     save_mp4(frames, tmp_path / "wide.mp4", "25", "-vf", "setsar=16/9")
-    done = segment_video(trained, tmp_path / "wide.mp4", tmp_path, progress=False)
+    done = segment_video(trained, tmp_path / "wide.mp4", tmp_path)
     assert (probe(done)["width"], probe(done)["height"]) == (256, 96)
 
 
@@ -346,7 +327,7 @@ def test_the_next_encoder_is_used(trained, scenes, tmp_path, monkeypatch, capsys
     save_mp4(scenes, tmp_path / "drive.mp4")
     with monkeypatch.context() as patch:
         use_fake_ffmpeg(patch, tmp_path / "programs", f"{lacks}) exit 1;;")
-        done = segment_video(trained, tmp_path / "drive.mp4", tmp_path / "out", progress=False)
+        done = segment_video(trained, tmp_path / "drive.mp4", tmp_path / "out")
         ffmpeg.find_encoder(shutil.which("ffmpeg"))  # as for the next video
     printed = capsys.readouterr().out
     if lacks == "*lib*":
@@ -366,7 +347,7 @@ def test_an_encoder_that_fails_says_why(trained, tmp_path, monkeypatch):
     folder = save_frames(large, tmp_path / "drive")
     why = r"ffmpeg could not write .*drive-segmented\.mp4 \(No space left on device\)"
     with pytest.raises(RuntimeError, match=why):
-        segment_video(trained, folder, tmp_path / "out", progress=False)
+        segment_video(trained, folder, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -378,7 +359,7 @@ def test_nothing_waits_for_ever_for_ffmpeg(trained, scenes, tmp_path, monkeypatc
     monkeypatch.setattr(ffmpeg, "PATIENCE", 1.0)
     start = time.monotonic()
     with pytest.raises((ValueError, RuntimeError), match=r"did nothing for too long|no answer"):
-        segment_video(trained, tmp_path / "drive.mp4", tmp_path / "out", progress=False)
+        segment_video(trained, tmp_path / "drive.mp4", tmp_path / "out")
     assert time.monotonic() - start < 60
 
 
@@ -401,7 +382,7 @@ def test_a_long_video_needs_no_more_memory(trained, tmp_path, without_ffmpeg):
     peaks = []
     for seconds in (0.2, None):  # 5 frames, 60 frames
         tracemalloc.start()  # knows the arrays of NumPy
-        segment_video(trained, frames, tmp_path / "out", progress=False, max_seconds=seconds)
+        segment_video(trained, frames, tmp_path / "out", max_seconds=seconds)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert (

@@ -245,12 +245,7 @@ def _frames(
     scheme: str | ClassScheme,
 ) -> Frames:
     return source.frames(
-        split,
-        env.prepared,
-        scheme,
-        options.labels,
-        env.prepared_copy,
-        getattr(options, "num_clusters", 20),
+        split, env.prepared, scheme, options.labels, env.prepared_copy, options.num_clusters
     )
 
 
@@ -409,7 +404,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "an .onnx file in 8 bits, calibrated and scored on --data"
     sub.add_argument("--int8", action="store_true", help=text)
     sub.add_argument("--data", default="kaggle", help="for --int8, as in train (default: kaggle)")
-    sub.set_defaults(labels="restored")
+    sub.set_defaults(labels="restored", num_clusters=20)
 
     sub = command("compare", _compare, "compare runs: settings that differ, time, scores")
     text = "names of runs (default: all); or a folder that holds result.json files, of many people"

@@ -157,7 +157,8 @@ class ConvNorm(nn.Module):
         else:
             padding = self.pad[0]
             if conv.stride != (1, 1):
-                x, padding = F.pad(x, 2 * self.pad), 0
+                x = F.pad(x, 2 * self.pad)
+                padding = 0
             if conv.groups > 1 and x.device.type == "cpu" and weight.requires_grad:
                 weight, bias = weight.to(x.dtype), bias.to(x.dtype)  # as autocast does for conv2d
                 x = Depthwise.apply(x, weight, bias, conv.stride[0], padding)

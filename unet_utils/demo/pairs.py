@@ -7,18 +7,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from unet_utils.demo.canvas import COLORS, HEIGHT, WIDTH
+from unet_utils.demo.canvas import COLORS
 from unet_utils.demo.street import draw_scene
 from unet_utils.platform.environment import progress_bar
 from unet_utils.platform.files import discard, publishing, user_path
-from unet_utils.restoring import SIDE, jpeg, shrink
+from unet_utils.restoring import jpeg, shrink
 
 SPLITS = ("train", "val")
 STAMP = "demo.json"  # what a complete set holds
 VERSION = 3  # of the drawings: raise it, and existing demo sets are drawn again
 
 
-def make_demo(root: str | Path, train: int = 240, val: int = 60, progress: bool = True) -> Path:
+def make_demo(root: str | Path, train: int = 240, val: int = 60) -> Path:
     """Draw the demo set and write it to `root/cityscapes_data/{train,val}/1.jpg ...`, unless it is
     there already.
 
@@ -28,7 +28,6 @@ def make_demo(root: str | Path, train: int = 240, val: int = 60, progress: bool 
         root: parent of the folder `cityscapes_data`.
         train: number of training pairs.
         val: number of validation pairs.
-        progress: show a progress bar.
 
     Returns:
         The folder `root/cityscapes_data`.
@@ -47,12 +46,12 @@ def make_demo(root: str | Path, train: int = 240, val: int = 60, progress: bool 
         )
     pairs = [("train", index) for index in range(1, train + 1)]
     pairs += [("val", index) for index in range(1, val + 1)]
-    options = {"desc": "Drawing the demo set", "unit": "pair", "disable": not progress}
+    bar = progress_bar(iterable=pairs, desc="Drawing the demo set", unit="pair")
     with publishing(folder) as unfinished:
         for split in SPLITS:
             (unfinished / split).mkdir()
-        for split, index in progress_bar(iterable=pairs, **options):
-            photo, labels = _scene(split, index)
+        for split, index in bar:
+            photo, labels = draw_scene(np.random.default_rng([0, SPLITS.index(split), index]))
             # The masks of the Kaggle pairs were compressed twice: alone, and as a part of the pair.
             pair = np.hstack([shrink(photo), jpeg(shrink(COLORS[labels]), 75)])
             path = unfinished / split / f"{index}.jpg"
@@ -61,26 +60,6 @@ def make_demo(root: str | Path, train: int = 240, val: int = 60, progress: bool 
         if not _is_complete(folder, stamp):  # otherwise another process has finished first
             discard(folder)
     return folder
-
-
-def demo_truth(split: str, index: int) -> np.ndarray:
-    """Return the true labels of a pair of the demo set, by drawing it again.
-
-    Args:
-        split: `train` or `val`.
-        index: number of the file, from 1.
-
-    Returns:
-        Official label ids, `uint8 [256, 256]`: for each pixel, the label at its centre in the large
-        picture.
-    """
-    _, labels = _scene(split, index)
-    rows, columns = HEIGHT // SIDE, WIDTH // SIDE
-    return labels[rows // 2 :: rows, columns // 2 :: columns]
-
-
-def _scene(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
-    return draw_scene(np.random.default_rng([0, SPLITS.index(split), index]))
 
 
 def _is_complete(folder: Path, stamp: str) -> bool:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from unet_utils.checkpoints import LAST
 from unet_utils.device import find_device, first_line, reuse_memory
 from unet_utils.platform.files import copy_verified, make_backup_folder, user_path, writable_folder
+from unet_utils.platform.version import CHECKOUT
 
 # Colab's machine is wiped at the end of a session; Google Drive, if the person agrees to mount it,
 # is not.
@@ -174,9 +175,8 @@ def _default_folders(platform: str, drive: Path | None) -> tuple[Path, Path]:
         # /kaggle/working is published with the notebook: the photos must not end up there, their
         # licence forbids it.
         return Path(tempfile.gettempdir()) / "unet_utils_data", KAGGLE_RESULTS / "runs"
-    root = Path(__file__).resolve().parents[2]
-    if not (root / "notebooks").is_dir():  # installed as a package, not run from a checkout
-        root = Path.cwd()
+    is_checkout = (CHECKOUT / "notebooks").is_dir()  # else installed as a package
+    root = CHECKOUT if is_checkout else Path.cwd()
     return root / "data", root / "runs"
 
 

@@ -66,7 +66,6 @@ def segment_video(
     path: str | Path,
     out: str | Path,
     flip: bool = False,
-    progress: bool = True,
     max_seconds: float | None = None,
 ) -> Path:
     """Segment a video frame by frame, and write the frames and their classes side by side as a
@@ -83,7 +82,6 @@ def segment_video(
             frames in natural order.
         out: folder of the result, made if missing.
         flip: as in `evaluation.predict`.
-        progress: show a bar.
         max_seconds: stop after this part of the video.
 
     Returns:
@@ -116,7 +114,7 @@ def segment_video(
         except ValueError as error:  # must not lose what was read before
             problem = error
 
-    bar = progress_bar(total=total, desc=path.name, unit="frame", disable=not progress)
+    bar = progress_bar(total=total, desc=path.name, unit="frame")
     with bar, contextlib.closing(clip.frames):
         pairs = _side_by_side(trained, readable(), flip, bar.update)
         first = next(pairs, None)
