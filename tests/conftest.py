@@ -56,7 +56,47 @@ def demo(tmp_path_factory) -> Path:
     write."""
     from unet_utils.demo.pairs import make_demo
 
-    return make_demo(tmp_path_factory.mktemp("demo"), train=24, val=6, progress=False)
+    return make_demo(tmp_path_factory.mktemp("demo"), train=24, val=6)
+
+
+@pytest.fixture(scope="session")
+def frames(demo, tmp_path_factory):
+    """The training frames of `demo`, labelled by the nearest colour. Only to read."""
+    from unet_utils import prepare
+
+    cache = tmp_path_factory.mktemp("prepared")
+    return prepare(demo, "train", cache, method="nearest", progress=False)
+
+
+@pytest.fixture(scope="session")
+def val_frames(demo, tmp_path_factory):
+    """The validation frames of `demo`, labelled by the nearest colour. Only to read."""
+    from unet_utils import prepare
+
+    cache = tmp_path_factory.mktemp("prepared")
+    return prepare(demo, "val", cache, method="nearest", progress=False)
+
+
+@pytest.fixture(scope="session")
+def small_model():
+    """The small model of the package. Only to read."""
+    from unet_utils.evaluation import SMALL_MODEL, load_trained
+
+    return load_trained(SMALL_MODEL, "cpu")
+
+
+@pytest.fixture(scope="session")
+def trained():
+    """A small network with random weights, as if it were trained. Only to read."""
+    import torch
+
+    from unet_utils import UNet, get_scheme
+    from unet_utils.evaluation import Trained
+
+    torch.manual_seed(0)
+    model = UNet(3, 19, 4, fold=2).eval()
+    torch.nn.init.normal_(model.head.weight)
+    return Trained(model, get_scheme("cityscapes19"), (64, 64), {}, [], {})
 
 
 @pytest.fixture
@@ -76,7 +116,7 @@ def small_disk(tmp_path):
 @pytest.fixture(scope="session")
 def browser() -> str:
     """Path of a Chromium or Chrome."""
-    from scripts.check_pages import NAMES, find_browser
+    from check_pages import NAMES, find_browser
 
     found = find_browser()
     require(
@@ -88,9 +128,8 @@ def browser() -> str:
 @pytest.fixture(scope="session")
 def driver(browser, tmp_path_factory):
     """Selenium's driver of a headless browser."""
+    from check_pages import FLAGS
     from selenium import webdriver
-
-    from scripts.check_pages import FLAGS
 
     found = shutil.which("chromedriver")
     require(found, "chromedriver is not on the path: a browser can be started, but not driven")

@@ -4,8 +4,7 @@ lessons."""
 from pathlib import Path
 
 import nbformat
-
-from scripts.run_notebooks import ROOT, execute, set_fields
+from run_notebooks import ROOT, execute, set_fields
 
 
 def run_notebook(

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from unet_utils import Frames, UNet, fit, get_scheme, load_trained, predict, prepare, recipe
+from unet_utils import Frames, UNet, fit, get_scheme, load_trained, predict, recipe
 from unet_utils.checkpoints import read_checkpoint
 from unet_utils.evaluation import SMALL_MODEL, Trained, predict_classes
 from unet_utils.run_files import LockedError, RunFiles
@@ -18,22 +18,6 @@ from unet_utils.use.calibration import (
     fit_temperature,
     sample_pixels,
 )
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("prepared")
-
-
-@pytest.fixture(scope="module")
-def frames(demo, cache):
-    return prepare(demo, "train", cache, method="nearest", progress=False)
-
-
-@pytest.fixture(scope="module")
-def others(demo, cache):
-    return prepare(demo, "val", cache, method="nearest", progress=False)
-
 
 SETTINGS = {"epochs": 2, "image_size": 64, "base_channels": 4, "batch_size": 4}
 
@@ -137,10 +121,10 @@ def test_a_run_that_is_resumed_keeps_it(frames, run):
     assert load_trained(run / "best.pt", "cpu").temperature == temperature
 
 
-def test_frames_that_it_learned_from_are_refused(frames, others, run):
+def test_frames_that_it_learned_from_are_refused(frames, val_frames, run):
     content = (run / "best.pt").read_bytes()
     learned = frames.split(True)[0]
-    for wrong in (learned, others, frames.part(slice(1, None))):
+    for wrong in (learned, val_frames, frames.part(slice(1, None))):
         with pytest.raises(ValueError, match="24 training frames that the run got"):
             fit_temperature(run / "best.pt", wrong, "cpu")
     assert (run / "best.pt").read_bytes() == content
@@ -204,11 +188,11 @@ def test_the_copy_on_drive_gets_it_if_it_is_the_same_model(frames, run, tmp_path
     assert "it is safe in" in capsys.readouterr().out
 
 
-def test_probabilities_are_divided_by_it_and_classes_are_not_changed(others):
+def test_probabilities_are_divided_by_it_and_classes_are_not_changed(val_frames):
     torch.manual_seed(0)
     model = UNet(3, 19, 4).eval()
     torch.nn.init.normal_(model.head.weight)
-    photos, _ = others.batch(slice(0, 2))
+    photos, _ = val_frames.batch(slice(0, 2))
     plain = predict(model, photos, 64)
     soft = predict(model, photos, 64, temperature=2.0)
     assert torch.allclose(soft, (plain.clamp(min=1e-30).log() / 2).softmax(1), atol=1e-4)
@@ -216,15 +200,15 @@ def test_probabilities_are_divided_by_it_and_classes_are_not_changed(others):
     assert same.float().mean() > 0.999
 
 
-def test_there_is_one_curve_without_a_temperature_and_two_with_it(others, capsys):
+def test_there_is_one_curve_without_a_temperature_and_two_with_it(val_frames, capsys):
     torch.manual_seed(0)
     model = UNet(3, 19, 4).eval()
     torch.nn.init.normal_(model.head.weight)
     scheme = get_scheme("cityscapes19")
-    curves = calibration_curves(Trained(model, scheme, (64, 64), {}, [], {}), others)
+    curves = calibration_curves(Trained(model, scheme, (64, 64), {}, [], {}), val_frames)
     assert list(curves) == ["as trained"]
     assert "has no temperature" in capsys.readouterr().out
-    curves = calibration_curves(Trained(model, scheme, (64, 64), {}, [], {}, "", 3.0), others)
+    curves = calibration_curves(Trained(model, scheme, (64, 64), {}, [], {}, "", 3.0), val_frames)
     assert list(curves) == ["as trained", "temperature 3.00"]
     sure = [(curve.share * curve.confidence).nansum() for curve in curves.values()]
     assert sure[1] < 0.8 * sure[0]

@@ -14,9 +14,9 @@ import psutil
 import pytest
 from helpers import FAKE_COLAB
 from kaggle_server import KEY, USERNAME, KaggleServer
+from run_notebooks import set_fields
 from series import printed
 
-from scripts.run_notebooks import set_fields
 from unet_utils.platform.download import ARCHIVE
 from unet_utils.platform.environment import DRIVE_FOLDER
 
@@ -128,13 +128,18 @@ def test_a_first_look_asks_for_nothing(tiny_pairs, tmp_path):
 
 
 @pytest.mark.slow
-def test_without_drive_everything_runs(tiny_pairs, tmp_path):
+def test_without_drive_and_without_a_run_the_small_model_is_scored(tiny_pairs, tmp_path):
     asked = tmp_path / "asked"
     colab = Colab(tmp_path, FAKE_COLAB_NO_DRIVE="refused", FAKE_COLAB_ASKED=str(asked))
     shown = colab.run("04_evaluate", DATA=str(tiny_pairs))
     assert shown.count("Google Drive is not used") == 1
     assert asked.read_text() == "asked\n"
     assert not colab.kept.exists()
+    assert "using the small model of the package" in shown
+    assert "There is no run of this data to compare" in shown
+    results = colab.machine / "data" / "runs"
+    assert (results / "small-model" / "evaluation.json").is_file()
+    assert not list(results.rglob("result.json"))
 
 
 @pytest.mark.slow

@@ -3,12 +3,12 @@
 import json
 import sys
 
+import kaggle_notebooks
 import nbformat
 import pytest
+import student_notebooks
+from kaggle_notebooks import ROOT
 from slugify import slugify
-
-from scripts import kaggle_notebooks, student_notebooks
-from scripts.kaggle_notebooks import ROOT
 
 PATHS = sorted((ROOT / "notebooks").glob("0*.ipynb"))
 

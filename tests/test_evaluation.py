@@ -12,17 +12,14 @@ from unet_utils import (
     evaluate,
     get_scheme,
     predict,
-    prepare,
 )
 from unet_utils.evaluation import SMALL_MODEL, load_trained, predict_classes
 from unet_utils.images import enlarge_classes, photo_size
 
 
 @pytest.fixture(scope="module")
-def frames(demo, tmp_path_factory):
-    return prepare(
-        demo, "val", tmp_path_factory.mktemp("prepared"), method="nearest", progress=False
-    )
+def frames(val_frames):
+    return val_frames
 
 
 @pytest.fixture(scope="module")

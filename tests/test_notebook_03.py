@@ -10,11 +10,11 @@ import nbformat
 import pytest
 import torch
 from nbclient.exceptions import CellExecutionError
+from run_notebooks import ROOT
 from series import printed, run_notebook
 from torch import nn
 from torch.nn.functional import interpolate, log_softmax
 
-from scripts.run_notebooks import ROOT
 from unet_utils import IGNORE, ConfusionMatrix, UNet, prepare
 from unet_utils.demo.pairs import make_demo
 from unet_utils.encoders import MEAN, STD
@@ -148,7 +148,7 @@ def executed(tmp_path_factory):
     """The notebook with its solutions, and what came out. The long training is short: it begins
     with the weights of the small model and hardly changes them."""
     folder = tmp_path_factory.mktemp("notebook")
-    pairs = make_demo(folder / "pairs", train=48, val=1, progress=False)
+    pairs = make_demo(folder / "pairs", train=48, val=1)
     notebook = run_notebook(
         NAME,
         folder,

@@ -146,15 +146,6 @@ def test_the_exercises_come_out_as_they_say(text, facts):
     assert facts["right"][2] > facts["right"][0] + 0.01
 
 
-def test_without_a_run_the_small_model_is_scored(tiny_pairs, tmp_path):
-    notebook = run_notebook(NAME, tmp_path, DATA=str(tiny_pairs))
-    text = printed(notebook)
-    assert "using the small model of the package" in text
-    assert "There is no run of this data to compare" in text
-    assert (tmp_path / "results" / "small-model" / "evaluation.json").is_file()
-    assert not list((tmp_path / "results").rglob("result.json"))
-
-
 def test_own_data_with_a_model_that_held_nothing_out(tmp_path):
     for part in ("images", "masks"):
         (tmp_path / "own" / part).mkdir(parents=True)

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from run_notebooks import FIELD, find_fields
 from series import printed
-
-from scripts.run_notebooks import FIELD, find_fields
 
 ROOT = Path(__file__).parent.parent
 NAMES = ["01_download", "02_explore", "03_train", "04_evaluate", "05_use"]

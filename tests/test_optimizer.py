@@ -3,21 +3,23 @@
 import contextlib
 import copy
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from count_launches import LaunchCounter, count
 from torch import Tensor, nn
 
 from unet_utils import UNet, recipe
 from unet_utils.device import computing_in
 from unet_utils.losses import AuxiliaryHeads
-from unet_utils.optimizer import Muon, _batches, _matrix_shape, _orthogonalize, parameter_groups
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
-
-from count_launches import LaunchCounter, count  # type: ignore[import-not-found]
+from unet_utils.optimizer import (
+    Muon,
+    _batches,
+    _matrix_shape,
+    _orthogonalize,
+    make_optimizer,
+    parameter_groups,
+)
 
 ENCODERS = ("none", "resnet34", "convnext_tiny", "efficientnet_lite2")
 
@@ -196,21 +198,21 @@ def test_orthogonal_steps_stay_in_range_in_float16(compute_in, shape, scale):
     assert 0.5 < values.min() < values.max() < 1.5
 
 
-def test_the_encoder_takes_smaller_steps():
+@pytest.mark.parametrize("optimizer", ["muon", "adam"])
+def test_the_encoder_takes_smaller_steps(optimizer):
     changes = []
     for encoder_rate in (0.0, 0.25):
+        config = recipe("demo", optimizer=optimizer, encoder_rate=encoder_rate)
         torch.manual_seed(0)
         model = UNet(3, 4, 4)
-        before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        before = {name: values.clone() for name, values in model.state_dict().items()}
         for parameter in model.parameters():
             parameter.grad = torch.randn_like(parameter)
-        Muon(parameter_groups(model, model.encoder, encoder_rate), lr=0.1).step()
-        changes.append(
-            {
-                name: parameter.detach() - before[name]
-                for name, parameter in model.named_parameters()
-            }
-        )
+        steps = make_optimizer(config, model, model.encoder)
+        for group in steps.param_groups:
+            group["lr"] = 0.1
+        steps.step()
+        changes.append({n: p.detach() - before[n] for n, p in model.named_parameters()})
     full, smaller = changes
     for name, change in full.items():
         assert change.abs().max() > 1e-3

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
-from unet_utils import ClassScheme, ConfusionMatrix, evaluate, fit, load_trained, prepare, recipe
+from unet_utils import ClassScheme, ConfusionMatrix, evaluate, fit, load_trained, recipe
 from unet_utils.checkpoints import read_checkpoint
 from unet_utils.config import run_settings
 from unet_utils.evaluation import SMALL_MODEL
@@ -15,12 +15,6 @@ from unet_utils.use.compare import compare_runs
 from unet_utils.use.export import export_model, open_exported
 
 CONFIG = recipe("demo", image_size=64, batch_size=8, epochs=2, fold=1)
-
-
-@pytest.fixture(scope="module")
-def frames(demo, tmp_path_factory):
-    cache = tmp_path_factory.mktemp("prepared")
-    return prepare(demo, "train", cache, method="nearest", progress=False)
 
 
 def of_torchvision(classes):

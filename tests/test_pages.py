@@ -5,21 +5,18 @@ import io
 import sys
 from pathlib import Path
 
+import check_pages as pages
 import nbformat
 import numpy as np
 import pytest
+import run_notebooks
+import update_pictures
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
 from unet_utils import get_scheme
 from unet_utils.plots.inspector import inspector
 from unet_utils.plots.time_lapse import record, time_lapse
-
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
-import check_pages as pages  # noqa: E402
-import run_notebooks  # noqa: E402
-import update_pictures  # noqa: E402
 
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="

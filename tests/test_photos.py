@@ -11,13 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image, ImageCms
 
-from unet_utils import UNet, get_scheme, pictures, setup
+from unet_utils import get_scheme, pictures, setup
 from unet_utils.__main__ import main
 from unet_utils.classes import LABELS
-from unet_utils.evaluation import SMALL_MODEL, Trained
+from unet_utils.evaluation import SMALL_MODEL
 from unet_utils.use.photos import (
     choose_photo,
     class_shares,
@@ -34,14 +33,6 @@ ROOT = Path(__file__).parent.parent
 SCHEME = get_scheme("cityscapes19")
 ORIENTATION = 0x0112
 ASCII, SHORT, LONG, RATIONAL, UNDEFINED = 2, 3, 4, 5, 7  # data types of EXIF entries
-
-
-@pytest.fixture(scope="module")
-def trained():
-    torch.manual_seed(0)
-    model = UNet(3, 19, 4, fold=2).eval()
-    torch.nn.init.normal_(model.head.weight)
-    return Trained(model, SCHEME, (64, 64), {}, [], {})
 
 
 @pytest.fixture

@@ -4,12 +4,13 @@ import json
 import re
 from pathlib import Path
 
+import model_card
 import pytest
+import record
 import torch
 from torch import nn
 
 from benchmarks.peers import CopiedDataset, NamedClusters, Trainer
-from scripts import model_card, record
 from unet_utils import prepare
 from unet_utils.use import robustness
 

@@ -1,17 +1,14 @@
 """Releases: what refuses a tag, and the notes."""
 
-import importlib
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
+import release
+import sync_notebooks
 import yaml
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
-release = importlib.import_module("release")
-sync_notebooks = importlib.import_module("sync_notebooks")
 
 CHANGELOG = """\
 # Changelog

@@ -8,8 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from unet_utils import load_trained, prepare
-from unet_utils.evaluation import SMALL_MODEL
 from unet_utils.use.robustness import (
     CHANGES,
     MILD,
@@ -26,14 +24,8 @@ EVERY = [(change, severity) for change in CHANGES for severity in (MILD, STRONG)
 
 
 @pytest.fixture(scope="module")
-def frames(demo, tmp_path_factory):
-    cache = tmp_path_factory.mktemp("prepared")
-    return prepare(demo, "val", cache, method="nearest", progress=False).part(slice(0, 4))
-
-
-@pytest.fixture(scope="module")
-def small_model():
-    return load_trained(SMALL_MODEL, "cpu")
+def frames(val_frames):
+    return val_frames.part(slice(0, 4))
 
 
 @pytest.fixture(scope="module")

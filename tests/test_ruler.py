@@ -3,11 +3,10 @@
 import argparse
 import sys
 
+import ablation
 import numpy as np
 import pytest
-
-from scripts import ablation
-from scripts.ablation import KAGGLE_NUMBERS, Measured, cities_of, compare, deal
+from ablation import KAGGLE_NUMBERS, Measured, cities_of, compare, deal
 
 
 def matrices(accuracy, cities=12, seeds=2, noise=0.0, seed=0):

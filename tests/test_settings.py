@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from unet_utils import fit, prepare, recipe
+from unet_utils import fit, recipe
 from unet_utils.config import (
     RECIPES,
     SETTINGS,
@@ -20,12 +20,6 @@ from unet_utils.schedule import Schedule
 
 TINY = {"base_channels": 2, "fold": 1, "image_size": 32, "batch_size": 4, "epochs": 2}
 NOTHING_SET = {setting.name: None for setting in SETTINGS}
-
-
-@pytest.fixture(scope="module")
-def frames(demo, tmp_path_factory):
-    cache = tmp_path_factory.mktemp("prepared")
-    return prepare(demo, "train", cache, method="nearest", progress=False)
 
 
 @pytest.fixture

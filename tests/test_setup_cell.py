@@ -10,11 +10,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import sync_notebooks
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-
-from scripts import sync_notebooks
-from scripts.sync_notebooks import setup_cell
+from sync_notebooks import setup_cell
 
 ROOT = Path(__file__).resolve().parent.parent
 FAKE_COLAB = ROOT / "tests" / "fake_colab"

@@ -5,11 +5,11 @@ import functools
 import io
 import json
 import re
-import sys
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import build_site
 import nbformat
 import numpy as np
 import pytest
@@ -25,7 +25,6 @@ from web import one, serious, wait_until_read
 from unet_utils import get_scheme
 from unet_utils.demo.street import draw_scene
 from unet_utils.device import computing_in
-from unet_utils.evaluation import SMALL_MODEL, load_trained
 from unet_utils.plots.html_figure import distinct_colors
 from unet_utils.plots.inspector import inspector
 from unet_utils.plots.results import plot_photo
@@ -34,8 +33,6 @@ from unet_utils.plots.time_lapse import record, time_lapse
 from unet_utils.use.photos import drawn_street, read_photo, segment
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
-import build_site  # noqa: E402
 
 pytestmark = pytest.mark.slow
 NAMES = [path.stem for path in sorted((ROOT / "notebooks").glob("0*.ipynb"))]
@@ -102,11 +99,6 @@ def address(executed, tmp_path_factory):
         server.shutdown()
 
 
-@pytest.fixture(scope="module")
-def trained():
-    return load_trained(SMALL_MODEL, "cpu")
-
-
 @pytest.fixture
 def visit(driver, address):
     def open_page(page, width=1280):
@@ -146,9 +138,9 @@ def classes_shown(driver):
     return classes
 
 
-def predicted(trained, photo):
+def predicted(small_model, photo):
     with computing_in(torch.float32):
-        return segment(trained, photo)
+        return segment(small_model, photo)
 
 
 @pytest.mark.parametrize("width", [1280, 390])
@@ -190,7 +182,7 @@ def test_notebooks_keep_their_figures_and_fold_what_was_folded(visit):
 
 
 def test_the_drawn_street_by_keyboard_gives_what_predict_gives_and_asks_no_other_host(
-    visit, address, trained
+    visit, address, small_model
 ):
     driver = visit("try.html", 390)
     driver.get_log("performance")
@@ -200,7 +192,7 @@ def test_the_drawn_street_by_keyboard_gives_what_predict_gives_and_asks_no_other
     assert re.match(r"Done in \d+\.\d seconds: road \d+ %, building", said)
     assert one(driver, "#status").get_attribute("role") == "status"
     wait_until_read(driver)
-    same = classes_shown(driver) == predicted(trained, drawn_street()[0])
+    same = classes_shown(driver) == predicted(small_model, drawn_street()[0])
     assert same.mean() >= 0.99
     frame = one(driver, "#result .frame")
     ActionChains(driver).send_keys_to_element(frame, Keys.ARROW_DOWN * 3).perform()
@@ -223,7 +215,7 @@ def photo():
     return drawn_street()[0][:401, 100:701]
 
 
-def test_photos_of_all_kinds(visit, trained, photo, tmp_path):
+def test_photos_of_all_kinds(visit, small_model, photo, tmp_path):
     driver = visit("try.html")
     rgba = np.dstack([photo, np.full(photo.shape[:2], 255, dtype=np.uint8)])
     rgba[:200, :200, 3] = 0
@@ -238,11 +230,11 @@ def test_photos_of_all_kinds(visit, trained, photo, tmp_path):
 
     for name in ("plain.png", "transparent.png", "turned.jpg"):
         assert choose(driver, tmp_path / name).startswith("Done"), name
-        expected = predicted(trained, read_photo(tmp_path / name))
+        expected = predicted(small_model, read_photo(tmp_path / name))
         assert (classes_shown(driver) == expected).mean() >= 0.99, name
     assert "notes.jpg is not a photo" in choose(driver, tmp_path / "notes.jpg")
     assert choose(driver, tmp_path / "phone.jpg").startswith("Done")
-    expected = predicted(trained, read_photo(tmp_path / "phone.jpg"))
+    expected = predicted(small_model, read_photo(tmp_path / "phone.jpg"))
     found = classes_shown(driver)
     assert found.shape == (768, 1024)
     rows = ((np.arange(768) + 0.5) * 3000 / 768).astype(int)

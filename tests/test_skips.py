@@ -4,26 +4,19 @@ import pytest
 import torch
 from scipy import ndimage
 
-from unet_utils import ConfusionMatrix, UNet, load_trained, prepare
-from unet_utils.evaluation import SMALL_MODEL, collect_predictions
+from unet_utils import ConfusionMatrix, UNet
+from unet_utils.evaluation import collect_predictions
 from unet_utils.model import OtherNetwork
 from unet_utils.use.skips import without_skips
 
 
 @pytest.fixture(scope="module")
-def small_model():
-    return load_trained(SMALL_MODEL, "cpu")
-
-
-@pytest.fixture(scope="module")
-def predictions(small_model, demo, tmp_path_factory):
+def predictions(small_model, val_frames):
     """Of six drawn streets: the truth, and the classes seen without 0, 1, 2, ... skips."""
-    cache = tmp_path_factory.mktemp("prepared")
-    frames = prepare(demo, "val", cache, method="nearest", progress=False)
     found = []
     for levels in range(len(small_model.model.up) + 1):
         with without_skips(small_model.model, levels) as model:
-            predicted, truth = collect_predictions(model, frames, small_model.scene_size)
+            predicted, truth = collect_predictions(model, val_frames, small_model.scene_size)
         found.append(predicted)
     return truth, found
 

@@ -1,16 +1,8 @@
 """The estimates of docs/gpu.md."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-from unet_utils import recipe
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
-
-from step_costs import (  # type: ignore[import-not-found]
+from step_costs import (
     CARDS,
     LAUNCH,
     Card,
@@ -18,6 +10,8 @@ from step_costs import (  # type: ignore[import-not-found]
     epoch_seconds,
     step_costs,
 )
+
+from unet_utils import recipe
 
 
 def test_an_operator_takes_the_longest_of_arithmetic_memory_and_launch():

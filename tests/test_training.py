@@ -24,19 +24,13 @@ from unet_utils.evaluation import predict_classes
 from unet_utils.frames import Frames
 from unet_utils.losses import class_weights
 from unet_utils.model import UNet
-from unet_utils.optimizer import Muon, make_optimizer
+from unet_utils.optimizer import Muon
 from unet_utils.schedule import Schedule
 from unet_utils.training import OneProcess, TrainingState, train_epoch
 
 TINY = recipe(
     "demo", base_channels=2, fold=1, image_size=32, batch_size=4, epochs=3, learning_rate=1e-2
 )
-
-
-@pytest.fixture(scope="module")
-def frames(demo, tmp_path_factory):
-    cache = tmp_path_factory.mktemp("prepared")
-    return prepare(demo, "train", cache, method="nearest", progress=False)
 
 
 def tiny(**changes):
@@ -391,32 +385,14 @@ def test_averaging_is_torchs(frames):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "dtypes",
-    [
-        (torch.float32, torch.bfloat16, torch.float16),
-        (torch.float16, torch.float32, torch.float16),
-        (torch.bfloat16, torch.float16, torch.bfloat16),
-    ],
-)
-def test_a_checkpoint_moves_between_machines(frames, tmp_path, dtypes):
+def test_a_checkpoint_moves_between_machines(frames, tmp_path):
     """A CPU, an A100 and a T4 differ in precision, and only float16 scales the loss."""
-    for epoch, dtype in enumerate(dtypes, 1):
-        with computing_in(dtype):
+    names = ("float32", "bfloat16", "float16", "float32", "float16", "bfloat16")
+    for epoch, name in enumerate(names, 1):
+        with computing_in(getattr(torch, name)):
             history = run(frames, tmp_path, tiny(epochs=epoch))
-    assert [row["epoch"] for row in history] == [1, 2, 3]
+    assert [row["epoch"] for row in history] == list(range(1, 7))
     assert all(math.isfinite(row["loss"]) for row in history)
-
-
-@pytest.mark.slow
-def test_float16_learns_what_float32_does(frames, tmp_path):
-    losses = {}
-    for dtype in (torch.float16, torch.float32):
-        with computing_in(dtype):
-            history = run(frames, tmp_path / str(dtype), tiny(base_channels=4, epochs=6))
-        losses[dtype] = [row["loss"] for row in history]
-    assert losses[torch.float16] == pytest.approx(losses[torch.float32], rel=0.05)
-    assert losses[torch.float16][-1] < 0.95 * losses[torch.float16][0]
 
 
 def test_the_prior_correction_is_folded_into_the_loaded_model(frames, tmp_path):
@@ -485,28 +461,6 @@ def test_a_compiler_that_is_missing_is_said_by_the_settings_name(
     monkeypatch.setattr(torch, "compile", no_compiler)
     with pytest.raises(RuntimeError, match=r"set compile to False$"):
         run(frames, tmp_path, tiny(compile=True))
-
-
-@pytest.mark.parametrize("optimizer", ["muon", "adam"])
-def test_the_encoder_takes_smaller_steps_with_both_optimizers(optimizer):
-    changes = []
-    for encoder_rate in (0.0, 0.25):
-        config = tiny(optimizer=optimizer, encoder_rate=encoder_rate)
-        torch.manual_seed(0)
-        model = UNet(3, 4, 4)
-        before = {name: values.clone() for name, values in model.state_dict().items()}
-        for parameter in model.parameters():
-            parameter.grad = torch.randn_like(parameter)
-        steps = make_optimizer(config, model, model.encoder)
-        for group in steps.param_groups:
-            group["lr"] = 0.1
-        steps.step()
-        changes.append({n: p.detach() - before[n] for n, p in model.named_parameters()})
-    full, smaller = changes
-    for name, change in full.items():
-        assert change.abs().max() > 1e-3
-        expected = 0.25 * change if name.startswith("encoder.") else change
-        torch.testing.assert_close(smaller[name], expected, rtol=1e-4, atol=1e-6)
 
 
 TORCH = tuple(map(int, torch.__version__.split(".")[:2]))

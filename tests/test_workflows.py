@@ -6,11 +6,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import colab_packages
 import pytest
 import yaml
 from helpers import require
-
-from scripts import colab_packages
 
 ROOT = Path(__file__).parent.parent
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
