@@ -26,28 +26,18 @@ SET_BACK = "set it back, choose another run name, or switch resume off to begin 
 """What to do about a change that makes another run."""
 
 
-def read_checkpoint(path: str | Path) -> dict:
+def read_checkpoint(path: str | Path, mmap: bool = False) -> dict:
     """Read a checkpoint of tensors and plain values; nothing in it is executed.
+
+    Args:
+        path: of the file.
+        mmap: leave the tensors in the file until they are used.
 
     Raises:
         FileNotFoundError: there is none.
         OSError: it cannot be read (no permission, Drive has dropped).
         ValueError: the file is damaged, or not a checkpoint of this package.
     """
-    return _read(path, mmap=False)
-
-
-def read_facts(path: str | Path) -> dict:
-    """Read a checkpoint without its tensors: settings, classes, history, what made it.
-
-    They are a small part of the file, and no more of it is read. Raises as `read_checkpoint`,
-    except that damaged tensors are not noticed.
-    """
-    checkpoint = _read(path, mmap=True)  # the tensors are mapped, and dropped before anything reads
-    return {name: value for name, value in checkpoint.items() if name not in TENSORS}
-
-
-def _read(path: str | Path, mmap: bool) -> dict:
     path = user_path(path)
     if not os.path.isfile(path):  # Path.is_file raises an error for a Drive that has dropped
         raise FileNotFoundError(
@@ -69,6 +59,16 @@ def _read(path: str | Path, mmap: bool) -> dict:
             "file, or train again"
         ) from error
     return checkpoint
+
+
+def read_facts(path: str | Path) -> dict:
+    """Read a checkpoint without its tensors: settings, classes, history, what made it.
+
+    They are a small part of the file, and no more of it is read. Raises as `read_checkpoint`,
+    except that damaged tensors are not noticed.
+    """
+    checkpoint = read_checkpoint(path, mmap=True)
+    return {name: value for name, value in checkpoint.items() if name not in TENSORS}
 
 
 def packed_checkpoint(checkpoint: dict) -> memoryview:

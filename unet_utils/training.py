@@ -94,18 +94,11 @@ def fit(
     """
     device = torch.device(device)
     processes = processes or OneProcess()
+    progress = progress and processes.rank == 0
     files = RunFiles(folder, backup)
     learn, held_out = frames.split(config.hold_out)
     _check_frames(learn, held_out, config, processes)
-    scene_size = config.scene_size(*frames.photos.shape[1:3])
-    facts: dict = {
-        "format": FORMAT,
-        "scheme": frames.scheme.to_dict(),
-        "config": config.to_dict(),
-        "scene_size": list(scene_size),
-        "data": {"files": frames.data, "labels": frames.labels, "frames": len(frames)},
-        "made_by": made_by(device, frames.label_hash()),
-    }
+    facts = _facts(frames, config, device)
     with files if processes.rank == 0 else contextlib.nullcontext():
         checkpoint = processes.first(lambda: files.begin(resume))
         if checkpoint:
@@ -132,10 +125,10 @@ def fit(
             if state.epoch >= config.epochs:
                 print("Nothing is left to train: to extend the run, set epochs (EPOCHS) higher.")
         learn = learn.to(device)
+        scene_size = config.scene_size(*frames.photos.shape[1:3])
 
         while state.epoch < config.epochs:
-            shown = progress and processes.rank == 0
-            row = train_epoch(state, learn, config, processes, shown, on_step)
+            row = train_epoch(state, learn, config, processes, progress, on_step)
             if not (math.isfinite(row["loss"]) and state.is_finite()):
                 raise FloatingPointError(
                     f"the loss of epoch {row['epoch']} is {row['loss']}, or a weight is not "
@@ -398,6 +391,18 @@ def _check_frames(
                 f"no pixel of the {name} frames has a class of the scheme "
                 f"{frames.scheme.name!r}: look at the masks"
             )
+
+
+def _facts(frames: Frames, config: TrainConfig, device: torch.device) -> dict:
+    """Return what all checkpoints of a run say of it."""
+    return {
+        "format": FORMAT,
+        "scheme": frames.scheme.to_dict(),
+        "config": config.to_dict(),
+        "scene_size": list(config.scene_size(*frames.photos.shape[1:3])),
+        "data": {"files": frames.data, "labels": frames.labels, "frames": len(frames)},
+        "made_by": made_by(device, frames.label_hash()),
+    }
 
 
 def _first_model(

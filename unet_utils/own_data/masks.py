@@ -122,6 +122,11 @@ def _class_of_line(line: str) -> dict:
 
 
 def make_classes(entries: list, merge: dict, ignore: list) -> Classes:
+    """Return the classes of a list of names, or of dicts as in `classes.json`, see `read_classes`.
+
+    Raises:
+        ValueError: a name, a value or a colour is there twice, or impossible.
+    """
     names: list[str | None] = []
     colors: list[tuple[int, ...] | None] = []
     for entry in entries:
