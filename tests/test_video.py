@@ -282,7 +282,7 @@ def test_a_video_that_ends_before_its_announced_end_is_said_to(trained, scenes, 
     for _ in range(8):
         end += 15 + int.from_bytes(whole[end + 1 : end + 4], "big")
     (tmp_path / "half.flv").write_bytes(whole[:end])
-    segment_video(trained, tmp_path / "half.flv", tmp_path / "out", progress=False)
+    segment_video(trained, tmp_path / "half.flv", tmp_path / "out")
     assert "half.flv may end too early" in capsys.readouterr().out
 
 
