@@ -3,9 +3,8 @@
 import nbformat
 import pytest
 import torch
+from run_notebooks import ROOT
 from series import printed, run_notebook
-
-from scripts.run_notebooks import ROOT
 
 THEN = """
 exact = counts[is_exact].sum() / counts.sum()
