@@ -1,11 +1,15 @@
 """Make a run the small model of the package: weights in half precision, history and scores.
 
     python -m unet_utils evaluate --data pairs.zip --run-name NAME
-    python scripts/ship_model.py runs/NAME
+    python scripts/ship_model.py runs/NAME --temperature 1.1
 
 Writes small.pt, small-history.csv and small-evaluation.{json,md,csv} to unet_utils/weights/.
-Afterwards, update the table in the README.md there."""
+A model that has learned from all frames has no temperature of its own: give it that of a twin, a
+training of the same recipe that held frames out. Afterwards, update the tables in the README.md
+there.
+"""
 
+import argparse
 import shutil
 import sys
 from pathlib import Path
@@ -18,22 +22,29 @@ from unet_utils.evaluation import SMALL_MODEL
 LARGEST = 16  # MB
 
 
-def main(run: str, target: str | Path = SMALL_MODEL.parent) -> None:
-    """Write the files of a run that has been evaluated to the folder `target`."""
-    run = Path(run)
-    target = Path(target)
-    checkpoint = read_checkpoint(run / "best.pt")
+def main(arguments: list[str] | None = None) -> None:
+    """Write the files of a run that has been evaluated."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("--temperature", type=float, help="of a twin, see above")
+    parser.add_argument("--target", type=Path, default=SMALL_MODEL.parent, help="folder to write")
+    options = parser.parse_args(arguments)
+    checkpoint = read_checkpoint(options.run / "best.pt")
+    if options.temperature:
+        checkpoint["temperature"] = options.temperature
     # Vectors (biases, statistics of the normalization) take no space, and can be out of the range
     # of half precision.
-    halved = {
+    checkpoint["model"] = {
         name: value.half() if value.is_floating_point() and value.ndim > 1 else value
         for name, value in checkpoint["model"].items()
     }
-    model = target / SMALL_MODEL.name
-    target.mkdir(parents=True, exist_ok=True)
-    torch.save(checkpoint | {"model": halved}, model)
+    model = options.target / SMALL_MODEL.name
+    options.target.mkdir(parents=True, exist_ok=True)
+    torch.save(checkpoint, model)
     for file in ("history.csv", "evaluation.json", "evaluation.md", "evaluation.csv"):
-        shutil.copyfile(run / file, target / f"{model.stem}-{file}")
+        shutil.copyfile(options.run / file, options.target / f"{model.stem}-{file}")
     size = model.stat().st_size / 2**20
     print(f"{model}: {size:.1f} MB")
     if size > LARGEST:
@@ -41,4 +52,4 @@ def main(run: str, target: str | Path = SMALL_MODEL.parent) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()
