@@ -130,12 +130,21 @@ def test_figures_fit_a_phone_and_legends_stay_off_the_curves(figures):
         assert box.x1 < width + 0.02, figure.get_suptitle()
         assert box.y1 < height + 0.02, figure.get_suptitle()
         for text in figure.findobj(Text):  # in pixels of a screen that is 390 wide
-            assert text.get_fontsize() / 72 * 390 / width > 5.5 or not text.get_text(), text
+            assert text.get_fontsize() / 72 * 390 / width > 7.5 or not text.get_text(), text
         for key in figure.findobj(Legend):
             box = key.get_window_extent()
             assert not any(box.overlaps(ax.get_window_extent()) for ax in figure.axes), (
                 figure.get_suptitle()
             )
+
+
+def test_no_title_of_a_panel_reaches_the_next_one(figures):
+    for figure in figures:
+        figure.draw_without_rendering()
+        titles = [ax._left_title for ax in figure.axes if ax.get_title(loc="left")]
+        boxes = [title.get_window_extent() for title in titles]
+        for first, second in itertools.combinations(boxes, 2):
+            assert not first.overlaps(second), figure.get_suptitle()
 
 
 def test_a_notebook_shows_a_sharp_picture_with_its_text(monkeypatch):
@@ -210,13 +219,13 @@ def test_a_class_is_named_inside_of_it_where_there_is_room():
     classes = np.zeros((256, 256), dtype=np.uint8)
     classes[:, :20] = IGNORE
     classes[60:120, 50:110] = 7  # "traffic sign" is longer than that
-    classes[130:190, 150:210] = 13  # "car" is not
+    classes[120:198, 150:206] = 13  # "car" is not
     classes[200:203] = 13
     _, axes = style.new_figure(1, 4, 2, "names", "")
     style.class_map(axes[0, 0], classes, SCHEME, "map")
     names = {text.get_text(): text.get_position() for text in axes[0, 0].texts}
     assert set(names) == {"road", "car"}
-    assert names["car"] == pytest.approx((180, 160), abs=8)
+    assert names["car"] == pytest.approx((178, 159), abs=8)
     x, y = names["road"]
     assert classes[int(y), int(x)] == 0
 
@@ -227,20 +236,24 @@ def test_predictions_are_void_where_the_truth_is(data):
     found = figure.axes[2].images[0].get_array()
     assert (found[:8] == 0).all()
     assert (found[8:] == SCHEME.colorize(predicted[0])[8:]).all()
-    assert figure.axes[2].get_title(loc="left").endswith(" % wrong")
+    assert figure.axes[3].get_title(loc="left").endswith(" % wrong (red)")
 
 
 def texts(figure):
     return [text.get_text() for text in figure.axes[0].texts]
 
 
-def test_iou_bars_tell_the_share_of_the_pixels_and_what_is_absent():
+def test_iou_bars_tell_precision_recall_the_share_of_the_pixels_and_what_is_absent():
     matrix = ConfusionMatrix(19)
     matrix.update(
         np.repeat([0, 0, 1], [1_500_000, 300, 500_000]),
         np.repeat([0, 1, 1], [1_500_000, 300, 500_000]),
     )
-    shown = texts(result_plots.plot_class_iou(matrix, SCHEME))
+    figure = result_plots.plot_class_iou(matrix, SCHEME)
+    precision, recall, _ = figure.axes[0].lines
+    assert precision.get_xdata()[-1] == pytest.approx(1_500_000 / 1_500_300)
+    assert recall.get_xdata()[-1] == 1
+    shown = texts(figure)
     assert "75 %" in shown
     assert shown.count("absent") == 17
 
@@ -297,8 +310,8 @@ def test_void_frames_and_perfect_models_have_figures(data, tmp_path):
     ]
     for figure in drawn:
         figure.savefig(tmp_path / "figure.png", dpi=50)
-    titles = [ax.get_title(loc="left") for ax in drawn[2].axes[2::4]]
-    assert titles == ["prediction: no labelled pixel"] * 2
+    titles = [ax.get_title(loc="left") for ax in drawn[2].axes[3::4]]
+    assert titles == ["no labelled pixel (red)"] * 2
 
 
 def test_the_windows_with_the_most_differences_are_found():

@@ -122,6 +122,7 @@ def test_published_scores_only_where_they_compare():
     assert "published | 0.915 | – | 0.687 |" in text
     assert "squeezed to 256x256 pixels" in text
     assert "published" not in score_report(matrix, SCHEME)
+    assert "Seven" not in score_report(matrix, SCHEME)
     seven = score_report(matrix_of([0], [0], 7), get_scheme("categories7"), published=True)
     assert "pix2pix" not in seven
     assert "| 0.907 | – | 0.511 |" in seven

@@ -126,7 +126,7 @@ def plot_clusters(
 def _name_points(ax: Axes, places: np.ndarray, names: Sequence[str], colors: Sequence[str]) -> None:
     """Write a name beside each point `float [N, 2]`, where there is no other name and no point;
     where there is no room, none."""
-    letter = 3.4  # width of a letter and height of a line, in grey levels
+    letter = 4.6  # width of a letter and height of a line, in grey levels
     line = 9
     taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in places]
     for (x, y), name, color in zip(places, names, colors, strict=True):
@@ -157,7 +157,7 @@ def plot_pixels(pictures: dict[str, np.ndarray], names: Sequence[str] = ()) -> F
     sizes = (f"{name}, {p.shape[0]} x {p.shape[1]} pixels" for name, p in pictures.items())
     title = "Each square is one pixel of the mask"
     text = f"{'; '.join(sizes)}. {', '.join(names)}".strip()
-    figure, axes = new_figure(len(pictures), 1, 2.2 * len(pictures) + 0.3, title, text)
+    figure, axes = new_figure(len(pictures), 1, 1.9 * len(pictures) + 0.3, title, text)
     for ax, (name, pixels) in zip(axes[:, 0], pictures.items(), strict=True):
         height, width = pixels.shape[:2]
         ax.imshow(pixels, interpolation="nearest", extent=(0, width, 0, height))
@@ -198,7 +198,7 @@ def plot_label_methods(
     picture(axes[0, 0], photo, "photo")
     class_map(axes[0, 1], by_nearest, OFFICIAL, "nearest labels")
     pixels = np.where(differs[..., None], OFFICIAL.colorize(by_nearest), 235)
-    picture(axes[0, 2], pixels, f"{share} (shown: nearest)")
+    picture(axes[0, 2], pixels, f"{share} (nearest)")
     picture(axes[1, 0], mask, "mask")
     class_map(axes[1, 1], by_restoring, OFFICIAL, "restored labels")
     picture(axes[1, 2], _blended(photo, by_restoring, OFFICIAL), "restored, over the photo")

@@ -19,6 +19,7 @@ from unet_utils.plots.style import (
     class_legend,
     class_map,
     largest_classes,
+    legend,
     name_classes,
     new_figure,
     panel_title,
@@ -54,6 +55,7 @@ def plot_predictions(
     """
     shown = {name: np.where(truth == IGNORE, IGNORE, found) for name, found in predictions.items()}
     shares = [f"{name}: {wrong_share(truth, found)}" for name, found in shown.items()]
+    single = len(shown) == 1
     columns = 2 + max(2, len(shown))
     figure, axes = picture_grid(len(photos), columns, title, f"{'; '.join(shares)}.")
     for number, row in enumerate(axes):
@@ -61,8 +63,8 @@ def plot_predictions(
         class_map(row[1], truth[number], scheme, "truth")
         for ax, (name, found) in zip(row[2:], shown.items(), strict=False):
             share = wrong_share(truth[number], found[number])
-            class_map(ax, found[number], scheme, f"{name}: {share}")
-        if len(shown) == 1:
+            class_map(ax, found[number], scheme, name if single else f"{name}: {share}")
+        if single:
             _errors(row[3], photos[number], truth[number], found[number])
     every = [np.append(range(scheme.num_classes), IGNORE)]
     class_legend(figure, every if all_classes else [truth, *shown.values()], scheme)
@@ -78,11 +80,12 @@ def wrong_share(truth: np.ndarray, predicted: np.ndarray) -> str:
 
 
 def _errors(ax: Axes, photo: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> None:
-    """Show wrong pixels in red over a pale grey photo. Red is darker than all the rest, also when
-    printed in grey."""
+    """Show wrong pixels in red over a pale grey photo, and their share. Red is darker than all the
+    rest, also when printed in grey."""
     wrong = (predicted != truth) & (truth != IGNORE)
     grey = 165 + 0.35 * photo.mean(2, keepdims=True)
-    picture(ax, np.where(wrong[..., None], RED, grey).astype(np.uint8), "wrong pixels in red")
+    title = f"{wrong_share(truth, predicted)} (red)"
+    picture(ax, np.where(wrong[..., None], RED, grey).astype(np.uint8), title)
 
 
 def plot_photo(photo: np.ndarray, classes: np.ndarray, scheme: ClassScheme) -> Figure:
@@ -139,8 +142,8 @@ def _bits(truth: np.ndarray, predicted: np.ndarray, entropy: np.ndarray) -> str:
     for name, where in (("right", predicted == truth), ("wrong", predicted != truth)):
         bits = entropy[where & (truth != IGNORE)]
         if len(bits):
-            parts.append(f"{bits.mean():.1f} bits if {name}")
-    return ", ".join(parts) or "no labelled pixel"
+            parts.append(f"{name} {bits.mean():.1f}")
+    return f"{', '.join(parts)} bits" if parts else "no labelled pixel"
 
 
 def plot_label_grids(
@@ -196,8 +199,8 @@ def _lines_between_cells(ax: Axes, shape: tuple[int, ...]) -> None:
 
 
 def plot_class_iou(matrix: ConfusionMatrix, scheme: ClassScheme) -> Figure:
-    """Plot the IoU of each class, best first, with the share of its true pixels. The dashed line is
-    the mean."""
+    """Plot IoU, precision and recall of each class, the best IoU first, with the share of its true
+    pixels. The dashed line is the mean IoU."""
     iou = matrix.iou.numpy()
     pixels = matrix.matrix.sum(1).cpu().numpy()
     order = np.argsort(np.nan_to_num(iou, nan=-1))
@@ -205,20 +208,25 @@ def plot_class_iou(matrix: ConfusionMatrix, scheme: ClassScheme) -> Figure:
     values = (f"{scheme.names[i]} {iou[i]:.2f}" for i in order[::-1] if not np.isnan(iou[i]))
     figure, axes = new_figure(1, 1, 0.27 * len(order) + 1, title, f"{', '.join(values)}.")
     ax = axes[0, 0]
+    rows = range(len(order))
     colors = np.array(scheme.colors)[order] / 255
-    widths = np.nan_to_num(iou[order])
-    ax.barh(range(len(order)), widths, color=colors, edgecolor=INK, linewidth=0.5)
+    ax.barh(rows, np.nan_to_num(iou[order]), color=colors, edgecolor=INK, linewidth=0.5)
+    # Neither is ever smaller than the IoU, so they lie beside the bar.
+    marks = ax.plot(matrix.precision[order], rows, "o", color=INK, label="precision")
+    marks += ax.plot(matrix.recall[order], rows, "D", color=INK, label="recall", fillstyle="none")
     for y, i in enumerate(order):
         absent = np.isnan(iou[i])
-        ax.text(widths[y] + 0.01, y, "absent" if absent else f"{iou[i]:.2f}", va="center")
+        ax.text(1.25, y, "absent" if absent else f"{iou[i]:.2f}", va="center", ha="right")
         if not absent:
             share = f"{100 * pixels[i] / pixels.sum():.2g} %"
-            ax.text(1.2, y, share, va="center", ha="right")
-    ax.text(1.2, len(order), "share of the pixels", ha="right", va="center")
+            ax.text(1.55, y, share, va="center", ha="right")
+    ax.text(1.25, len(order), "IoU", ha="right", va="center")
+    ax.text(1.55, len(order), "pixels", ha="right", va="center")
     ax.axvline(matrix.mean_iou, color=GREY, linewidth=1, linestyle="--", zorder=0)
-    ax.set_yticks(range(len(order)), [scheme.names[i] for i in order])
-    ax.set(xlim=(0, 1.2), ylim=(-0.7, len(order) + 0.5), xticks=np.linspace(0, 1, 6))
-    ax.set_xlabel("intersection over union")
+    ax.set_yticks(rows, [scheme.names[i] for i in order])
+    ax.set(xlim=(0, 1.55), ylim=(-0.7, len(order) + 0.5), xticks=np.linspace(0, 1, 6))
+    ax.set_xlabel("bars: IoU; dashed: its mean")
+    legend(figure, marks)
     return figure
 
 
@@ -235,8 +243,8 @@ def plot_confusion(matrix: ConfusionMatrix, scheme: ClassScheme) -> Figure:
     numbers = np.where(share >= 0.02, 100 * share, np.nan)
     _table(axes[0, 0], share, numbers, scheme.names, scheme.names)
     axes[0, 0].tick_params(axis="x", rotation=90)
-    note = "blank: less than 2 %; a blank row: the class is absent from the truth"
-    axes[0, 0].set(xlabel=f"predicted class ({note})", ylabel="true class")
+    note = "Blank: less than 2 %. A blank row: the class is absent from the truth."
+    axes[0, 0].set(xlabel=f"predicted class\n{note}", ylabel="true class")
     return figure
 
 
@@ -261,7 +269,7 @@ def plot_error_map(errors: np.ndarray) -> Figure:
 def plot_region_recall(
     regions: tuple[np.ndarray, np.ndarray, np.ndarray], scheme: ClassScheme
 ) -> Figure:
-    """Plot how much of an object is found, by its size: the mean recall of the regions of each true
+    """Plot how much of a region is found, by its size: the mean recall of the regions of each true
     class and size. Means of few regions are left out, and a note says so.
 
     Args:
@@ -271,7 +279,7 @@ def plot_region_recall(
         scheme: names of the classes.
     """
     classes, areas, recall = regions
-    # Powers of 16: each step makes an object four times as high and as wide. In smaller steps, rare
+    # Powers of 16: each step makes a region four times as high and as wide. In smaller steps, rare
     # classes would have too few regions in each.
     size = (np.log2(areas) / 4).astype(int)
     steps = size.max(initial=0) + 1
@@ -288,7 +296,7 @@ def plot_region_recall(
     note = f"Blank: fewer than {FEW_REGIONS} regions."
     if rare:
         note += f" Too few of any size: {', '.join(rare)}."
-    title = "Share of an object's pixels that are found (%), by its size"
+    title = "Share of a region's pixels that are found (%), by its size"
     parts = (f"from {16**i} pixels {100 * s:.0f} %" for i, s in enumerate(share[0]) if s == s)
     text = f"By area: {', '.join(parts) or 'no regions'}."
     notes = textwrap.wrap(note, 80)

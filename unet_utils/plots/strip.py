@@ -60,7 +60,7 @@ def plot_strip(
             ax = axes[place // COLUMNS * frames + number, place % COLUMNS]
             text = wrong_share(truth[number], found[number])
             if number == 0:
-                text = "\n".join([*textwrap.wrap(name, 22), text])
+                text = "\n".join([*textwrap.wrap(name, 17), text])
             if name == first:
                 class_map(ax, found[number], scheme, text)
             else:  # without names, which the lines would cross

@@ -28,7 +28,8 @@ from unet_utils.classes import IGNORE, ClassScheme
 INK, BLUE, ORANGE, GREY, PALE = "#222222", "#1f5fa8", "#d9730d", "#9a9a9a", "#e6e6e6"
 SHADES = LinearSegmentedColormap.from_list("shades", ["white", "#9dc3e6", BLUE, "#0b2447"])
 """From low to high values: darker is more, also when printed in grey."""
-WIDTH = 7.5  # inches: 10 points are 7 pixels high when it is shrunk to the 390 pixels of a phone
+WIDTH = 6  # inches: 10 points are 9 pixels high when it is shrunk to the 390 pixels of a phone
+SCREEN = 120  # pixels per inch of the page of a notebook: all figures are 720 pixels wide there
 SMALL_TEXT = 8.5  # points: names on maps and numbers in tables
 
 
@@ -49,8 +50,8 @@ def notebook_image(figure: Figure) -> Any:
     from IPython.display import Image  # only notebooks have it
 
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=2 * 96)
-    width, height = (96 * figure.get_size_inches()).astype(int).tolist()
+    figure.savefig(file, format="png", dpi=2 * SCREEN)
+    width, height = (SCREEN * figure.get_size_inches()).astype(int).tolist()
     return Image(file.getvalue(), width=width, height=height, alt=str(figure.get_label()))
 
 

@@ -93,7 +93,7 @@ def plot_u(
     *levels, bottom = contracting
     rows = len(levels) + 2
     text = f"The contracting path goes from {_shape(levels[0])} down to {_shape(bottom)}."
-    figure, axes = new_figure(rows, 5, 1.02 * rows + 0.3, "The U: feature maps of one photo", text)
+    figure, axes = new_figure(rows, 5, 0.9 * rows + 0.3, "The U: feature maps of one photo", text)
     axes[0, 0].get_gridspec().set_width_ratios([1, 1, 0.45, 1, 1])
     for ax in axes.flat:
         ax.set_axis_off()

@@ -130,14 +130,13 @@ def merge_categories(matrix: ConfusionMatrix, scheme: ClassScheme) -> ConfusionM
 
 
 def score_report(matrix: ConfusionMatrix, scheme: ClassScheme, published: bool = False) -> str:
-    """Return the score tables of a set in Markdown: the classes, the seven categories and what to
-    compare with.
+    """Return the score tables of a set in Markdown: those of the model and what to compare with.
 
     Args:
         matrix: of the whole set.
         scheme: the classes of the model.
-        published: add published results. They compare only on the complete validation split of the
-            real pairs.
+        published: add published results, also for the seven categories. They compare only on the
+            complete validation split of the real pairs.
     """
     counts = matrix.matrix.sum(1).cpu().double()
     shares = counts / counts.sum().clamp(min=1)
@@ -146,18 +145,16 @@ def score_report(matrix: ConfusionMatrix, scheme: ClassScheme, published: bool =
         "guessing by class frequency": matrix.guessing(shares).summary(),
         "pure chance": matrix.guessing(torch.full_like(shares, 1 / len(shares))).summary(),
     }
+    seven: dict[str, Scores] = {}
     if scheme.name == "cityscapes19" and published:
         rows |= PUBLISHED_19
-    parts = [score_table(rows)]
-    if scheme.name == "cityscapes19":
-        own = merge_categories(matrix, scheme).summary()
-        rows = {"this model, its 19 classes merged to 7": own}
-        parts += ["Seven categories:", score_table(rows | (PUBLISHED_7 if published else {}))]
+        merged = merge_categories(matrix, scheme).summary()
+        seven = {"this model, its 19 classes merged to 7": merged}
     elif scheme.name == "categories7" and published:
-        rows = {"this model": matrix.summary()}
-        parts += ["Seven categories:", score_table(rows | PUBLISHED_7)]
-    if published and scheme.name in ("cityscapes19", "categories7"):
-        parts.append(CAUTION)
+        seven = {"this model": matrix.summary()}
+    parts = [score_table(rows)]
+    if seven:
+        parts += ["Seven categories:", score_table(seven | PUBLISHED_7), CAUTION]
     return "\n\n".join(parts)
 
 
