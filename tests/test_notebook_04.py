@@ -100,6 +100,12 @@ def test_each_way_to_get_the_score_wrong_differs_visibly(facts):
     assert void < right - 0.01
 
 
+def test_no_score_is_shown_twice(scored):
+    shown = tables(scored[0])
+    assert "| IoU |" not in shown  # the bars have it
+    assert "| severity |" not in shown
+
+
 def test_frames_are_ranked_by_what_the_eye_sees(facts):
     pixels = facts["ranked"]
     places = np.argsort(np.argsort(pixels))
@@ -163,3 +169,4 @@ def test_own_data_with_a_model_that_held_nothing_out(tmp_path):
     assert "It knows 3 classes: road, car, sky." in text
     assert "This model has no temperature" in text
     assert (tmp_path / "results" / "mine" / "result.json").is_file()
+    assert "The same frames" not in str(notebook)  # there is no second run
