@@ -234,7 +234,7 @@ def is_clumsy(node):
 
 def test_the_five_are_short_together():
     assert sum(len(cells(path)) for path in PATHS) <= 160
-    assert sum(count_words(path) for path in PATHS) <= 1.1 * 4000
+    assert sum(count_words(path) for path in PATHS) <= 4000
 
 
 def test_every_picture_of_a_cell_is_on_a_page():
