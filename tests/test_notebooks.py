@@ -137,16 +137,6 @@ class TestEveryNotebook:
         assert f"/docs/{Path(address).name}" in address
         assert len(cells(path, f"picture:{Path(address).stem}")) == 1
 
-    def test_a_page_shows_each_picture_that_it_makes(self, path):
-        pages = [
-            (ROOT / "README.md").read_text("utf-8"),
-            *(cells(each)[0].source for each in PATHS),
-        ]
-        for cell in cells(path):
-            for tag in tags(cell):
-                if tag.startswith("picture:"):
-                    assert f"docs/{tag.removeprefix('picture:')}.png" in "".join(pages), tag
-
     def test_the_setup_cell_comes_first_and_is_folded(self, path):
         """Its text is tested with the script that writes it."""
         assert "setup" in tags(cells(path)[1])
