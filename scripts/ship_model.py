@@ -1,7 +1,7 @@
 """Make a run the small model of the package: weights in half precision, history and scores.
 
     python -m unet_utils evaluate --data pairs.zip --run-name NAME
-    python scripts/ship_model.py runs/NAME --temperature 1.1
+    python scripts/ship_model.py runs/NAME --temperature 1.15
 
 Writes small.pt, small-history.csv and small-evaluation.{json,md,csv} to unet_utils/weights/.
 A model that has learned from all frames has no temperature of its own: give it that of a twin, a

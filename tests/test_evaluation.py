@@ -138,5 +138,7 @@ def test_the_small_model_is_small_and_tells_where_it_comes_from():
     # It learned from all training frames: there are no held-out scores to choose by, and the last
     # epoch is kept.
     assert trained.config["hold_out"] is False
+    # That of a twin, which held frames out.
+    assert 1 < trained.temperature < 1.5
     assert trained.history[-1]["epoch"] == len(rows) == trained.config["epochs"]
     assert float(rows[-1]["loss"]) == pytest.approx(trained.history[-1]["loss"])

@@ -152,7 +152,7 @@ def test_the_figures_of_the_model_card_come_from_one_command(demo, capsys):
     model_card.main(["--data", str(demo)])
     text = capsys.readouterr().out
     assert "calibration error" in text
-    assert "This model has no temperature" in text
+    assert "| temperature 1.15 |" in text
     scores = dict(re.findall(r"^\| (.*) \| ([\d.]+) \|$", text, re.MULTILINE))
     whole, *cut = [scores[camera] for camera in model_card.CAMERAS]
     assert re.search(rf"^\| unchanged \|.*\| {whole} \|$", text, re.MULTILINE)

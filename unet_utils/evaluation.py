@@ -39,7 +39,7 @@ class Trained:
         squeezes_all: whether it learned from photos of any shape, all squeezed to one size, as own
             data is; otherwise from street scenes, which are twice as wide as high.
         temperature: divides the logits wherever probabilities are shown, see `use.calibration`;
-            None if none was fitted, as for the small model.
+            None if none was fitted.
     """
 
     model: UNet | OtherNetwork
