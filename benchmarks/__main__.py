@@ -133,7 +133,7 @@ def _setting(options: argparse.Namespace) -> tuple[Setting, str]:
     images = options.images or (2048 if env.device.type == "cuda" else 128)
     setting = Setting(
         root,
-        env.data / "prepared",
+        env.prepared,
         env.device,
         config,
         options.rounds,

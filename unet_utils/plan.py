@@ -79,8 +79,6 @@ def plan_run(
     classes = f"{scheme}{num_clusters}" if scheme == "clusters" else scheme
     name = name or run_name(data, classes, labels, start_from or "", **changed)
     folder, backup = env.run_folders(name)
-    start_from = SMALL_MODEL if start_from == "small" else start_from
+    start_from = SMALL_MODEL if start_from == "small" else start_from or None
     config = run_settings(folder, backup, recipe, resume, start_from, **changed)
-    return Plan(
-        name, recipe, config, labels, num_clusters, folder, backup, resume, start_from or None
-    )
+    return Plan(name, recipe, config, labels, num_clusters, folder, backup, resume, start_from)

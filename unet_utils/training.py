@@ -125,7 +125,6 @@ def fit(
             if state.epoch >= config.epochs:
                 print("Nothing is left to train: to extend the run, set epochs (EPOCHS) higher.")
         learn = learn.to(device)
-        scene_size = config.scene_size(*frames.photos.shape[1:3])
 
         while state.epoch < config.epochs:
             row = train_epoch(state, learn, config, processes, progress, on_step)
@@ -141,7 +140,7 @@ def fit(
                 continue  # the first process scores and saves
             model = state.model_to_use()
             if held_out:
-                row |= score(model, held_out, scene_size).summary()
+                row |= score(model, held_out, tuple(facts["scene_size"])).summary()
             best = max((past.get("mean_iou", 0) for past in state.history[:-1]), default=0)
             facts["made_by"]["weights"] = weights_hash(state.averaged.state_dict())
             files.save(facts | state.to_dict(), is_best=row.get("mean_iou", 0) >= best)
