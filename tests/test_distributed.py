@@ -1,5 +1,6 @@
 """Several processes that train together: two on CPUs, started by torchrun."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
 
 import unet_utils.device
 from unet_utils import fit, prepare, recipe
@@ -163,6 +165,30 @@ def test_an_error_ends_all_and_is_reported(demo, tmp_path, monkeypatch):
         output = process.communicate(timeout=240)[0]
     assert process.returncode != 0
     assert "lower learning_rate" in output
+
+
+def test_half_an_error_is_never_read(tmp_path, monkeypatch):
+    """torchrun may end a process that is writing its error, and reads what lies there."""
+    file = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    record = ErrorHandler.record_exception
+
+    def stopped(*arguments):
+        record(*arguments)
+        assert not file.exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dist, "is_torchelastic_launched", lambda: True)
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: 1 / 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(ErrorHandler, "record_exception", stopped)
+        with pytest.raises(KeyboardInterrupt), open_processes():
+            pass
+    assert not file.exists()
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    with pytest.raises(ZeroDivisionError), open_processes():
+        pass
+    assert "ZeroDivisionError" in json.loads(file.read_text())["message"]["message"]
 
 
 def test_one_that_dies_ends_all_and_leaves_a_checkpoint(demo, tmp_path, monkeypatch):

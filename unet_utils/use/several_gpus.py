@@ -85,8 +85,20 @@ def open_processes() -> Iterator[OneProcess]:
             yield process
         dist.destroy_process_group()
     except Exception as error:
-        get_error_handler().record_exception(error)  # writes the file that torchrun reads
+        _report(error)
         raise
+
+
+def _report(error: Exception) -> None:
+    """Write the file from which torchrun reports an error of this process.
+
+    It appears as a whole: torchrun, which may end this process while it writes, fails on half a
+    file instead of naming the cause.
+    """
+    file = os.environ["TORCHELASTIC_ERROR_FILE"]
+    os.environ["TORCHELASTIC_ERROR_FILE"] = f"{file}.part"
+    get_error_handler().record_exception(error)
+    os.replace(f"{file}.part", file)
 
 
 def _own_gpu() -> torch.device | None:
