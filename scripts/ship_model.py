@@ -14,12 +14,11 @@ import shutil
 import sys
 from pathlib import Path
 
-import torch
-
-from unet_utils.checkpoints import read_checkpoint
+from unet_utils.checkpoints import packed_checkpoint, read_checkpoint
 from unet_utils.evaluation import SMALL_MODEL
 
 LARGEST = 16  # MB
+FILES = ("history.csv", "evaluation.json", "evaluation.md", "evaluation.csv")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -40,15 +39,19 @@ def main(arguments: list[str] | None = None) -> None:
         name: value.half() if value.is_floating_point() and value.ndim > 1 else value
         for name, value in checkpoint["model"].items()
     }
+    content = packed_checkpoint(checkpoint)
+    size = len(content) / 2**20
+    if size > LARGEST:
+        sys.exit(f"{size:.1f} MB is more than {LARGEST} MB: train a smaller network")
+    for file in FILES:
+        if not (options.run / file).is_file():
+            sys.exit(f"{options.run / file} is missing: evaluate the run first")
     model = options.target / SMALL_MODEL.name
     options.target.mkdir(parents=True, exist_ok=True)
-    torch.save(checkpoint, model)
-    for file in ("history.csv", "evaluation.json", "evaluation.md", "evaluation.csv"):
+    model.write_bytes(content)
+    for file in FILES:
         shutil.copyfile(options.run / file, options.target / f"{model.stem}-{file}")
-    size = model.stat().st_size / 2**20
     print(f"{model}: {size:.1f} MB")
-    if size > LARGEST:
-        sys.exit(f"that is more than {LARGEST} MB: train a smaller network")
 
 
 if __name__ == "__main__":
