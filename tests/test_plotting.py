@@ -246,13 +246,15 @@ def texts(figure):
 def test_iou_bars_tell_precision_recall_the_share_of_the_pixels_and_what_is_absent():
     matrix = ConfusionMatrix(19)
     matrix.update(
-        np.repeat([0, 0, 1], [1_500_000, 300, 500_000]),
-        np.repeat([0, 1, 1], [1_500_000, 300, 500_000]),
+        np.repeat([0, 2, 0, 1], [1_499_900, 100, 300, 500_000]),
+        np.repeat([0, 0, 1, 1], [1_499_900, 100, 300, 500_000]),
     )
     figure = result_plots.plot_class_iou(matrix, SCHEME)
     precision, recall, _ = figure.axes[0].lines
-    assert precision.get_xdata()[-1] == pytest.approx(1_500_000 / 1_500_300)
-    assert recall.get_xdata()[-1] == 1
+    assert precision.get_xdata()[-1] == pytest.approx(1_499_900 / 1_500_200)
+    assert recall.get_xdata()[-1] == pytest.approx(1_499_900 / 1_500_000)
+    # No mark beside "absent", not even for class 2, which is predicted.
+    assert np.isfinite(precision.get_xdata()).sum() == 2
     shown = texts(figure)
     assert "75 %" in shown
     assert shown.count("absent") == 17

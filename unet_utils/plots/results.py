@@ -211,8 +211,10 @@ def plot_class_iou(matrix: ConfusionMatrix, scheme: ClassScheme) -> Figure:
     rows = range(len(order))
     colors = np.array(scheme.colors)[order] / 255
     ax.barh(rows, np.nan_to_num(iou[order]), color=colors, edgecolor=INK, linewidth=0.5)
+    # No mark for absent classes, even if they are predicted somewhere.
+    precision = np.where(np.isnan(iou), np.nan, matrix.precision.numpy())
     # Neither is ever smaller than the IoU, so they lie beside the bar.
-    marks = ax.plot(matrix.precision[order], rows, "o", color=INK, label="precision")
+    marks = ax.plot(precision[order], rows, "o", color=INK, label="precision")
     marks += ax.plot(matrix.recall[order], rows, "D", color=INK, label="recall", fillstyle="none")
     for y, i in enumerate(order):
         absent = np.isnan(iou[i])
