@@ -26,6 +26,7 @@ from nbclient import NotebookClient
 
 from unet_utils.config import SETTINGS
 from unet_utils.platform.files import user_path
+from unet_utils.sources import data_name
 
 ROOT = Path(__file__).resolve().parent.parent
 # A line of a form: name, value, and the comment that makes it a field.
@@ -51,7 +52,7 @@ def main() -> None:
     paths = sorted((ROOT / "notebooks").glob("0*.ipynb"))
     notebooks = {path.name: nbformat.read(path, as_version=4) for path in paths}
     try:
-        data = arguments.data
+        data = data_name(arguments.data)
         if data not in ("demo", "kaggle"):
             data = str(user_path(data))
         results = results_folder()

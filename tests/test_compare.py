@@ -85,6 +85,8 @@ def test_runs_are_side_by_side(results):
         "| plain | base_channels 16 | 3 of 5 (3.0) | 0.300 | – |",
     ]
     assert names(compare_runs(results, ["plain"])) == ["plain"]
+    with pytest.raises(FileNotFoundError, match=r"no such run in .*; there are: plain, wide$"):
+        compare_runs(results, ["plane", "wid"])
 
 
 def test_only_what_differs_is_shown(results):
@@ -202,8 +204,8 @@ def test_the_latest_run_that_fits(results, tmp_path):
 def test_a_model_is_chosen_by_its_name_or_as_the_latest_that_fits(results, tmp_path, capsys):
     env = Environment("local", torch.device("cpu"), tmp_path, results)
     write_run(results, "seven", [0.5], scheme="categories7", date="2026-03-03")
-    assert choose_model("wide", env) == results / "wide" / "best.pt"
-    assert choose_model("", env, "abc") == results / "seven" / "best.pt"
+    assert choose_model(" wide\n", env) == results / "wide" / "best.pt"
+    assert choose_model(" ", env, "abc") == results / "seven" / "best.pt"
     assert capsys.readouterr().out == "Run: wide\nRun: seven\n"
     assert choose_model("", env, "other") == SMALL_MODEL
     assert "the small model of the package" in capsys.readouterr().out

@@ -163,7 +163,7 @@ def plant(place, monkeypatch, home):
         use_colab(monkeypatch, keys)
     elif where == "in the environment":
         for variable, value in keys.items():
-            monkeypatch.setenv(variable, f"{value}\n")
+            monkeypatch.setenv(variable, f'"{value}"\n')  # as some copy it
     elif where == "in a file":
         (home / ".kaggle").mkdir()
         (home / ".kaggle" / name).write_text(text)

@@ -27,11 +27,16 @@ def test_paths_are_expanded_and_absolute(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     assert user_path("~/x.zip") == tmp_path / "home" / "x.zip"
-    assert user_path(" x/y\n") == tmp_path / "x" / "y"
+    for text in (" x/y\n", '"x/y"', "'x/y' "):  # Windows copies paths with quotes
+        assert user_path(text) == tmp_path / "x" / "y"
+    assert user_path("it's/'x'") == tmp_path / "it's" / "'x'"
     assert user_path("a:b/x") == tmp_path / "a:b" / "x"
 
 
 def test_what_is_no_path_is_named(monkeypatch):
+    for empty in ("", " ", '""'):  # not the folder where this runs
+        with pytest.raises(ValueError, match="a path is empty: name a file or a folder"):
+            user_path(empty)
     for address in ("https://host/x.jpg", "HTTPS://x", "gs://bucket/x", Path("https://x/y")):
         with pytest.raises(ValueError, match="is an address, not a file: download it first"):
             user_path(address)

@@ -1,5 +1,8 @@
 """A run before it begins: its name, its folders, its settings."""
 
+import re
+import shutil
+
 import pytest
 import torch
 
@@ -33,6 +36,32 @@ def test_what_is_set_is_in_the_name_and_in_the_settings(env):
     assert plan.config.encoder == "efficientnet_lite2"  # the network of the small model
     long = plan_run(env, "kaggle", "cityscapes19", recipe="gpu")
     assert (long.recipe, long.config.epochs) == ("gpu", 60)
+
+
+def test_spaces_capitals_and_quotes_around_what_is_typed_change_nothing(env):
+    plan = plan_run(env, " Demo\n", "cityscapes19", " ", "'Small' ")
+    assert (plan.name, plan.recipe, plan.start_from) == ("demo_from-small", "demo", SMALL_MODEL)
+    assert plan_run(env, '"demo"', "cityscapes19", "mine ").name == "mine"
+
+
+def test_a_model_to_start_from_that_is_not_there_is_answered_with_those_that_are(env):
+    def plan(start_from):
+        return plan_run(env, "demo", "cityscapes19", "mine", start_from)
+
+    message = r"smal is no model to start from .*: give small, or the path of .*There are: "
+    with pytest.raises(FileNotFoundError, match=f"{message}none"):
+        plan("smal")
+    other = env.results / "other" / "best.pt"
+    other.parent.mkdir(parents=True)
+    shutil.copy(SMALL_MODEL, other)
+    for nothing in ("smal", str(other.parent)):
+        with pytest.raises(FileNotFoundError, match=f"There are: {re.escape(str(other))}$"):
+            plan(nothing)
+    assert plan(f"'{other}'").start_from == str(other)
+    # A run that is resumed does not need it any more.
+    (env.results / "mine").mkdir()
+    shutil.copy(SMALL_MODEL, env.results / "mine" / "last.pt")
+    assert plan("smal").config.encoder == "efficientnet_lite2"
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", "run: 2", "/tmp"])

@@ -7,6 +7,7 @@ import shutil
 import stat
 import tarfile
 import zipfile
+from pathlib import Path
 
 import pytest
 from helpers import TINY, leftovers, make_zip
@@ -134,12 +135,22 @@ def test_only_the_whole_kaggle_set_compares_with_published_scores(
     assert not Source(demo).is_published
 
 
-def test_the_demo_set_needs_nothing(machine, monkeypatch, tiny_pairs):
+@pytest.mark.parametrize("name", ["demo", "demo ", "Demo\n", "'demo'", ' "DEMO" '])
+def test_the_demo_set_needs_nothing(machine, monkeypatch, tiny_pairs, name):
     def draw(root):
         return shutil.copytree(tiny_pairs, root / "cityscapes_data")
 
     monkeypatch.setattr(sources, "make_demo", draw)
-    assert get_pairs("demo", machine) == machine / "demo" / "cityscapes_data"
+    assert get_pairs(name, machine) == machine / "demo" / "cityscapes_data"
+    shutil.rmtree(machine / "demo")
+    assert open_source(name, machine).root == machine / "demo" / "cityscapes_data"
+
+
+def test_a_folder_that_is_called_like_a_set(machine, tmp_path, monkeypatch, tiny_pairs):
+    shutil.copytree(tiny_pairs, tmp_path / "demo")
+    monkeypatch.chdir(tmp_path)
+    for folder in ("./demo", Path("demo")):
+        assert open_source(folder, machine).root == tmp_path / "demo"
 
 
 # Bad input: the message names the file and the next step, and never tells to delete it.
@@ -216,6 +227,11 @@ def test_what_is_not_there(machine, tmp_path):
         get_pairs(tmp_path / "missing.zip", machine)
     with pytest.raises(ValueError, match="is an address, not a file"):
         get_pairs("https://example.org/pairs.zip", machine)
+    for empty in ("", " "):  # an emptied field
+        with pytest.raises(ValueError, match=r"no data is named \(DATA\): give kaggle, demo, or"):
+            open_source(empty, machine)
+    with pytest.raises(FileNotFoundError, match=r"not mounted at .*/drive: switch USE_DRIVE on in"):
+        open_source(tmp_path / "drive" / "MyDrive" / "mine" / "pairs.zip", machine)
     (tmp_path / "photos").mkdir()
     with pytest.raises(FileNotFoundError, match=r"train/ and val/ in .*photos \(it holds: nothi"):
         get_pairs(tmp_path / "photos", machine)

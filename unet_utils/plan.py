@@ -7,6 +7,8 @@ from pathlib import Path
 from unet_utils.config import TrainConfig, recipe_for, run_name, run_settings, settings_table
 from unet_utils.evaluation import SMALL_MODEL
 from unet_utils.platform.environment import Environment
+from unet_utils.platform.files import natural_order, some_of, typed
+from unet_utils.sources import data_name
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,24 @@ def plan_run(
 
     Raises:
         ValueError: an impossible name; or as `config.run_settings`.
-        FileNotFoundError: there is no checkpoint to start from.
+        FileNotFoundError: there is no checkpoint to start from; the message lists those there are.
     """
+    data = data_name(data)
+    name = typed(name)
+    begin = typed(start_from or "")
+    if begin.lower() == "small":
+        begin = "small"
     recipe = recipe or recipe_for(env.device, data)
     classes = f"{scheme}{num_clusters}" if scheme == "clusters" else scheme
-    name = name or run_name(data, classes, labels, start_from or "", **changed)
+    name = name or run_name(data, classes, labels, begin, **changed)
     folder, backup = env.run_folders(name)
-    start_from = SMALL_MODEL if start_from == "small" else start_from or None
-    config = run_settings(folder, backup, recipe, resume, start_from, **changed)
+    start_from = SMALL_MODEL if begin == "small" else begin or None
+    try:
+        config = run_settings(folder, backup, recipe, resume, start_from, **changed)
+    except FileNotFoundError as error:  # a run that is resumed does not need the file any more
+        there = natural_order(env.results.glob("[!.]*/best.pt"))
+        raise FileNotFoundError(
+            f"{begin} is no model to start from (START_FROM): give small, or the path of the "
+            f"best.pt of a run. There are: {some_of([str(path) for path in there]) or 'none'}"
+        ) from error
     return Plan(name, recipe, config, labels, num_clusters, folder, backup, resume, start_from)

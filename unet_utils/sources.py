@@ -20,7 +20,14 @@ from unet_utils.images import Size, height_and_width
 from unet_utils.own_data.folders import OwnData, prepare_own_data
 from unet_utils.own_data.tools import find_own_data
 from unet_utils.platform.download import get_kaggle
-from unet_utils.platform.files import list_folder, some_of, user_path, writable_folder
+from unet_utils.platform.files import (
+    list_folder,
+    some_of,
+    typed,
+    unmounted_drive,
+    user_path,
+    writable_folder,
+)
 from unet_utils.platform.unpacking import unpack
 
 FULL_SET = {"train": 2975, "val": 500}
@@ -115,6 +122,19 @@ class Source:
         return check_pairs(self.root) == FULL_SET
 
 
+def data_name(source: str | Path) -> str | Path:
+    """Return "kaggle" or "demo" if a person typed that, such as "Kaggle "; else the source as it
+    is. A folder of that name is "./kaggle", or a `Path`.
+
+    Raises:
+        ValueError: nothing was typed.
+    """
+    name = typed(source).lower()
+    if not name:
+        raise ValueError("no data is named (DATA): give kaggle, demo, or the path of your own")
+    return name if isinstance(source, str) and name in ("kaggle", "demo") else source
+
+
 def open_source(
     source: str | Path, data_dir: str | Path, drive: str | Path | None = None, size: Size = 256
 ) -> Source:
@@ -129,6 +149,7 @@ def open_source(
     Raises:
         As `get_pairs`, and for own data as `own_data.tools.find_own_data`.
     """
+    source = data_name(source)
     if source in ("kaggle", "demo"):
         return Source(get_pairs(source, data_dir, drive))
     folder = _get_own(user_path(source), writable_folder(data_dir, "UNET_UTILS_DATA"))
@@ -158,6 +179,7 @@ def get_pairs(source: str | Path, data_dir: str | Path, drive: str | Path | None
         OSError: a folder cannot be written to, or the disk is full.
         DownloadError: Kaggle did not deliver the archive.
     """
+    source = data_name(source)
     data_dir = writable_folder(data_dir, "UNET_UTILS_DATA")
     if source == "demo":
         folder = make_demo(data_dir / "demo")
@@ -219,6 +241,11 @@ def _get_own(path: Path, data_dir: Path) -> Path:
         print(f"Using your folder {path}")
         return path
     if not path.exists():
+        if drive := unmounted_drive(path):
+            raise FileNotFoundError(
+                f"{path} is on Google Drive, which is not mounted at {drive}: switch USE_DRIVE on "
+                "in the Setup cell, and run again from there."
+            )
         raise FileNotFoundError(
             f"There is no file or folder {path}. Check the path, or use 'kaggle' or 'demo'."
         )

@@ -21,6 +21,7 @@ from unet_utils.platform.files import (
     is_disk_full,
     make_backup_folder,
     require_space,
+    typed,
     unfinished_path,
 )
 from unet_utils.platform.unpacking import Check, is_unpacked, unpack
@@ -294,13 +295,13 @@ def _explain_status(status: int, source: str = "") -> DownloadError:
 def _find_keys() -> Iterator[tuple[str, dict[str, str]]]:
     """Yield where keys are from, and the keys by the names of the variables that Kaggle's client
     reads."""
-    own = {name: os.environ.get(name, "").strip() for name in KEY_VARIABLES}
+    own = {name: typed(os.environ.get(name, "")) for name in KEY_VARIABLES}
     # Without one in the environment, the client looks into its files.
     yield "the key in the environment or in ~/.kaggle", {k: v for k, v in own.items() if v}
     if find_platform() == "colab" and (secrets := _colab_secrets()):
         yield "the key in Colab's secrets", secrets
-    if typed := _ask_key():
-        yield "the key that you typed", typed
+    if answer := _ask_key():
+        yield "the key that you typed", answer
 
 
 def _colab_secrets() -> dict[str, str]:
@@ -311,7 +312,7 @@ def _colab_secrets() -> dict[str, str]:
         try:
             from google.colab import userdata
 
-            if value := (userdata.get(name) or "").strip():
+            if value := typed(userdata.get(name) or ""):
                 secrets[name] = value
         # Compared by name: not every version of google.colab has all the types.
         except Exception as error:
@@ -334,8 +335,8 @@ def _ask_key() -> dict[str, str]:
         with warnings.catch_warnings():
             warnings.simplefilter("error", getpass.GetPassWarning)  # it would show the key
             question = "Kaggle username (leave empty if you have an API token): "
-            username = getpass.getpass(question).strip()
-            key = getpass.getpass("Kaggle key or API token: ").strip()
+            username = typed(getpass.getpass(question))
+            key = typed(getpass.getpass("Kaggle key or API token: "))
     # A notebook that is run by a program, no terminal.
     except (EOFError, OSError, NotImplementedError, getpass.GetPassWarning):
         print("No key can be typed here: this notebook runs without a prompt.")

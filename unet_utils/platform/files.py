@@ -26,14 +26,24 @@ SPACE_ADVICE = (
 )
 
 
+def typed(text: str | Path) -> str:
+    """Return what a person typed or pasted, without the spaces, line ends and quotes around it."""
+    plain = str(text).strip()
+    if len(plain) > 1 and plain[0] in "\"'" and plain[0] == plain[-1]:
+        plain = plain[1:-1].strip()
+    return plain
+
+
 def user_path(path: str | Path) -> Path:
     """Return a path that a person typed as an absolute path, with `~` expanded.
 
     Raises:
-        ValueError: it is an address such as https://..., or starts with a `~` that stands for no
-            folder here.
+        ValueError: it is empty, or an address such as https://..., or starts with a `~` that stands
+            for no folder here.
     """
-    text = str(path).strip()
+    text = typed(path)
+    if not text:  # would be the folder where this runs
+        raise ValueError("a path is empty: name a file or a folder")
     if re.match(r"[A-Za-z][\w+.-]+:/", text):  # Path turns https:// into https:/
         raise ValueError(
             f"{text} is an address, not a file: download it first, and give the path of the file."
@@ -159,10 +169,17 @@ def make_backup_folder(folder: str | Path) -> None:
             or no permission.
     """
     folder = Path(folder)
-    for part in (folder, *folder.parents):
-        if part.name in MOUNTED_FOLDERS and not os.path.isdir(part):
-            raise OSError(errno.ENOTCONN, f"Google Drive is not mounted at {part.parent}")
+    if drive := unmounted_drive(folder):
+        raise OSError(errno.ENOTCONN, f"Google Drive is not mounted at {drive}")
     folder.mkdir(parents=True, exist_ok=True)
+
+
+def unmounted_drive(path: Path) -> Path | None:
+    """Return the mount point of the Google Drive that a path lies on, if it is not mounted."""
+    for part in (path, *path.parents):
+        if part.name in MOUNTED_FOLDERS and not os.path.isdir(part):
+            return part.parent
+    return None
 
 
 def writable_folder(folder: str | Path, variable: str) -> Path:

@@ -17,7 +17,7 @@ from unet_utils.checkpoints import LAST, read_facts
 from unet_utils.device import first_line
 from unet_utils.evaluation import SMALL_MODEL
 from unet_utils.platform.environment import Environment
-from unet_utils.platform.files import natural_order, replacing, user_path
+from unet_utils.platform.files import natural_order, replacing, typed, user_path
 from unet_utils.use.reports import markdown_table, score_text
 
 RESULT = "result.json"
@@ -68,7 +68,8 @@ def compare_runs(results: str | Path, names: Sequence[str] = ()) -> Comparison:
         names: the runs to compare; by default all.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no run in it.
+        FileNotFoundError: there is no such folder, or no such run in it; the message lists those
+            there are.
     """
     results = user_path(results)
     rows = []
@@ -77,6 +78,8 @@ def compare_runs(results: str | Path, names: Sequence[str] = ()) -> Comparison:
             rows.append(_read_run(results / name, results / name))
         except UNUSABLE as error:
             print(f"Left out: {name} ({first_line(error)})")
+    if not rows and names:
+        raise FileNotFoundError(f"no such run in {results}; {_there_are(results)}")
     if not rows:
         raise FileNotFoundError(f"no run in {results}: {ADVICE}")
     rows.sort(key=lambda row: -(row["held_out"] or 0))
@@ -238,6 +241,7 @@ def choose_model(run: str, env: Environment, data: str = "") -> Path:
     Raises:
         FileNotFoundError: there is no run of that name; the message lists the runs there are.
     """
+    run = typed(run)
     if not run:
         env.copy_attached_runs()
     name = run or latest_run(env.results, data=data)
@@ -248,9 +252,8 @@ def choose_model(run: str, env: Environment, data: str = "") -> Path:
     folder, backup = env.run_folders(name)
     best = (backup or folder) / "best.pt"
     if not best.exists():
-        runs = _find_runs(env.results, "best.pt")
         raise FileNotFoundError(
-            f"there is no run {name!r} in {env.results}; there are: {', '.join(runs) or 'none'}. "
+            f"there is no run {name!r} in {env.results}; {_there_are(env.results)}. "
             "Name one of them, or none for the latest"
         )
     print(f"Run: {name}")
@@ -299,6 +302,10 @@ def _find_runs(results: Path, file: str = "*.pt") -> list[str]:
     """Return the names of the folders that hold checkpoints."""
     folders = {path.parent for path in results.glob(f"[!.]*/{file}")}
     return [folder.name for folder in natural_order(folders)]
+
+
+def _there_are(results: Path) -> str:
+    return f"there are: {', '.join(_find_runs(results, 'best.pt')) or 'none'}"
 
 
 def _read_run(folder: Path, scored: Path) -> dict:

@@ -22,6 +22,7 @@ from unet_utils.platform.files import (
     natural_order,
     replacing,
     some_of,
+    typed,
     user_path,
 )
 
@@ -92,7 +93,7 @@ def choose_photo(path: str, env: Environment) -> Path:
             so is an upload that fails or is cancelled.
         env: of the notebook; the drawn street is saved in `env.data`.
     """
-    if path.strip().lower() == "upload":
+    if typed(path).lower() == "upload":
         try:
             from google.colab import files
 
@@ -101,7 +102,7 @@ def choose_photo(path: str, env: Environment) -> Path:
             print("Nothing was uploaded.")
         except Exception as error:  # not in Colab, or one of Colab's many, such as in VS Code
             print(f"The upload failed ({first_line(error)}).")
-    elif path.strip():
+    elif typed(path):
         return user_path(path)
     drawn = _save(drawn_street()[0], env.data / f"{DRAWN}.png")
     print("This is a street drawn by this package. For a photo of your own set PHOTO to its path.")

@@ -16,7 +16,7 @@ from PIL import Image
 
 from unet_utils.evaluation import Trained, predict_classes
 from unet_utils.platform.environment import Environment, progress_bar
-from unet_utils.platform.files import list_folder, publishing, replacing, user_path
+from unet_utils.platform.files import list_folder, publishing, replacing, typed, user_path
 from unet_utils.use.ffmpeg import LARGEST, Clip, find_encoder, read_video, write_mp4
 from unet_utils.use.photos import drawn_street, free_name, read_photo
 
@@ -48,7 +48,7 @@ def choose_video(path: str, env: Environment) -> Path:
             which the camera pans over a street.
         env: of the notebook; the drawn frames are saved in `env.data`.
     """
-    if path.strip():
+    if typed(path):
         return user_path(path)
     street, _ = drawn_street()
     folder = env.data / "drawn-clip"
