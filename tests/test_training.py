@@ -115,6 +115,16 @@ def test_an_interrupted_run_ends_like_one_that_was_not(frames, whole, tmp_path):
     assert same_weights(folder, tmp_path)
 
 
+@pytest.mark.parametrize("encoder_rate", [0.0, 0.5])
+def test_a_run_with_adam_is_resumed_like_any_other(frames, tmp_path, encoder_rate):
+    config = tiny(optimizer="adam", encoder_rate=encoder_rate, epochs=2)
+    run(frames, tmp_path / "whole", config)
+    with pytest.raises(Interrupted):
+        run(frames, tmp_path / "resumed", config, on_epoch=stop_after(1))
+    run(frames, tmp_path / "resumed", config)
+    assert same_weights(tmp_path / "whole", tmp_path / "resumed")
+
+
 LONGER = tiny(epochs=20)
 PATIENCE = 120  # seconds, for one process; a sound one needs a few
 

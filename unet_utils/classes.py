@@ -78,7 +78,7 @@ class ClassScheme:
     """The classes that a network learns, and how label ids become class indices.
 
     Attributes:
-        name: `cityscapes19`, `categories7`, `cityscapes30` or `clusters`.
+        name: `cityscapes19`, `categories7`, `cityscapes30`, `clusters`, or `own` for one's own.
         names: class names, one per class index.
         colors: RGB colour of each class, 0 to 255.
         lookup: 256 class indices; entry `i` is the class of label id `i`, `IGNORE` for void.

@@ -24,11 +24,11 @@ class Frames:
 
     Attributes:
         photos: `uint8 [N, H, W, 3]`; 256 x 256 from pairs, any size from other sources.
-        label_ids: official label ids, `uint8 [N, H, W]`.
+        label_ids: official label ids, or the values of masks of one's own, `uint8 [N, H, W]`.
         scheme: turns label ids into class indices.
         numbers: the file number of each frame.
         data: fingerprint of the files of the split; empty if they are not known.
-        labels: how masks became labels, see `restoring.METHODS`.
+        labels: how masks became labels, see `restoring.METHODS`; `own` for masks of one's own.
         licence: what a model that learns from these frames may be used for; empty for anything.
         source: fingerprint of the training split of the same data; empty if it is not known.
     """

@@ -102,16 +102,16 @@ class Muon(torch.optim.Optimizer):
 
 
 class Adam(torch.optim.AdamW):
-    """AdamW; as in `Muon`, `"rate"` is a factor of a group's learning rate."""
+    """AdamW, which shrinks biases, too; `"rate"` is a factor of a group's learning rate."""
 
     def step(self, closure=None):
         for group in self.param_groups:
-            group["lr"] *= group.get("rate", 1.0)  # the training sets it anew before each step
+            group["lr"] *= group["rate"]  # the training sets it anew before each step
         return super().step(closure)
 
 
 def parameter_groups(module: nn.Module, encoder: nn.Module, encoder_rate: float) -> list[dict]:
-    """Return the parameters of a module as groups for `Muon`.
+    """Return the parameters of a module as groups for `Muon` or `Adam`.
 
     Args:
         module: the network in training.
@@ -121,10 +121,11 @@ def parameter_groups(module: nn.Module, encoder: nn.Module, encoder_rate: float)
     """
     parameters = list(module.parameters())
     if not encoder_rate:
-        return [{"params": parameters}]
+        return [{"params": parameters, "rate": 1.0}]
     inside = {id(parameter) for parameter in encoder.parameters()}
+    others = [parameter for parameter in parameters if id(parameter) not in inside]
     return [
-        {"params": [parameter for parameter in parameters if id(parameter) not in inside]},
+        {"params": others, "rate": 1.0},
         {"params": list(encoder.parameters()), "rate": encoder_rate},
     ]
 

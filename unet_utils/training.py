@@ -161,7 +161,7 @@ def train_epoch(
     progress: bool = False,
     on_step: Callable[[int, int, int, Schedule], None] | None = None,
 ) -> dict:
-    """Train one epoch: every frame once, in random order.
+    """Train one epoch: every frame once, in random order; a last part of a batch is left out.
 
     Args:
         state: of the run; changed in place, except for the number of epochs and the history.
@@ -382,7 +382,8 @@ def _check_frames(
         )
     if config.batch_size < processes.size:
         raise ValueError(
-            f"batch_size is {config.batch_size}, too small for {processes.size} processes"
+            f"batch_size is {config.batch_size}: set it to {processes.size} or more, one photo for "
+            "each process"
         )
     for name, frames in (("training", learn), ("held-out", held_out)):
         if frames and frames.class_counts().sum() == 0:

@@ -95,9 +95,8 @@ class LiveTraining:
         """Add an epoch to the table and the time-lapse. Draw curves and predictions anew, if this
         was not done in the last 10 seconds."""
         self._history = history
-        predicted = None
-        if self._folder and len(self._photos):
-            predicted = self._predict(model)
+        predicted = self._predict(model)
+        if self._folder:
             self._record(self._folder, predicted)
         epoch, epochs = history[-1]["epoch"], self._config.epochs
         if epoch < epochs:
@@ -108,13 +107,12 @@ class LiveTraining:
             total = sum(row["seconds"] for row in history)
             self._show_status(f"{epoch} epochs finished, {_duration(total)} of training", 1)
         self._show("curves", notebook_image(plot_history(history)))
-        if len(self._photos):
-            found = {"prediction": self._predict(model) if predicted is None else predicted}
-            photos = self._photos.permute(0, 2, 3, 1).numpy()
-            figure = plot_predictions(
-                photos, self._truth.numpy(), found, self._scheme, all_classes=True
-            )
-            self._show("predictions", notebook_image(figure))
+        photos = self._photos.permute(0, 2, 3, 1).numpy()
+        found = {"prediction": predicted}
+        figure = plot_predictions(
+            photos, self._truth.numpy(), found, self._scheme, all_classes=True
+        )
+        self._show("predictions", notebook_image(figure))
         self._drawn = time.monotonic()
 
     def end(self, history: list[dict]) -> None:
