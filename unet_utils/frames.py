@@ -123,6 +123,7 @@ class Frames:
         held = 0
         if self.labels != "own":
             held = sum(number in HELD_OUT_CITIES for number in self.numbers)
+        # Another set may have these numbers, too, but not as its last ones.
         if not 0 < held < len(self) or self.numbers[-1] not in HELD_OUT_CITIES:
             held = max(1, len(self) // 10)
         if held >= len(self):

@@ -13,6 +13,7 @@ def make_optimizer(
     config: TrainConfig, network: nn.Module, encoder: nn.Module
 ) -> torch.optim.Optimizer:
     """Return the optimizer of the settings for the parameters of a network with this encoder."""
+    # What is frozen for some epochs is a group of its own, even if its rate is that of the rest.
     rate = config.encoder_rate or float(config.frozen_epochs > 0)
     groups = parameter_groups(network, encoder, rate)
     kind = Adam if config.optimizer == "adam" else Muon

@@ -213,7 +213,7 @@ def train_epoch(
         # precisions `fit` stops after the epoch.
         state.scaler.step(state.optimizer)
         state.scaler.update()
-        state.average(schedule.averaging if step else 1.0)
+        state.average(schedule.averaging if step else 1.0)  # without the random first weights
 
         total_loss += loss.detach()  # read after the epoch: reading it here would wait for the GPU
         done = (step + 1 - state.epoch * steps) * config.batch_size

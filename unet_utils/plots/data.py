@@ -54,21 +54,16 @@ def plot_pairs(photos: np.ndarray, masks: np.ndarray, titles: Sequence[str]) -> 
     return figure
 
 
-def plot_labels(
-    photos: np.ndarray,
-    classes: np.ndarray,
-    scheme: ClassScheme,
-    title: str = "The class of each pixel",
-) -> Figure:
+def plot_labels(photos: np.ndarray, classes: np.ndarray, scheme: ClassScheme) -> Figure:
     """Plot photo, classes and both blended, one row per frame.
 
     Args:
         photos: `uint8 [N, H, W, 3]`.
         classes: class indices, `uint8 [N, H, W]`.
         scheme: names and colours of the classes.
-        title: of the figure.
     """
-    figure, axes = picture_grid(len(photos), 3, title, largest_classes(classes, scheme) + ".")
+    text = f"{largest_classes(classes, scheme)}."
+    figure, axes = picture_grid(len(photos), 3, "The class of each pixel", text)
     for row, photo, labels in zip(axes, photos, classes, strict=True):
         picture(row[0], photo, "photo")
         class_map(row[1], labels, scheme, "classes")
