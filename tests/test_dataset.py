@@ -7,6 +7,7 @@ from PIL import Image
 
 from unet_utils import IGNORE, CityscapesPairs, Frames, get_scheme, prepare, restore_labels
 from unet_utils.clustering import choose_scheme
+from unet_utils.dataset import read_pair
 from unet_utils.frames import HELD_OUT_CITIES
 
 
@@ -220,6 +221,18 @@ def test_labels_kept_by_an_earlier_version_are_used(demo, tmp_path, monkeypatch)
     prepare(
         demo, "val", tmp_path / "new", method="nearest", keep=tmp_path / "drive", progress=False
     )
+
+
+def test_photos_in_the_place_of_masks_are_refused_before_training(demo, tmp_path):
+    """Streets are grey, and some of the official colours are greyish, too."""
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        for number in range(1, 7):
+            photo, mask = read_pair(demo / split / f"{number}.jpg")
+            swapped = Image.fromarray(np.concatenate([mask, photo], axis=1))
+            swapped.save(tmp_path / split / f"{number}.jpg", quality=95)
+    with pytest.raises(ValueError, match=r"near no Cityscapes colour.* or are photos"):
+        prepare(tmp_path, "train", tmp_path / "cache", method="nearest", progress=False)
 
 
 def test_masks_in_other_colours_are_refused_before_training(tmp_path):

@@ -274,8 +274,8 @@ def _label_key(scheme: ClassScheme, method: str) -> str:
 def _check_colors(pairs: CityscapesPairs) -> None:
     """Check that masks are painted in Cityscapes' colours, before anything learns from them.
 
-    Of some masks, 70 % of the pixels must lie within 60 grey levels of one of these colours. In the
-    Kaggle set, 98 % lie within 50; the others lie along edges.
+    Of some masks, 70 % of the pixels must lie within 25 grey levels of one of these colours. In the
+    Kaggle set, 89 % do, and 31 % of the pixels of its photos.
 
     Raises:
         ValueError: they do not.
@@ -284,14 +284,14 @@ def _check_colors(pairs: CityscapesPairs) -> None:
     shares = []
     for path in pairs.paths[:: max(1, len(pairs) // 16)][:16]:
         pixels = torch.from_numpy(read_pair(path)[1][::4, ::4].reshape(-1, 3).copy()).float()
-        shares.append((torch.cdist(pixels, colors).amin(1) < 60).double().mean().item())
+        shares.append((torch.cdist(pixels, colors).amin(1) < 25).double().mean().item())
     share = float(np.mean(shares))
     if share < 0.7:
         raise ValueError(
             f"{1 - share:.0%} of the mask pixels in {pairs.paths[0].parent} are near no Cityscapes "
-            "colour: these masks show other classes, and their labels would be wrong. For classes "
-            "of your own, use a folder with images/, masks/ and classes.txt (see the README), or "
-            "the scheme clusters"
+            "colour: these masks (the right halves) show other classes, or are photos, and their "
+            "labels would be wrong. For classes of your own, use a folder with images/, masks/ and "
+            "classes.txt (see the README), or the scheme clusters"
         )
 
 
