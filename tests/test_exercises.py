@@ -15,6 +15,7 @@ from unet_utils.use.exercises import check
         ("road", "road"),
         ([1, 2], np.array([1, 2])),
         (torch.tensor([0.5, 1.0]), [0.5, 1.0]),
+        (torch.tensor(0.5, requires_grad=True), 0.5),
         (True, True),
     ],
 )
@@ -25,7 +26,14 @@ def test_a_right_answer(answer, expected, capsys):
 
 @pytest.mark.parametrize(
     ("answer", "expected"),
-    [(0.51, 0.5), ("car", "road"), ([1, 2, 3], [1, 2]), ("0.5", 0.5), (float("nan"), 1.0)],
+    [
+        (0.51, 0.5),
+        ("car", "road"),
+        ([1, 2, 3], [1, 2]),
+        ([1, [2]], 3),
+        ("0.5", 0.5),
+        (float("nan"), 1.0),
+    ],
 )
 def test_a_wrong_answer_gets_the_hint(answer, expected, capsys):
     check(answer, expected, "Count again.")

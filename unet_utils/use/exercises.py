@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 
 def check(answer: Any, expected: Any, hint: str) -> None:
@@ -21,9 +22,16 @@ def check(answer: Any, expected: Any, hint: str) -> None:
         print(f"Not yet. {hint}")
 
 
+def _array(value: Any) -> np.ndarray:
+    return np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
+
+
 def _is_same(answer: Any, expected: Any) -> bool:
-    found = np.asarray(answer)
-    wanted = np.asarray(expected)
+    try:
+        found = _array(answer)
+    except ValueError:  # a list of lists of several lengths
+        return False
+    wanted = _array(expected)
     if found.shape != wanted.shape:
         return False
     if wanted.dtype.kind in "biufc" and found.dtype.kind in "biufc":
