@@ -222,6 +222,12 @@ def test_kaggle_resumes_the_run_of_an_earlier_notebook(colab, monkeypatch, capsy
     env.run_folders("unet")
     assert (folder / "last.pt").read_text() == "trained on"
     assert capsys.readouterr().out == ""
+    bracket = shutil.copytree(attached, attached.parent / "mine [1]")
+    env.run_folders(bracket.name)
+    assert (env.results / bracket.name / "last.pt").exists()
+    shutil.rmtree(bracket)
+    shutil.rmtree(env.results / bracket.name)
+    capsys.readouterr()
     other = shutil.copytree(attached, attached.parent.parent.with_name("other") / "runs" / "wide")
     env.copy_attached_runs()
     assert capsys.readouterr().out.startswith(f"Found the run wide in {other}")

@@ -110,6 +110,9 @@ def test_masks_may_hold_numbers_a_palette_or_colours(folder):
 
     change_masks(folder, with_palette)
     assert all(map(np.array_equal, plain, labels_of(images_and_masks(folder))))
+    change_masks(folder, lambda labels: Image.fromarray(labels).convert("RGB"))
+    assert all(map(np.array_equal, plain, labels_of(images_and_masks(folder))))
+    change_masks(folder, lambda labels: Image.fromarray(labels[..., 0]))
     change_masks(folder, colored)
     with pytest.raises(ValueError, match="holds colours, and the list of classes has none"):
         labels_of(images_and_masks(folder))

@@ -68,7 +68,8 @@ class OwnData:
         if isinstance(scheme, ClassScheme) and scheme != self.scheme:
             raise ValueError(
                 f"the photos in {self.folder} have the classes {', '.join(self.scheme.names)}, the "
-                f"model has {', '.join(scheme.names)}: use a model that was trained on them"
+                f"model has {', '.join(scheme.names)}: use a model that was trained on them (with "
+                "the same --size, if it had one)"
             )
         return self
 

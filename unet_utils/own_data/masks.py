@@ -187,12 +187,14 @@ def mask_reader(classes: Classes) -> ReadLabels:
                 image = image.convert("RGB")
         if image.mode in ("L", "P", "1", "I", "I;16", "I;16B"):
             return _from_values(path, np.asarray(image), values)
+        pixels = np.asarray(image.convert("RGB"))
+        if not by_color and (pixels == pixels[..., :1]).all():  # numbers, three times the same
+            return _from_values(path, pixels[..., 0], values)
         if not by_color:
             raise ValueError(
                 f"{path} holds colours, and the list of classes has none: add the colour of each "
                 "class, as in `road 128 64 128`"
             )
-        pixels = np.asarray(image.convert("RGB"))
         if can_be_restored and path.suffix.lower() in JPEG:
             return _restored(pixels, by_color)
         return _from_colors(path, pixels, by_color)

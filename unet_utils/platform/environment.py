@@ -1,6 +1,7 @@
 """The machine: Colab, Kaggle or a laptop; its folders, and a one-line report."""
 
 import contextlib
+import glob
 import os
 import platform as python_platform
 import shutil
@@ -240,7 +241,7 @@ def _copy_attached_run(name: str, folder: Path) -> None:
     the one that came furthest."""
     if (folder / LAST).exists():
         return
-    found = _attached_runs(name)
+    found = _attached_runs(glob.escape(name))
     if not found:
         return
     source = max(found, key=_history_size)

@@ -220,7 +220,10 @@ def save_model_scores(
     folder = scores_folder(env.results, checkpoint, weights)
     is_run = checkpoint != SMALL_MODEL and trained.data
     if is_run and frames.source not in ("", trained.data):
-        print("This model learned from other data: these scores get a folder of their own.")
+        print(
+            "This model learned from other data, or with another --size: these scores get a folder "
+            "of their own."
+        )
         folder = folder.with_name(f"{folder.name}-on-{frames.source[:8]}")
     origin: dict = made_here(env.device, frames.label_hash())
     origin |= {"weights": weights, "flip": flip, "data": frames.source}
