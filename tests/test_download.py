@@ -263,6 +263,12 @@ def test_after_a_key_that_does_not_work_one_is_typed(machine, kaggle, monkeypatc
     assert check_pairs(get_pairs("kaggle", machine)) == TINY
 
 
+@pytest.mark.parametrize("answers", [("", TOKEN), (f" '{TOKEN}'\n", "")])
+def test_a_token_is_taken_at_either_question(monkeypatch, answers):
+    answer(monkeypatch, *answers)
+    assert download._ask_key() == {"KAGGLE_API_TOKEN": TOKEN}
+
+
 @pytest.mark.parametrize(
     ("status", "words"),
     [(403, "accept what it asks for"), (404, "does not know"), (429, "wait a few minutes")],

@@ -232,6 +232,12 @@ def test_what_is_not_there(machine, tmp_path):
             open_source(empty, machine)
     with pytest.raises(FileNotFoundError, match=r"not mounted at .*/drive: switch USE_DRIVE on in"):
         open_source(tmp_path / "drive" / "MyDrive" / "mine" / "pairs.zip", machine)
+    for half in ("leftImg8bit", "gtFine"):  # full-size Cityscapes, but not all of it
+        for split in ("train", "val"):
+            (tmp_path / half / "unpacked" / half / split).mkdir(parents=True)
+        for place in (tmp_path / half / "unpacked", tmp_path / half / "unpacked" / half):
+            with pytest.raises(FileNotFoundError, match="leftImg8bit and gtFine into one folder"):
+                open_source(place, machine)
     (tmp_path / "photos").mkdir()
     with pytest.raises(FileNotFoundError, match=r"train/ and val/ in .*photos \(it holds: nothi"):
         get_pairs(tmp_path / "photos", machine)

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import os
+import pickle
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -54,9 +55,12 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict:
     except OSError:  # says nothing of the file
         raise
     except Exception as error:  # torch, pickle and zipfile have different errors for a damaged file
+        reason = first_line(error)
+        if isinstance(error, pickle.UnpicklingError):  # torch advises to execute what is in it
+            reason = "it holds something other than tensors and plain values"
         raise ValueError(
-            f"{path} is not a usable checkpoint of unet_utils ({first_line(error)}): name another "
-            "file, or train again"
+            f"{path} is not a usable checkpoint of unet_utils ({reason}): name another file, or "
+            "train again"
         ) from error
     return checkpoint
 

@@ -225,9 +225,10 @@ def check_pairs(root: str | Path) -> dict[str, int]:
     for split in FULL_SET:
         files = pair_files(root / split)
         if not files:
-            raise FileNotFoundError(
-                f"No .jpg files in {root / split}. Each split needs pairs named 1.jpg, 2.jpg, ..."
-            )
+            advice = "Each split needs pairs named 1.jpg, 2.jpg, ..."
+            if root.name in ("leftImg8bit", "gtFine"):  # one half of full-size Cityscapes
+                advice = "Unpack leftImg8bit and gtFine into one folder, and use that folder."
+            raise FileNotFoundError(f"No .jpg files in {root / split}. {advice}")
         if empty := [path for path in files if path.stat().st_size == 0]:
             raise ValueError(f"{empty[0]} is empty. Get this file again, or take it out.")
         counts[split] = len(files)

@@ -343,4 +343,5 @@ def _ask_key() -> dict[str, str]:
         return {}
     if username and key:
         return {"KAGGLE_USERNAME": username, "KAGGLE_KEY": key}
-    return {"KAGGLE_API_TOKEN": key} if key else {}
+    token = key or username  # pasted at the first question
+    return {"KAGGLE_API_TOKEN": token} if token else {}
