@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.nn.parallel import DistributedDataParallel
 
+from unet_utils.platform.files import replacing
 from unet_utils.training import OneProcess
 
 Result = TypeVar("Result")
@@ -95,10 +96,9 @@ def _report(error: Exception) -> None:
     It appears as a whole: torchrun, which may end this process while it writes, fails on half a
     file instead of naming the cause.
     """
-    file = os.environ["TORCHELASTIC_ERROR_FILE"]
-    os.environ["TORCHELASTIC_ERROR_FILE"] = f"{file}.part"
-    get_error_handler().record_exception(error)
-    os.replace(f"{file}.part", file)
+    with replacing(os.environ["TORCHELASTIC_ERROR_FILE"]) as unfinished:
+        os.environ["TORCHELASTIC_ERROR_FILE"] = str(unfinished)
+        get_error_handler().record_exception(error)
 
 
 def _own_gpu() -> torch.device | None:
