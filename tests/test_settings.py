@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from unet_utils import fit, recipe
+from unet_utils.checkpoints import packed_checkpoint, read_checkpoint
 from unet_utils.config import (
     RECIPES,
     SETTINGS,
@@ -200,6 +201,15 @@ def test_the_input_grows_and_the_time_left_follows():
     assert {flat.input_size(step) for step in range(1000)} == {(128, 128)}
     assert flat.input_size(0, aspect=2.0) == (96, 192)  # as many pixels, rounded to 32
     assert flat.time_left(3.0, 0, 0.3) == pytest.approx(7.0)
+
+
+def test_a_run_of_a_newer_version_is_named(run):
+    folder, _ = run
+    checkpoint = read_checkpoint(folder / "last.pt")
+    checkpoint["config"]["invented_later"] = 1
+    (folder / "last.pt").write_bytes(packed_checkpoint(checkpoint))
+    with pytest.raises(ValueError, match="a newer version .* with the setting invented_later"):
+        run_settings(folder, None, "demo", **NOTHING_SET)
 
 
 @pytest.mark.parametrize("final", [0.0, 0.7, 1.0])

@@ -176,6 +176,20 @@ class TrainConfig:
             arguments["expanding_channels"] = widths[-expanding_levels(self.encoder) :]
         return arguments
 
+    @classmethod
+    def from_dict(cls, values: dict) -> "TrainConfig":
+        """Return the settings that a checkpoint keeps.
+
+        Raises:
+            ValueError: one of them is not known here.
+        """
+        if unknown := sorted(values.keys() - {field.name for field in fields(cls)}):
+            raise ValueError(
+                f"a newer version of unet_utils made this run, with the setting {unknown[0]}: "
+                "update the code, or choose another run name"
+            )
+        return cls(**values)
+
     def to_dict(self) -> dict:
         """Return the settings as plain values, for checkpoints and tables."""
         return asdict(self)
@@ -274,12 +288,12 @@ def run_settings(
     if saved is None:
         network = {}
         if start_from:
-            begun = TrainConfig(**read_facts(start_from)["config"]).to_dict()
+            begun = TrainConfig.from_dict(read_facts(start_from)["config"]).to_dict()
             network = {name: begun[name] for name in ("base_channels", "fold", "encoder", "skips")}
         return recipe(machine, **network | changed)
     if start_from:
         print(f"The run in {folder} is resumed, so it does not start from {start_from}.")
-    before = TrainConfig(**saved)
+    before = TrainConfig.from_dict(saved)
     config = replace(before, **changed)
     check_same_run(before, config, folder)
     was = before.to_dict()

@@ -103,7 +103,7 @@ def fit(
         checkpoint = processes.first(lambda: files.begin(resume))
         if checkpoint:
             check_same_data(checkpoint, facts, files.folder)
-            check_same_run(TrainConfig(**checkpoint["config"]), config, files.folder)
+            check_same_run(TrainConfig.from_dict(checkpoint["config"]), config, files.folder)
         earlier = checkpoint or (read_checkpoint(start_from) if start_from else None)
         facts["licence"] = frames.licence or (earlier or {}).get("licence", "")
         facts["start_from"] = checkpoint.get("start_from", "") if checkpoint else ""

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from unet_utils.classes import ClassScheme
-from unet_utils.config import TrainConfig
 from unet_utils.evaluation import load_trained, predict_classes
 from unet_utils.frames import Frames
 from unet_utils.platform.files import user_path
@@ -63,8 +62,7 @@ def run_strip(
     curves = {}
     for name in names:
         run = load_trained(results / name / "best.pt", device, frames.scheme.name)
-        size = TrainConfig(**run.config).scene_size(*photos.shape[2:])
-        predictions[name] = predict_classes(run.model, photos, size).cpu().numpy()
+        predictions[name] = predict_classes(run.model, photos, run.scene_size).cpu().numpy()
         curves[name] = (
             [row["epoch"] for row in run.history],
             [row["loss"] for row in run.history],
