@@ -48,6 +48,14 @@ def test_a_gpu_that_is_too_old_for_this_torch(convolve, capsys):
     assert reason in capsys.readouterr().out
 
 
+def test_a_gpu_whose_memory_another_program_has_taken(convolve, capsys):
+    convolve(FULL[0])
+    assert find_device() == torch.device("cpu")
+    told = capsys.readouterr().out
+    assert "Its memory is full: close whatever else uses it" in told
+    assert "P100" not in told
+
+
 def test_a_gpu_that_cannot_be_used_is_reported_once(convolve, monkeypatch, capsys):
     """Not again for each block of masks."""
     convolve(RuntimeError("no kernel image"))
@@ -89,7 +97,8 @@ def test_half_precision_and_channels_last_are_for_tensor_cores(
 
 FULL = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("GET was unable to find an engine to execute this computation"),
     RuntimeError("MPS backend out of memory (MPS allocated: 17.92 GB)"),
@@ -135,6 +144,28 @@ def test_a_stopped_training_keeps_no_memory(error):
     with pytest.raises(type(error)) as told:
         train()
     assert told.value.__traceback__
+    assert kept[0]() is None
+
+
+def test_a_training_that_is_stopped_twice_keeps_no_memory():
+    """The second time while the first stop waits for a copy on Drive."""
+    kept = []
+
+    def step():
+        network = torch.nn.Linear(1, 1)
+        kept.append(weakref.ref(network))
+        raise KeyboardInterrupt
+
+    @explain_errors("halve batch_size")
+    def train():
+        try:
+            step()
+        finally:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as told:
+        train()
+    assert told.value.__context__
     assert kept[0]() is None
 
 

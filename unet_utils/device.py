@@ -16,8 +16,8 @@ RESTART = "close whatever else uses it, or restart this notebook and run only wh
 """What to do against a full memory where no setting helps."""
 FULL_MEMORY = (
     "out of memory",
-    "CUDNN_STATUS_ALLOC_FAILED",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "ALLOCATION_FAILED",  # cuDNN 9: of the host, or of the device
     "CUDNN_STATUS_NOT_INITIALIZED",  # no room for the library itself
     "CUBLAS_STATUS_NOT_INITIALIZED",
     "unable to find an engine",  # cuDNN, where no kernel's buffers fit
@@ -45,11 +45,12 @@ def find_device() -> torch.device:
             torch.cuda.synchronize()
             return torch.device("cuda")
         except Exception as error:
-            reason = first_line(error)
+            advice = "On Kaggle, the P100 is too old: choose Settings > Accelerator > GPU T4 x2."
+            if _is_full(error):  # of another notebook, for example
+                advice = f"Its memory is full: {RESTART}."
             print(
-                f"Warning: PyTorch {torch.__version__} cannot use this GPU ({reason}), so the CPU "
-                "is used instead. On Kaggle, the P100 is too old: choose Settings > Accelerator > "
-                "GPU T4 x2."
+                f"Warning: PyTorch {torch.__version__} cannot use this GPU ({first_line(error)}), "
+                f"so the CPU is used instead. {advice}"
             )
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
@@ -181,14 +182,10 @@ def explain_errors(memory_advice: str) -> Callable:
                 return function(*args, **kwargs)
             except BaseException as error:
                 explained = _explained(error, memory_advice)
-                # Notebooks keep the traceback, and it keeps all variables of the calls: what was
-                # on the GPU would still be there when the person tries again.
                 if explained or isinstance(error, (KeyboardInterrupt, FloatingPointError)):
-                    traceback.clear_frames(error.__traceback__)
+                    _free_memory(error)
                 if not explained:
                     raise
-            if torch.cuda.is_initialized():
-                torch.cuda.empty_cache()
             raise explained  # out here, so that it does not carry that error along
 
         return call
@@ -196,16 +193,36 @@ def explain_errors(memory_advice: str) -> Callable:
     return decorate
 
 
+def _free_memory(error: BaseException) -> None:
+    """Free what the calls that ended in an error had on the GPU.
+
+    Notebooks keep an error with its traceback, and that keeps all variables of the calls: they
+    would still be there when the person tries again. A second stop, while the first one is being
+    handled, has the first one as its context.
+    """
+    ended: BaseException | None = error
+    while ended:
+        traceback.clear_frames(ended.__traceback__)
+        ended = ended.__cause__ or ended.__context__
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _is_full(error: BaseException) -> bool:
+    """Return whether the memory is full, or seems to be, by what an error says."""
+    text = str(error).lower()
+    return isinstance(error, FullMemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(sign.lower() in text for sign in FULL_MEMORY)
+    )
+
+
 def _explained(error: BaseException, memory_advice: str) -> RuntimeError | None:
     """Return what to tell a person about an error of torch; None for other errors."""
     memory = "the GPU's memory" if torch.cuda.is_initialized() else "the memory"
-    if isinstance(error, (torch.OutOfMemoryError, FullMemoryError)):
-        return FullMemoryError(f"{memory} is full: {memory_advice}")
-    if isinstance(error, RuntimeError):
-        text = str(error).lower()
-        if any(sign.lower() in text for sign in FULL_MEMORY):
-            reason = first_line(error)
-            return FullMemoryError(f"{memory} seems full ({reason}): {memory_advice}")
+    if _is_full(error):
+        is_sure = isinstance(error, FullMemoryError | torch.OutOfMemoryError)
+        state = "is full" if is_sure else f"seems full ({first_line(error)})"
+        return FullMemoryError(f"{memory} {state}: {memory_advice}")
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")) or (
         isinstance(error, RuntimeError) and "torch.compile" in str(error)
     ):
