@@ -28,6 +28,7 @@ def test_a_right_answer(answer, expected, capsys):
     ("answer", "expected"),
     [
         (0.51, 0.5),
+        (14934, 14935),  # a count
         ("car", "road"),
         ([1, 2, 3], [1, 2]),
         ([1, [2]], 3),

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.functional import interpolate, log_softmax
 
 from unet_utils import IGNORE, ConfusionMatrix, UNet, prepare
+from unet_utils.classes import get_scheme
 from unet_utils.demo.pairs import make_demo
 from unet_utils.encoders import MEAN, STD
 from unet_utils.use.exercises import check
@@ -216,6 +217,46 @@ class TestLessons:
         assert 0 < facts["result"]["scores"]["held_out"] < 1
         assert facts["result"]["settings"]["encoder"] == "efficientnet_lite2"
         assert facts["time-lapse"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ("None", "No answer yet"),
+        ("torch.tensor(0.99)", "Right"),
+        ("0.97", "Not yet"),
+        ("90.9", "Not yet"),  # percent
+    ],
+)
+def test_the_exercise_about_one_pair_tells_right_from_wrong(answer, told, capsys):
+    notebook = nbformat.read(ROOT / "notebooks" / f"{NAME}.ipynb", as_version=4)
+    (source,) = [cell.source for cell in notebook.cells if "one_pair = learn" in cell.source]
+    assert "answer = None" in source
+    names = {"learn": SimpleNamespace(part=lambda keep: None), "torch": torch}
+    exec(source.replace("answer = None", f"answer = {answer}"), names)
+    assert capsys.readouterr().out.startswith(told)
+
+
+def test_a_cell_that_is_run_again_still_keeps_what_the_untrained_network_sees():
+    """The Try box below it asks for more steps; the picture "before and after" comes much later."""
+    notebook = nbformat.read(ROOT / "notebooks" / f"{NAME}.ipynb", as_version=4)
+    (source,) = [cell.source for cell in notebook.cells if "\nafter_forty = " in cell.source]
+    photos = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
+    names = {
+        "SIZE": 128,
+        "learn": None,
+        "scheme": get_scheme("categories7"),
+        "held_out": SimpleNamespace(
+            spread=lambda n: None, batch=lambda where: (photos, photos[:, 0])
+        ),
+        "model": 5,  # stands for a trained network, which sees class 5
+        "new_model": lambda: 0,
+        "train_briefly": lambda model, frames: [1.0],
+        "predict_classes": lambda model, photos, size: torch.full((3, 8, 8), model),
+    }
+    exec(source, names)
+    assert (names["before"] == 0).all()
+    assert (names["after_forty"] == 5).all()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ def check(answer: Any, expected: Any, hint: str) -> None:
 
     Args:
         answer: of the learner: a number, a text, or anything that becomes an array.
-        expected: the right one. A number may be off by a thousandth of it.
+        expected: the right one. A number may be off by a thousandth of it, a whole number may not.
         hint: one sentence that helps to find the mistake.
     """
     if answer is None:
@@ -35,5 +35,6 @@ def _is_same(answer: Any, expected: Any) -> bool:
     if found.shape != wanted.shape:
         return False
     if wanted.dtype.kind in "biufc" and found.dtype.kind in "biufc":
-        return bool(np.allclose(found, wanted, rtol=1e-3, atol=1e-9))
+        off = 1e-3 if wanted.dtype.kind in "fc" else 0.0
+        return bool(np.allclose(found, wanted, rtol=off, atol=1e-9))
     return bool((found == wanted).all())
