@@ -214,6 +214,9 @@ def test_a_model_is_chosen_by_its_name_or_as_the_latest_that_fits(results, tmp_p
     runs = "plain, seven, seven-9, seven-10, wide"
     with pytest.raises(FileNotFoundError, match=rf"no run 'wid' .* there are: {runs}\."):
         choose_model("wid", env)
+    assert choose_model("Small", env) == SMALL_MODEL
+    write_run(results, "small", [0.5])
+    assert choose_model("small", env) == results / "small" / "best.pt"
 
 
 def test_runs_of_other_classes_or_data_are_not_alike(results):

@@ -269,6 +269,18 @@ def test_a_token_is_taken_at_either_question(monkeypatch, answers):
     assert download._ask_key() == {"KAGGLE_API_TOKEN": TOKEN}
 
 
+@pytest.mark.parametrize("where", ["username", "key", "environment", "Colab"])
+def test_a_whole_kaggle_json_is_taken_apart(monkeypatch, where):
+    whole = json.dumps({"username": USERNAME, "key": KEY}, indent=1) + "\n"
+    answer(monkeypatch, *((whole, "") if where == "username" else ("", whole)))
+    if where == "environment":
+        monkeypatch.setenv("KAGGLE_API_TOKEN", whole)
+    if where == "Colab":
+        use_colab(monkeypatch, {"KAGGLE_KEY": whole})
+    found = [keys for _, keys in download._find_keys() if keys]
+    assert found == [PAIR] * (2 if where in ("environment", "Colab") else 1)
+
+
 @pytest.mark.parametrize(
     ("status", "words"),
     [(403, "accept what it asks for"), (404, "does not know"), (429, "wait a few minutes")],

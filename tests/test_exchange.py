@@ -200,6 +200,27 @@ def test_own_data_keeps_the_values_of_its_masks(machine, tmp_path, capsys):
     assert "| this model | 1.000 | 1.000 | 1.000 |" in capsys.readouterr().out
 
 
+def test_predictions_have_the_names_of_ones_own_photos(machine, tmp_path, capsys):
+    """By their place in the split, 2.png would be taken for the prediction of 5.jpg."""
+    for names in (("1", "2", "5", "6"), ("a.v1", "b", "c.v2", "d")):
+        own = tmp_path / names[0]
+        for part in ("images", "masks", "mine"):
+            (own / part).mkdir(parents=True)
+        for shift, name in enumerate(names):
+            labels = np.roll(np.repeat(np.array([0, 1], dtype=np.uint8), 32), shift).reshape(8, 8)
+            Image.fromarray(labels * 20).save(own / "images" / f"{name}.jpg")
+            for part in ("masks", "mine"):
+                Image.fromarray(labels).save(own / part / f"{name}.png")
+        (own / "classes.txt").write_text("road\ncar")
+        (own / "val.txt").write_text(f"{names[1]}\n{names[2]}\n")
+        data = ["--data", str(own), "--size", "8"]
+        main(["evaluate", *data, "--predictions", str(own / "mine"), "--ids", "class"])
+        assert "| this model | 1.000 | 1.000 | 1.000 |" in capsys.readouterr().out
+        (own / "mine" / f"{names[2]}.png").unlink()
+        with pytest.raises(SystemExit, match=rf"no prediction for 1 of 2 frames: {names[2]}\.png"):
+            main(["evaluate", *data, "--predictions", str(own / "mine"), "--ids", "class"])
+
+
 @pytest.mark.parametrize("size", [(512, 512), (128, 128), (200, 90), (2048, 1024), (1023, 7)])
 def test_other_sizes_take_the_pixel_at_the_centre(frames, tmp_path, size):
     width, height = size

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,70 @@ def test_a_split_of_ones_own(folder, capsys):
         images_and_masks(folder)
 
 
+def test_names_of_two_spellings_belong_together(folder):
+    """macOS writes letters with dots as two signs; some tools keep the suffix of the photo."""
+    composed, in_two = (unicodedata.normalize(form, "straße-süd.v1.2") for form in ("NFC", "NFD"))
+    for number, photo, mask in ((6, composed, in_two), (7, in_two + "x", composed + "x.jpg")):
+        (folder / "images" / f"frame{number}.jpg").rename(folder / "images" / f"{photo}.jpg")
+        (folder / "masks" / f"frame{number}.png").rename(folder / "masks" / f"{mask}.png")
+    (folder / "val.txt").write_text(f"{in_two}\n{composed}x.jpg\n\n", encoding="utf-8")
+    assert len(images_and_masks(folder).pairs["val"]) == 2
+    shutil.copy(folder / "masks" / "frame8.png", folder / "masks" / "frame8.tif")
+    with pytest.raises(ValueError, match=r"frame8\.png and .*frame8\.tif are masks of one photo"):
+        images_and_masks(folder)
+
+
+def test_a_line_of_val_txt_may_name_the_folder(folder):
+    """Frames of two videos have the same names."""
+    for part in ("images", "masks"):
+        for number, path in enumerate(sorted((folder / part).iterdir())):
+            target = folder / part / f"video{number % 2}" / f"frame{number // 2}{path.suffix}"
+            target.parent.mkdir(exist_ok=True)
+            path.rename(target)
+    (folder / "val.txt").write_text("video1\\frame0.jpg\nimages/video1/frame2\n")
+    found = [photo.relative_to(folder / "images") for photo, _ in _val(folder)]
+    assert found == [Path("video1/frame0.jpg"), Path("video1/frame2.jpg")]
+    (folder / "val.txt").write_text("video7/frame0.jpg")
+    with pytest.raises(FileNotFoundError, match=r"names video7/frame0\.jpg, but"):
+        _val(folder)
+
+
+def _val(folder):
+    return images_and_masks(folder).pairs["val"]
+
+
+def test_photos_that_are_numbers_keep_them(folder, tmp_path):
+    """Predictions are found by these numbers."""
+    for part in ("images", "masks"):
+        for path in list((folder / part).iterdir()):
+            path.rename(path.with_stem(f"{int(path.stem[5:]):04}"))
+    data = images_and_masks(folder)
+    assert prepare_own_data(data, "train", tmp_path / "a", (8, 8)).numbers == (6, 7, 8, 9, 10)
+    (folder / "val.txt").write_text("0007\n")
+    data = images_and_masks(folder)
+    assert prepare_own_data(data, "val", tmp_path / "b", (8, 8)).numbers == (7,)
+
+
+def test_black_is_a_class_only_where_that_is_known(folder):
+    """As in the palette of Pascal VOC: background is number 0, and black."""
+    plain = labels_of(images_and_masks(folder))
+    (folder / "classes.txt").write_text("road\ncar 0 0 142\nsky 70 130 180")
+
+    def with_palette(labels):
+        image = Image.fromarray(labels, "P")
+        image.putpalette([0, 0, 0, 0, 0, 142, 70, 130, 180] + [0] * 759)
+        return image
+
+    change_masks(folder, with_palette)
+    assert all(map(np.array_equal, plain, labels_of(images_and_masks(folder))))
+    for path in (folder / "masks").iterdir():
+        Image.open(path).convert("RGB").save(path)
+    with pytest.raises(ValueError, match=r"black pixels.*'road' has no colour: write `road 0 0 0`"):
+        labels_of(images_and_masks(folder))
+    (folder / "classes.txt").write_text("road 0 0 0\ncar 0 0 142\nsky 70 130 180")
+    assert all(map(np.array_equal, plain, labels_of(images_and_masks(folder))))
+
+
 @pytest.mark.parametrize("inner", [True, False])
 def test_folders_for_the_splits(folder, inner):
     for part in ("images", "masks"):
@@ -188,6 +253,18 @@ def smooth(labels):
         (
             lambda f: change_masks(f, lambda a: Image.fromarray(a).resize((20, 20))),
             r"frame6\.png has 20x20 pixels, its photo frame6\.jpg has 60x40",
+        ),
+        (
+            lambda f: change_masks(f, lambda a: Image.fromarray(a.T)),
+            r"frame6\.png has 40x60 pixels.*turned by its EXIF orientation, and the mask not\?",
+        ),
+        (
+            lambda f: (f / "classes.json").write_text('{"classes": {"0": "road", "1": "car"}}'),
+            r"classes\.json cannot be used: classes is no list",
+        ),
+        (
+            lambda f: (f / "classes.txt").write_text("\ufeffroad\r\n\r\n", encoding="utf-8"),
+            "there is only road: what is left over is a class, too",
         ),
         (
             lambda f: (

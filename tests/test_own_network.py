@@ -11,6 +11,7 @@ from unet_utils import ClassScheme, ConfusionMatrix, evaluate, fit, load_trained
 from unet_utils.checkpoints import read_checkpoint
 from unet_utils.config import run_settings
 from unet_utils.evaluation import SMALL_MODEL
+from unet_utils.model import other_network
 from unet_utils.use.compare import compare_runs
 from unet_utils.use.export import export_model, open_exported
 
@@ -84,6 +85,40 @@ def test_a_network_that_returns_something_else_is_refused(frames, tmp_path):
 
     with pytest.raises(ValueError, match="must return one logit for each class and pixel"):
         fit(frames, CONFIG, tmp_path, "cpu", progress=False, network=half_size)
+
+
+class Wrapped(torch.nn.Module):
+    """As of Hugging Face and of networks with several outputs."""
+
+    divisor = 1
+
+    def __init__(self, classes, wrap):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, classes, 1)
+        self.wrap = wrap
+
+    def forward(self, x):
+        return self.wrap(self.conv(x))
+
+
+@pytest.mark.parametrize("wrap", [lambda x: (x, x), lambda x: {"logits": x}])
+def test_outputs_that_are_no_tensor_are_refused(wrap):
+    network = other_network(lambda classes: Wrapped(classes, wrap), 4)
+    with pytest.raises(ValueError, match=r"Wrapped returned no tensor .*a dict with these as .out"):
+        network(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ValueError, match="network is a network: give a function"):
+        other_network(Wrapped(4, wrap), 4)
+
+
+def test_a_size_that_the_network_cannot_take_is_named_before_the_training(frames, tmp_path):
+    """Some sizes come late, when the input has grown."""
+
+    def plain(classes):
+        return torch.nn.Conv2d(3, classes, 1)
+
+    config = dataclasses.replace(CONFIG, image_size=96, growth=0.9)
+    with pytest.raises(ValueError, match=r"gets 48x48 pixels .* multiples of 32 .* fold to 2,"):
+        fit(frames, config, tmp_path, "cpu", progress=False, network=plain)
 
 
 THREE = {"ground": (7, 8, 9, 22), "building": (11, 12, 13), "rest": (17, 20, 21, 23, 24, 26, 28)}

@@ -251,6 +251,8 @@ def test_a_lower_learning_rate_heals_a_run_that_diverged(frames, tmp_path):
     message = r"loss of epoch 2 is (nan|inf).*lower learning_rate.*resumes after epoch 1"
     with pytest.raises(FloatingPointError, match=message):
         run(frames, tmp_path, tiny(learning_rate=1e30))
+    with pytest.raises(FloatingPointError, match=r"loss of epoch 1 is .* and run again$"):
+        run(frames, tmp_path, tiny(learning_rate=1e30), resume=False)  # no epoch to go on from
     history = run(frames, tmp_path, tiny(learning_rate=1e-3))
     assert len(history) == TINY.epochs
     assert all(math.isfinite(row["loss"]) for row in history)

@@ -171,7 +171,10 @@ def _evaluate_predictions(options: argparse.Namespace, env: Environment) -> None
         )
     source = _source(options, env)
     frames = _frames(options, env, source, "val", options.scheme or "cityscapes19")
-    matrices, origin = score_predictions(options.predictions, frames, options.ids, "evaluating")
+    names = [photo.stem for photo in source.files("val")]
+    matrices, origin = score_predictions(
+        options.predictions, frames, options.ids, "evaluating", names
+    )
     print(class_table(ConfusionMatrix.total(matrices), frames.scheme), end="\n\n")
     published = source.is_published  # looks at all files
     print(score_report(ConfusionMatrix.total(matrices), frames.scheme, published))

@@ -16,7 +16,7 @@ from unet_utils.device import RESTART, autocast, explain_errors, memory_format
 from unet_utils.frames import Frames
 from unet_utils.images import Size, enlarge_classes, height_and_width, photo_size, to_input
 from unet_utils.metrics import ConfusionMatrix
-from unet_utils.model import OtherNetwork, UNet
+from unet_utils.model import OtherNetwork, UNet, other_network
 from unet_utils.platform.environment import progress_bar
 
 SMALL_MODEL = Path(__file__).parent / "weights" / "small.pt"
@@ -102,7 +102,7 @@ def trained_from(
     if not other:
         model = UNet(**checkpoint["network"])
     elif network:
-        model = OtherNetwork(network(learned.num_classes), learned.num_classes)
+        model = other_network(network, learned.num_classes)
         check_same_network(checkpoint, model, Path(path))
     else:
         raise ValueError(

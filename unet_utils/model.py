@@ -5,7 +5,7 @@ so that the output has the size of the input; batch normalization follows each c
 width is a parameter. The contracting path can also be a known network with ImageNet weights, see
 `encoders`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -212,7 +212,8 @@ class OtherNetwork(nn.Module):
         network: turns `float [N, 3, H, W]` into logits `float [N, num_classes, H, W]`, or into a
             dict with these as `"out"`, as those of torchvision do. If it has an attribute
             `divisor`, H and W will be divisible by it, else by 32. If it has an attribute
-            `encoder`, that can have a learning rate of its own.
+            `encoder`, that can have a learning rate of its own. Tensors lie in memory with the
+            channels last: `reshape` takes them, `view` may not.
         num_classes: channels of the output.
 
     Attributes:
@@ -246,20 +247,36 @@ class OtherNetwork(nn.Module):
         """
         logits = self.network(x)
         if isinstance(logits, dict):
-            logits = logits["out"]
+            logits = logits.get("out")
         # Not len(x): torch's exporter would write that number of photos into the file.
         expected = (x.shape[0], len(self.shift), *x.shape[2:])
-        if logits.shape != expected:
+        is_tensor = isinstance(logits, Tensor)
+        if not is_tensor or logits.shape != expected:
+            found = list(logits.shape) if is_tensor else "no tensor"
             raise ValueError(
-                f"{self.config['other']} returned {list(logits.shape)} for a batch of "
+                f"{self.config['other']} returned {found} for a batch of "
                 f"{list(x.shape)}: it must return one logit for each class and pixel, "
-                f"{list(expected)}"
+                f'{list(expected)}, or a dict with these as "out"'
             )
         return logits + self.shift[:, None, None]
 
     def shift_logits(self, shift: Tensor) -> None:
         """Add a constant to the logit of each class, `float [num_classes]`."""
         self.shift += shift.to(self.shift)
+
+
+def other_network(build: Callable[[int], nn.Module], num_classes: int) -> OtherNetwork:
+    """Return the network that a function builds for a number of classes.
+
+    Raises:
+        ValueError: it is no function, but a network.
+    """
+    if isinstance(build, nn.Module):
+        raise ValueError(
+            "network is a network: give a function that builds it for a number of classes, such as "
+            "`lambda classes: MyNetwork(classes)`"
+        )
+    return OtherNetwork(build(num_classes), num_classes)
 
 
 def count_parameters(model: nn.Module) -> int:

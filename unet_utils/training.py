@@ -29,7 +29,7 @@ from unet_utils.device import autocast, compute_dtype, explain_errors, memory_fo
 from unet_utils.evaluation import score
 from unet_utils.frames import Frames
 from unet_utils.losses import AuxiliaryHeads, class_weights, prior_correction, segmentation_loss
-from unet_utils.model import OtherNetwork, UNet
+from unet_utils.model import OtherNetwork, UNet, other_network
 from unet_utils.optimizer import make_optimizer
 from unet_utils.platform.environment import progress_bar
 from unet_utils.platform.files import user_path
@@ -129,10 +129,13 @@ def fit(
         while state.epoch < config.epochs:
             row = train_epoch(state, learn, config, processes, progress, on_step)
             if not (math.isfinite(row["loss"]) and state.is_finite()):
+                name = files.folder.name
+                saved = f". Under the name {name} (RUN) it resumes after epoch {state.epoch}"
                 raise FloatingPointError(
                     f"the loss of epoch {row['epoch']} is {row['loss']}, or a weight is not "
-                    "finite: lower learning_rate (LEARNING_RATE) and run again. Under the name "
-                    f"{files.folder.name} (RUN) it resumes after epoch {state.epoch}"
+                    "finite: lower learning_rate (LEARNING_RATE) and run again"
+                    + saved
+                    * (state.epoch > 0)
                 )
             state.epoch += 1
             state.history.append(row)
@@ -419,10 +422,25 @@ def _first_model(
     """
     classes = frames.scheme.num_classes
     if network:
-        return OtherNetwork(network(classes), classes)
+        other = other_network(network, classes)
+        _check_sizes(other.divisor, frames, config)
+        return other
     arguments = config.network(classes)
     known = earlier and earlier["network"].get("encoder") == arguments.get("encoder")
     return UNet(**arguments, pretrained=not known)
+
+
+def _check_sizes(divisor: int, frames: Frames, config: TrainConfig) -> None:
+    """Raise a ValueError if a network of somebody else cannot take an input of the training."""
+    height, width = frames.photos.shape[1:3]
+    for percent in range(101):  # it may grow
+        high, wide = config.input_size(percent / 100, width / height)
+        if high % divisor or wide % divisor:
+            raise ValueError(
+                f"the network gets {wide}x{high} pixels in this training, but takes multiples of "
+                f"{divisor} (its attribute divisor, or 32): set fold to "
+                f"{math.lcm(16, divisor) // 16}, then all sizes are multiples of it"
+            )
 
 
 def _line(history: list[dict], schedule: Schedule) -> str:

@@ -6,6 +6,7 @@
 A mask has the name of its photo. What labelling tools write is read as it is, see `tools`.
 """
 
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -104,7 +105,7 @@ def images_and_masks(folder: Path) -> OwnData | None:
         return None
     pairs = {}
     for split, (photos, masks) in places.items():
-        advice = f"{masks} needs a mask for each photo of {photos}, with the same name"
+        advice = f"{masks} needs a PNG for each photo of {photos}, with the same name"
         pairs[split] = pair_up(photos, masks, advice)
     if "all" in pairs:
         pairs = split_pairs(folder, pairs["all"])
@@ -158,10 +159,18 @@ def prepare_own_data(data: OwnData, split: str, cache: str | Path, size: tuple[i
         map_array(photos_file),
         map_array(labels_file),
         data.scheme,
-        numbers=tuple(range(1, len(pairs) + 1)),
+        numbers=_numbers([photo for photo, _ in pairs]),
         data=fingerprint,
         labels="own",
     )
+
+
+def _numbers(photos: list[Path]) -> tuple[int, ...]:
+    """Return the numbers that are the photos' names; 1, 2, 3 and so on if not all are numbers."""
+    names = {int(photo.stem) for photo in photos if photo.stem.isdecimal()}
+    if len(names) < len(photos):
+        return tuple(range(1, len(photos) + 1))
+    return tuple(int(photo.stem) for photo in photos)
 
 
 def read_frame(
@@ -181,9 +190,11 @@ def read_frame(
     photo = Image.fromarray(read_photo(photo_file, whole=True))  # as `predict` reads it
     labels = data.read_labels(label_file, photo.size)
     if labels.shape != (photo.height, photo.width):
+        is_turned = labels.shape == (photo.width, photo.height)
+        turned = " Is the photo turned by its EXIF orientation, and the mask not?" * is_turned
         raise ValueError(
             f"{label_file} has {labels.shape[1]}x{labels.shape[0]} pixels, its photo "
-            f"{photo_file.name} has {photo.width}x{photo.height}. {MASK_ADVICE}"
+            f"{photo_file.name} has {photo.width}x{photo.height}. {MASK_ADVICE}{turned}"
         )
     resized = Image.fromarray(labels).resize(size, Image.Resampling.NEAREST)
     return np.asarray(photo.resize(size, Image.Resampling.BICUBIC)), np.asarray(resized)
@@ -191,16 +202,23 @@ def read_frame(
 
 def pair_up(photos: Path, masks: Path, advice: str, needs_all: bool = True) -> Pairs:
     """Return each photo of a folder with its mask, which has the same name and the same place in
-    the folder of the masks. If not all need one, photos without a mask are left out.
+    the folder of the masks; for `a.jpg`, `a.png` or `a.jpg.png`. If not all need one, photos
+    without a mask are left out.
 
     Raises:
         FileNotFoundError: one of them is alone, or there is none; the message names it.
+        ValueError: two masks have the same name.
     """
-    mask_of = {path.relative_to(masks).with_suffix(""): path for path in pictures(masks)}
+    mask_of: dict[str, Path] = {}
+    for path in pictures(masks):
+        first = mask_of.setdefault(_one_form(path.relative_to(masks).with_suffix("")), path)
+        if first != path:
+            raise ValueError(f"{first} and {path} are masks of one photo: take one of them out")
     pairs = []
     for path in pictures(photos):
-        mask = mask_of.pop(path.relative_to(photos).with_suffix(""), None)
-        if mask:
+        name = path.relative_to(photos)
+        keys = map(_one_form, (name.with_suffix(""), name))
+        if mask := next((mask_of.pop(key) for key in keys if key in mask_of), None):
             pairs.append((path, mask))
         elif needs_all:
             raise FileNotFoundError(f"{path} has no mask: {advice}")
@@ -211,8 +229,15 @@ def pair_up(photos: Path, masks: Path, advice: str, needs_all: bool = True) -> P
     return pairs
 
 
+def _one_form(name: str | Path) -> str:
+    """Return a name with one code for each letter: macOS may write "ü" as "u" and two dots."""
+    return unicodedata.normalize("NFC", str(name))
+
+
 def split_pairs(folder: Path, pairs: Pairs) -> dict[str, Pairs]:
     """Split pairs by the names in `val.txt`, else take the last ones for validation.
+
+    A name may have a suffix and, where several folders hold photos of this name, folders.
 
     Raises:
         FileNotFoundError: `val.txt` names a photo that is not there.
@@ -221,13 +246,24 @@ def split_pairs(folder: Path, pairs: Pairs) -> dict[str, Pairs]:
     file = folder / "val.txt"
     if file.is_file():
         with naming(file):
-            lines = read_text(file).splitlines()
-        wanted = {Path(line.strip()).stem for line in lines if line.strip()}
-        if missing := wanted - {photo.stem for photo, _ in pairs}:
-            name = sorted(missing)[0]
-            raise FileNotFoundError(f"{file} names {name}, but there is no such photo")
-        val = [pair for pair in pairs if pair[0].stem in wanted]
-        train = [pair for pair in pairs if pair[0].stem not in wanted]
+            lines = [line.strip() for line in read_text(file).splitlines()]
+        photos_of: dict[str, set[Path]] = {}
+        for photo, _ in pairs:
+            for name in (photo.name, photo.stem):
+                photos_of.setdefault(_one_form(name), set()).add(photo)
+        wanted: set[Path] = set()
+        for line in filter(None, lines):
+            path = Path(_one_form(line.replace("\\", "/")))
+            # A name without a suffix may have dots, too.
+            found = photos_of.get(path.name) or photos_of.get(path.stem, set())
+            if len(found) > 1 and path.parent.name:
+                ending = f"/{path.parent.as_posix()}"
+                found = {p for p in found if _one_form(p.parent.as_posix()).endswith(ending)}
+            if not found:
+                raise FileNotFoundError(f"{file} names {line}, but there is no such photo")
+            wanted |= found
+        val = [pair for pair in pairs if pair[0] in wanted]
+        train = [pair for pair in pairs if pair[0] not in wanted]
     else:
         count = max(1, len(pairs) // SHARE)
         train = pairs[:-count]
@@ -238,7 +274,10 @@ def split_pairs(folder: Path, pairs: Pairs) -> dict[str, Pairs]:
             "too good: then name those for validation in val.txt, one in each line"
         )
     if not train or not val:
-        raise ValueError(f"{folder} has {len(train)} photos to learn from and {len(val)} to score")
+        raise ValueError(
+            f"{folder} has {len(train)} photos to learn from and {len(val)} to score: each needs "
+            "one or more"
+        )
     return {"train": train, "val": val}
 
 

@@ -55,7 +55,10 @@ class Classes:
         kept = [group_of.get(name, name) for name in known if name not in self.ignore]
         names = list(dict.fromkeys(kept))
         if len(names) < 2:
-            raise ValueError(f"two classes or more are needed, there is only {', '.join(names)}")
+            raise ValueError(
+                f"two classes or more are needed, there is only {', '.join(names)}: what is left "
+                "over is a class, too, such as background"
+            )
         lookup = [IGNORE] * 256
         colors = [_spread_color(index) for index in range(len(names))]
         for value, label in enumerate(self.names):
@@ -84,6 +87,8 @@ def read_classes(folder: Path) -> Classes | None:
         with naming(file):
             content = json.loads(read_text(file))
             content = content if isinstance(content, dict) else {"classes": content}
+            if not isinstance(content["classes"], list):
+                raise ValueError('classes is no list, as in ["road", "car"]')
             return make_classes(
                 content["classes"], content.get("merge", {}), content.get("ignore", [])
             )
@@ -177,6 +182,7 @@ def mask_reader(classes: Classes) -> ReadLabels:
     values = [value for value, name in enumerate(classes.names) if name is not None]
     by_color = {_packed(color): value for value, color in enumerate(classes.colors) if color}
     can_be_restored = by_color.keys() <= set(map(_packed, PALETTE_COLORS.tolist()))
+    colorless = [value for value in values if not classes.colors[value]]
 
     def read(path: Path, _: tuple[int, int]) -> np.ndarray:
         image = open_picture(path)
@@ -184,7 +190,10 @@ def mask_reader(classes: Classes) -> ReadLabels:
             # A palette may hold the colours of the classes, in an order of its own.
             used = [color for _, color in image.convert("RGB").getcolors(256) or []]
             if all(color == (0, 0, 0) or _packed(color) in by_color for color in used):
-                image = image.convert("RGB")
+                numbers = np.asarray(image)
+                found = _from_colors(path, np.asarray(image.convert("RGB")), by_color)
+                # Black may be the number of a class without a colour, such as background.
+                return np.where((found == IGNORE) & np.isin(numbers, colorless), numbers, found)
         if image.mode in ("L", "P", "1", "I", "I;16", "I;16B"):
             return _from_values(path, np.asarray(image), values)
         pixels = np.asarray(image.convert("RGB"))
@@ -194,6 +203,12 @@ def mask_reader(classes: Classes) -> ReadLabels:
             raise ValueError(
                 f"{path} holds colours, and the list of classes has none: add the colour of each "
                 "class, as in `road 128 64 128`"
+            )
+        learned = [classes.names[v] for v in colorless if classes.names[v] not in classes.ignore]
+        if learned and 0 not in by_color and not pixels.any(2).all():
+            raise ValueError(
+                f"{path} has black pixels, which are void, but the class {learned[0]!r} has no "
+                f"colour: write `{learned[0]} 0 0 0` if it is black, else give it its colour"
             )
         if can_be_restored and path.suffix.lower() in JPEG:
             return _restored(pixels, by_color)

@@ -4,6 +4,7 @@ import contextlib
 import getpass
 import http.client
 import io
+import json
 import os
 import socket
 import tempfile
@@ -295,9 +296,9 @@ def _explain_status(status: int, source: str = "") -> DownloadError:
 def _find_keys() -> Iterator[tuple[str, dict[str, str]]]:
     """Yield where keys are from, and the keys by the names of the variables that Kaggle's client
     reads."""
-    own = {name: typed(os.environ.get(name, "")) for name in KEY_VARIABLES}
+    own = {name: os.environ.get(name, "") for name in KEY_VARIABLES}
     # Without one in the environment, the client looks into its files.
-    yield "the key in the environment or in ~/.kaggle", {k: v for k, v in own.items() if v}
+    yield "the key in the environment or in ~/.kaggle", _plain_keys(own)
     if find_platform() == "colab" and (secrets := _colab_secrets()):
         yield "the key in Colab's secrets", secrets
     if answer := _ask_key():
@@ -312,8 +313,7 @@ def _colab_secrets() -> dict[str, str]:
         try:
             from google.colab import userdata
 
-            if value := typed(userdata.get(name) or ""):
-                secrets[name] = value
+            secrets[name] = userdata.get(name) or ""
         # Compared by name: not every version of google.colab has all the types.
         except Exception as error:
             kind = type(error).__name__
@@ -325,7 +325,7 @@ def _colab_secrets() -> dict[str, str]:
             elif kind != "SecretNotFoundError":
                 print(f"Colab's secrets cannot be read here ({kind}), only from Colab's own page.")
                 break
-    return secrets
+    return _plain_keys(secrets)
 
 
 def _ask_key() -> dict[str, str]:
@@ -335,13 +335,25 @@ def _ask_key() -> dict[str, str]:
         with warnings.catch_warnings():
             warnings.simplefilter("error", getpass.GetPassWarning)  # it would show the key
             question = "Kaggle username (leave empty if you have an API token): "
-            username = typed(getpass.getpass(question))
-            key = typed(getpass.getpass("Kaggle key or API token: "))
+            username = getpass.getpass(question)
+            key = getpass.getpass("Kaggle key or API token: ")
     # A notebook that is run by a program, no terminal.
     except (EOFError, OSError, NotImplementedError, getpass.GetPassWarning):
         print("No key can be typed here: this notebook runs without a prompt.")
         return {}
-    if username and key:
-        return {"KAGGLE_USERNAME": username, "KAGGLE_KEY": key}
-    token = key or username  # pasted at the first question
-    return {"KAGGLE_API_TOKEN": token} if token else {}
+    keys = _plain_keys({"KAGGLE_USERNAME": username, "KAGGLE_KEY": key})
+    if len(keys) == 1:  # a token, at either question
+        (token,) = keys.values()
+        return {"KAGGLE_API_TOKEN": token}
+    return keys
+
+
+def _plain_keys(texts: dict[str, str]) -> dict[str, str]:
+    """Return keys as Kaggle's client takes them from texts that a person copied to these variables;
+    one of them may be a whole kaggle.json. Empty ones are left out."""
+    keys = {name: typed(text) for name, text in texts.items() if typed(text)}
+    for text in keys.values():
+        with contextlib.suppress(ValueError, LookupError, TypeError):  # no JSON, or another one
+            content = json.loads(text)
+            return {"KAGGLE_USERNAME": content["username"], "KAGGLE_KEY": content["key"]}
+    return keys

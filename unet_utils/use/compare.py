@@ -233,7 +233,7 @@ def choose_model(run: str, env: Environment, data: str = "") -> Path:
     latest run that fits; without any, the small model of the package.
 
     Args:
-        run: name of a run, or empty.
+        run: name of a run, or empty; "small" for the small model, if no run has this name.
         env: of this machine; on Google Drive, the backup of the run is used.
         data: fingerprint of the training split that the latest run must have learned from
             (`Source.fingerprint`); empty for any.
@@ -251,6 +251,9 @@ def choose_model(run: str, env: Environment, data: str = "") -> Path:
         return SMALL_MODEL
     folder, backup = env.run_folders(name)
     best = (backup or folder) / "best.pt"
+    if name.lower() == "small" and not best.exists():
+        print(f"The small model of the package, {SMALL_MODEL}")
+        return SMALL_MODEL
     if not best.exists():
         raise FileNotFoundError(
             f"there is no run {name!r} in {env.results}; {_there_are(env.results)}. "

@@ -7,6 +7,7 @@ a colour.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -145,7 +146,11 @@ def licence_sentence(licence: str) -> str:
 
 
 def score_predictions(
-    folder: str | Path, frames: Frames, ids: str, progress: str = ""
+    folder: str | Path,
+    frames: Frames,
+    ids: str,
+    progress: str = "",
+    names: Sequence[str] = (),
 ) -> tuple[list[ConfusionMatrix], dict]:
     """Compare predictions from anywhere, PNG files, with the labels of a validation split.
 
@@ -158,12 +163,13 @@ def score_predictions(
     would reward not answering. A line says how many pixels these are.
 
     Args:
-        folder: holds a PNG for each frame, named by its number (`1.png`, `000001.png`), or has them
-            in a folder `val`.
+        folder: holds a PNG for each frame, named by its number (`1.png`, `000001.png`) or as in
+            `names`, or has them in a folder `val`.
         frames: the truth. `frames.scheme` has the classes.
         ids: what the numbers in the files are: `class` (indices in the scheme) or `official` (label
             ids; for photos of your own, the values of their masks).
         progress: title of a progress bar; empty for none.
+        names: other names of the frames, such as those of their photos.
 
     Returns:
         One confusion matrix per frame. What made the score: `predictions` (name of the folder),
@@ -176,7 +182,7 @@ def score_predictions(
             names it.
     """
     folder = user_path(folder)
-    files = _prediction_files(folder, frames.numbers)
+    files = _prediction_files(folder, frames.numbers, names)
     table = _class_table(frames, ids)
     height, width = frames.label_ids.shape[1:]
     digest = hashlib.blake2b(digest_size=8)
@@ -202,7 +208,7 @@ def score_predictions(
     return matrices, facts
 
 
-def _prediction_files(folder: Path, numbers: tuple[int, ...]) -> list[Path]:
+def _prediction_files(folder: Path, numbers: tuple[int, ...], names: Sequence[str]) -> list[Path]:
     """Return the file of each frame; name all other files in one line."""
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -210,21 +216,24 @@ def _prediction_files(folder: Path, numbers: tuple[int, ...]) -> list[Path]:
         )
     if (folder / "val").is_dir():
         folder = folder / "val"
+    names = names or [str(number) for number in numbers]
+    number_of = dict(zip(names, numbers, strict=True))
     found: dict[int, Path] = {}
     others = []
     for path in list_folder(folder):
-        is_frame = path.suffix.lower() == ".png" and path.stem.isdecimal()
-        if not is_frame or int(path.stem) not in numbers:
+        number = int(path.stem) if path.stem.isdecimal() else number_of.get(path.stem)
+        if path.suffix.lower() != ".png" or number not in numbers:
             others.append(path.name)
-        elif (first := found.setdefault(int(path.stem), path)) != path:
+        elif (first := found.setdefault(number, path)) != path:
             raise ValueError(f"{first} and {path} are predictions for the same frame: remove one")
     if others:
         print(f"Not used in {folder}: {some_of(others)}")
     if missing := [number for number in numbers if number not in found]:
-        names = some_of([f"{number}.png" for number in missing])
+        name_of = dict(zip(numbers, names, strict=True))
+        wanted = some_of([f"{name_of[number]}.png" for number in missing])
         raise FileNotFoundError(
             f"{folder} has no prediction for {len(missing)} of {len(numbers)} frames: "
-            f"{names}. Each frame needs a PNG file that is named by its number"
+            f"{wanted}. Each frame needs a PNG file of this name"
         )
     return [found[number] for number in numbers]
 
