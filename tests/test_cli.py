@@ -81,6 +81,12 @@ def test_errors_are_one_line_that_says_what_to_do(machine):
         main(["export", "--int8", "--out", "unet.pt", "--data", str(machine / "nowhere.zip")])
 
 
+def test_a_size_of_pairs_is_refused(machine, demo):
+    for command in ("prepare", "train", "evaluate"):
+        with pytest.raises(SystemExit, match="pairs have 256x256 pixels: --image-size says"):
+            main([command, "--data", str(demo), "--size", "128"])
+
+
 @pytest.mark.parametrize("size", ["0", "-64", "64x", "64x0", "64x48x3", "wide"])
 def test_an_impossible_size_is_named(size, capsys):
     with pytest.raises(SystemExit):

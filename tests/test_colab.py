@@ -136,7 +136,7 @@ def test_without_drive_and_without_a_run_the_small_model_is_scored(tiny_pairs, t
     assert asked.read_text() == "asked\n"
     assert not colab.kept.exists()
     assert "using the small model of the package" in shown
-    assert "There is no run of this data to compare" in shown
+    assert "The small model is no run to compare" in shown
     results = colab.machine / "data" / "runs"
     assert (results / "small-model" / "evaluation.json").is_file()
     assert not list(results.rglob("result.json"))

@@ -39,7 +39,7 @@ def write_run(results, name, scores, files=("best.pt", "last.pt"), date="2026-01
     checkpoint = {
         "format": 1,
         "model": model.state_dict(),
-        "network": model.config,
+        "network": changed.pop("network", model.config),
         "scene_size": [64, 64],
         "epoch": len(scores),
         "history": [
@@ -199,6 +199,14 @@ def test_the_latest_run_that_fits(results, tmp_path):
     assert latest_run(results, data="abc") == "seven"
     assert latest_run(results, data="other") is None
     assert latest_run(tmp_path / "none") is None
+
+
+def test_a_network_of_somebody_else_is_told_apart_and_never_the_latest(results):
+    write_run(results, "foreign", [0.9], date="2030-01-01", network={"other": "elsewhere.Net"})
+    settings = {row["run"]: row["settings"] for row in compare_runs(results).rows}
+    assert settings["foreign"]["network"] == "elsewhere.Net"
+    assert settings["plain"]["network"] == "UNet"
+    assert latest_run(results) in ("plain", "wide")
 
 
 def test_a_model_is_chosen_by_its_name_or_as_the_latest_that_fits(results, tmp_path, capsys):

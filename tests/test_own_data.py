@@ -293,6 +293,15 @@ def test_mistakes_are_named_with_the_next_step(folder, spoil, message):
         labels_of(images_and_masks(folder))
 
 
+def test_numbers_that_were_saved_as_jpeg_are_refused(folder):
+    """They are wrong, but most are still numbers of a class."""
+    for path in (folder / "masks").iterdir():
+        Image.open(path).save(path.with_suffix(".jpg"))
+        path.unlink()
+    with pytest.raises(ValueError, match=r"frame6\.jpg: JPEG changes the numbers in masks.*as PNG"):
+        labels_of(images_and_masks(folder))
+
+
 def test_masks_that_were_saved_as_jpeg_are_explained(folder):
     (folder / "classes.txt").write_text("road 255 0 0\ncar 0 255 0\nsky 0 0 255\n")
     colors = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], dtype=np.uint8)

@@ -146,8 +146,15 @@ def test_the_strip_of_runs_has_the_best_earlier_one(frames, tmp_path, capsys):
         config = recipe("demo", learning_rate=rate, **changed)
         fit(frames, config, tmp_path / name, "cpu", progress=False)
     _, held_out = frames.split(True)
-    strip = run_strip(tmp_path, ["now"], held_out, "cpu")
     best = next(row["run"] for row in compare_runs(tmp_path).rows if row["run"] != "now")
+    # The best run of all is of a network whose code is not here.
+    checkpoint = torch.load(tmp_path / "good" / "best.pt")
+    checkpoint["network"] = {"num_classes": 19, "other": "elsewhere.Net"}
+    checkpoint["history"][0]["mean_iou"] = 0.99
+    (tmp_path / "foreign").mkdir()
+    torch.save(checkpoint, tmp_path / "foreign" / "best.pt")
+    assert compare_runs(tmp_path).rows[0]["run"] == "foreign"
+    strip = run_strip(tmp_path, ["now"], held_out, "cpu")
     assert list(strip.predictions) == [best, "now"]
     assert strip.curves["now"][0] == [1, 2]
     assert "now" in alt(strip)

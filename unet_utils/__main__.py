@@ -237,7 +237,13 @@ def _compare(options: argparse.Namespace, env: Environment) -> None:
 
 
 def _source(options: argparse.Namespace, env: Environment) -> Source:
-    return open_source(options.data, env.data, env.drive, options.size)
+    source = open_source(options.data, env.data, env.drive, options.size)
+    if source.own is None and options.size != (256, 256):
+        raise ValueError(
+            "--size is for photos of your own, and pairs have 256x256 pixels: --image-size says "
+            "how large a network sees them in training"
+        )
+    return source
 
 
 def _frames(

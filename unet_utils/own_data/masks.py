@@ -236,6 +236,8 @@ def _packed(color: Any) -> int:
 
 
 def _from_values(path: Path, pixels: np.ndarray, values: list[int]) -> np.ndarray:
+    if path.suffix.lower() in JPEG:  # the numbers may still be some that there are
+        raise ValueError(f"{path}: JPEG changes the numbers in masks. {MASK_ADVICE}")
     if pixels.dtype == bool:
         pixels = pixels.astype(np.uint8)
     found, counts = np.unique(pixels, return_counts=True)

@@ -264,7 +264,8 @@ def choose_model(run: str, env: Environment, data: str = "") -> Path:
 
 
 def latest_run(results: str | Path, data: str = "") -> str | None:
-    """Return the name of the run that was trained last, None if there is none that fits.
+    """Return the name of the run that was trained last, None if there is none that fits. Networks
+    of somebody else are left out: they cannot be loaded without their code.
 
     Args:
         results: folder that holds one folder per run.
@@ -275,7 +276,8 @@ def latest_run(results: str | Path, data: str = "") -> str | None:
     for name in _find_runs(results):
         try:
             checkpoint = read_facts(results / name / "best.pt")
-            if data in ("", checkpoint["data"]["files"]):
+            is_ours = not checkpoint["network"].get("other")
+            if is_ours and data in ("", checkpoint["data"]["files"]):
                 found.append((checkpoint["made_by"]["date"], name))
         except UNUSABLE:
             continue
@@ -327,6 +329,7 @@ def _read_run(folder: Path, scored: Path) -> dict:
         "classes": last["scheme"]["name"] + (str(clusters) if clusters else ""),
         "labels": last["data"]["labels"],
         "data": data,
+        "network": last["network"].get("other", "UNet"),
         **last["config"],
         "start_from": last.get("start_from") or "none",
         "version": last["made_by"]["version"],

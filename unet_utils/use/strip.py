@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from unet_utils.checkpoints import read_facts
 from unet_utils.classes import ClassScheme
 from unet_utils.evaluation import load_trained, predict_classes
 from unet_utils.frames import Frames
@@ -41,7 +42,8 @@ class Strip(NamedTuple):
 def run_strip(
     results: str | Path, names: Sequence[str], frames: Frames, device: torch.device | str
 ) -> Strip:
-    """Predict the same frames with several runs; with a single one, also with the best other run.
+    """Predict the same frames with several runs; with a single one, also with the best other run of
+    our network.
 
     Args:
         results: folder that holds one folder per run.
@@ -55,8 +57,11 @@ def run_strip(
     results = user_path(results)
     names = list(names)
     if len(names) == 1:
-        others = [run for run in runs_like(results, names[0]) if run != names[0]]
-        names = others[:1] + names
+        for other in runs_like(results, names[0]):
+            network = read_facts(results / other / "best.pt")["network"]
+            if other != names[0] and not network.get("other"):
+                names.insert(0, other)
+                break
     photos, truth = frames.batch(frames.spread(SHOWN))
     predictions = {}
     curves = {}
