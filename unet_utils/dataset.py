@@ -80,7 +80,8 @@ def pair_files(folder: str | Path) -> list[Path]:
             continue
         if not path.stem.isdecimal():
             raise ValueError(
-                f"{path} is not a numbered pair (1.jpg, 2.jpg, ...). Rename it or take it out."
+                f"{path} is not a numbered pair (1.jpg, 2.jpg, ...). Rename it or take it out; for "
+                "photos and masks of your own, use one of the ways in the README."
             )
         if (other := files.setdefault(int(path.stem), path)) != path:
             raise ValueError(

@@ -212,8 +212,7 @@ class OtherNetwork(nn.Module):
         network: turns `float [N, 3, H, W]` into logits `float [N, num_classes, H, W]`, or into a
             dict with these as `"out"`, as those of torchvision do. If it has an attribute
             `divisor`, H and W will be divisible by it, else by 32. If it has an attribute
-            `encoder`, that can have a learning rate of its own. Tensors lie in memory with the
-            channels last: `reshape` takes them, `view` may not.
+            `encoder`, that can have a learning rate of its own.
         num_classes: channels of the output.
 
     Attributes:

@@ -246,7 +246,7 @@ def choose_model(run: str, env: Environment, data: str = "") -> Path:
         env.copy_attached_runs()
     name = run or latest_run(env.results, data=data)
     if not name:
-        which = "No run that learned from this data" if data else "No run"
+        which = "No run of our network" + " that learned from this data" * bool(data)
         print(f"{which} in {env.results}: using the small model of the package, {SMALL_MODEL}")
         return SMALL_MODEL
     folder, backup = env.run_folders(name)
