@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from unet_utils import fit, recipe
+from unet_utils.augment import draw_changes
 from unet_utils.checkpoints import packed_checkpoint, read_checkpoint
 from unet_utils.config import (
     RECIPES,
@@ -178,10 +179,15 @@ def test_settings_that_do_not_fit_each_other_are_refused():
         TrainConfig(image_size=32, fold=2, batch_size=1)
 
 
-def test_whole_frames_are_seen_at_the_size_of_the_training():
-    config = recipe("cpu", image_size=192)
-    assert config.scene_size(256, 256) == (192, 192) == config.input_size(1.0)
-    assert config.scene_size(256, 512) == (128, 256)
+def test_whole_frames_are_seen_as_much_larger_as_augmentation_zooms():
+    plain = recipe("cpu", augmentation=0.0)
+    assert plain.scene_size(256, 256) == (256, 256) == plain.input_size(1.0)
+    assert plain.scene_size(256, 512) == (192, 352)
+    zoomed = recipe("cpu", augmentation=1.0)
+    drawn = draw_changes(10_000, torch.Generator().manual_seed(0), strength=1.0)
+    zoom = 1 / drawn.matrix[:, :, :2].det().abs().sqrt()
+    height, width = zoomed.scene_size(256, 256)
+    assert 256 < height == width < 256 * zoom.mean()
 
 
 def test_the_input_grows_and_the_time_left_follows():

@@ -154,12 +154,18 @@ class TrainConfig:
             aspect: width of the frames divided by their height.
         """
         share = 1.0 if done >= self.growth else 0.5 + 0.5 * done / self.growth
-        side = self.image_size * share
+        return self._size(self.image_size * share, aspect)
+
+    def _size(self, side: float, aspect: float) -> tuple[int, int]:
         return self._possible(side / aspect**0.5), self._possible(side * aspect**0.5)
 
     def scene_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the size at which the trained network sees a whole frame of this size, pixels."""
-        return self.input_size(1.0, width / height)
+        """Return the size at which the trained network sees a whole frame of this size, pixels.
+
+        Augmentation zooms, so things are larger in training than in a whole frame. The frame is
+        enlarged for that (as in https://arxiv.org/abs/1906.06423): by 1.19 at augmentation 1.
+        """
+        return self._size(self.image_size * 2 ** (self.augmentation / 4), width / height)
 
     def network(self, num_classes: int) -> dict:
         """Return the arguments of the `UNet`."""
