@@ -111,14 +111,16 @@ def test_outputs_that_are_no_tensor_are_refused(wrap):
 
 
 def test_a_size_that_the_network_cannot_take_is_named_before_the_training(frames, tmp_path):
-    """Some sizes come late, when the input has grown."""
+    """Some sizes come late: when the input has grown, or when whole frames are predicted."""
 
     def plain(classes):
         return torch.nn.Conv2d(3, classes, 1)
 
-    config = dataclasses.replace(CONFIG, image_size=96, growth=0.9)
-    with pytest.raises(ValueError, match=r"gets 48x48 pixels .* multiples of 32 .* fold to 2,"):
-        fit(frames, config, tmp_path, "cpu", progress=False, network=plain)
+    for late in ({"image_size": 96, "growth": 0.9}, {"growth": 0.0, "augmentation": 1.0}):
+        config = dataclasses.replace(CONFIG, **late)
+        match = r"gets (48x48|80x80) pixels .* multiples of 32 .* fold to 2,"
+        with pytest.raises(ValueError, match=match):
+            fit(frames, config, tmp_path, "cpu", progress=False, network=plain)
 
 
 THREE = {"ground": (7, 8, 9, 22), "building": (11, 12, 13), "rest": (17, 20, 21, 23, 24, 26, 28)}

@@ -431,13 +431,13 @@ def _first_model(
 
 
 def _check_sizes(divisor: int, frames: Frames, config: TrainConfig) -> None:
-    """Raise a ValueError if a network of somebody else cannot take an input of the training."""
+    """Raise a ValueError if a network of somebody else cannot take an input of this run."""
     height, width = frames.photos.shape[1:3]
-    for percent in range(101):  # it may grow
-        high, wide = config.input_size(percent / 100, width / height)
+    sizes = [config.input_size(percent / 100, width / height) for percent in range(101)]
+    for high, wide in [*sizes, config.scene_size(height, width)]:
         if high % divisor or wide % divisor:
             raise ValueError(
-                f"the network gets {wide}x{high} pixels in this training, but takes multiples of "
+                f"the network gets {wide}x{high} pixels in this run, but takes multiples of "
                 f"{divisor} (its attribute divisor, or 32): set fold to "
                 f"{math.lcm(16, divisor) // 16}, then all sizes are multiples of it"
             )
