@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
+from PIL import __version__ as pillow_version
 
 from unet_utils import get_scheme, pictures, setup
 from unet_utils.__main__ import main
@@ -111,6 +112,8 @@ UNREADABLE = {
 
 @pytest.mark.parametrize("name", [*ODD, *UNREADABLE])
 def test_odd_exif_entries_stop_nothing(picture, tmp_path, name):
+    if name == "value outside the file" and int(pillow_version.split(".")[0]) < 12:
+        pytest.skip("Pillow 11 does not read the entries that follow such a one")
     path = tmp_path / "photo.jpg"
     picture.save(path, quality=95, exif=ODD.get(name) or UNREADABLE[name])
     before = path.read_bytes()

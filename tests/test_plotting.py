@@ -161,6 +161,16 @@ def test_a_notebook_shows_a_sharp_picture_with_its_text(monkeypatch):
     )
 
 
+def test_the_ipython_of_colab_shows_figures(monkeypatch):
+    display = pytest.importorskip("IPython.display")
+
+    def of_ipython_7(data, *, width, height, metadata):  # among others, but there is no `alt`
+        return data
+
+    monkeypatch.setattr(display, "Image", of_ipython_7)
+    assert style.notebook_image(Figure((1, 1)))[1:4] == b"PNG"
+
+
 def test_the_legend_names_the_classes_that_occur_and_no_others(data):
     photos, classes, _, _ = data
     speck = classes.copy()
@@ -461,7 +471,7 @@ def test_a_run_that_had_ended_shows_its_curves_once(page, model):
     shown = live.LiveTraining(frames(2), TrainConfig(image_size=64, epochs=1))
     shown.end(history(True, 1))
     assert len(page.places) == 1
-    assert "mIoU" in page.places[0].alt
+    assert "mIoU" in page.places[0].metadata["alt"]
 
     trained = live.LiveTraining(frames(2), TrainConfig(image_size=64, epochs=1))
     trained.epoch(history(True, 1), model)

@@ -52,7 +52,9 @@ def notebook_image(figure: Figure) -> Any:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=2 * SCREEN)
     width, height = (SCREEN * figure.get_size_inches()).astype(int).tolist()
-    return Image(file.getvalue(), width=width, height=height, alt=str(figure.get_label()))
+    # Colab's IPython 7 has no argument `alt`; newer ones keep it in the metadata, too.
+    text = {"alt": str(figure.get_label())}
+    return Image(file.getvalue(), width=width, height=height, metadata=text)
 
 
 def new_figure(

@@ -37,4 +37,4 @@ def _is_same(answer: Any, expected: Any) -> bool:
     if wanted.dtype.kind in "biufc" and found.dtype.kind in "biufc":
         off = 1e-3 if wanted.dtype.kind in "fc" else 0.0
         return bool(np.allclose(found, wanted, rtol=off, atol=1e-9))
-    return bool((found == wanted).all())
+    return bool(np.all(found == wanted))
