@@ -18,8 +18,8 @@ def batch():
     return torch.stack([labels * 12] * 3, dim=1), labels
 
 
-def changes(seed=0, strength=1.0, colors=True):
-    drawn = draw_changes(8, torch.Generator().manual_seed(seed), strength)
+def changes(seed=0, strength=1.0, colors=True, cutmix=0.0):
+    drawn = draw_changes(8, torch.Generator().manual_seed(seed), strength, cutmix)
     unchanged = {"gain": torch.ones(8, 3), "offset": torch.zeros(8), "saturation": torch.ones(8)}
     return drawn if colors else replace(drawn, **unchanged)
 
@@ -73,11 +73,43 @@ def test_it_repeats_with_the_same_generator_only(batch):
 def test_a_part_of_a_batch_is_changed_as_in_the_whole(batch):
     """So that machines that share a batch do together what one would do alone."""
     photos, labels = batch
-    x, y = augment(photos, labels, 128, changes())
-    part = slice(3, 6)
-    some_x, some_y = augment(photos[part], labels[part], 128, changes().part(part))
+    x, y = augment(photos, labels, 128, changes(cutmix=0.5))
+    part = slice(2, 6)
+    some_x, some_y = augment(photos[part], labels[part], 128, changes(cutmix=0.5).part(part))
     assert torch.equal(some_x, x[part])
     assert torch.equal(some_y, y[part])
+
+
+def test_boxes_hold_what_the_neighbour_has_at_the_same_place(batch):
+    photos, _ = batch
+    own = torch.arange(8, dtype=torch.uint8)[:, None, None].expand(8, 256, 256)
+    with_boxes = changes(strength=0.0, cutmix=1.0)
+    x, y = augment(photos, own, 64, with_boxes)
+    without = replace(with_boxes, boxes=torch.zeros_like(with_boxes.boxes))
+    before, _ = augment(photos, own, 64, without)
+    for sample, neighbor in [(0, 1), (1, 0), (6, 7), (7, 6)]:
+        pasted = y[sample] == neighbor
+        assert ((y[sample] == sample) | pasted).all()
+        assert 0.1 < pasted.float().mean() < 0.8
+        expected = torch.where(pasted, before[neighbor], before[sample])
+        assert torch.equal(x[sample], expected)
+
+
+def test_a_share_of_the_samples_gets_boxes(batch):
+    drawn = draw_changes(400, torch.Generator().manual_seed(0), cutmix=0.25)
+    has_boxes = (drawn.boxes[..., 1] > drawn.boxes[..., 0]).any(1)
+    assert 0.15 < has_boxes.float().mean() < 0.35
+    assert drawn.boxes.min() >= 0
+    assert drawn.boxes.max() <= 1
+
+
+def test_the_last_sample_of_an_odd_batch_stays_whole(batch):
+    photos, labels = batch
+    drawn = changes(strength=0.0, cutmix=1.0).part(slice(0, 7))
+    _, with_boxes = augment(photos[:7], labels[:7], 64, drawn)
+    plain = replace(drawn, boxes=torch.zeros_like(drawn.boxes))
+    _, without = augment(photos[:7], labels[:7], 64, plain)
+    assert torch.equal(with_boxes[6], without[6])
 
 
 def test_input_and_back(batch):

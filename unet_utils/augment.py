@@ -15,6 +15,10 @@ from unet_utils.classes import IGNORE
 from unet_utils.encoders import MEAN, STD
 from unet_utils.images import Size, height_and_width, resize, to_device
 
+BOXES = 3
+"""Boxes that CutMix pastes into a photo. Several small ones teach more than a large one
+(https://arxiv.org/abs/1906.01916)."""
+
 
 @dataclass(frozen=True)
 class Changes:
@@ -26,12 +30,15 @@ class Changes:
         gain: `[N, 3]`, factor of each colour channel.
         offset: `[N]`, added to all channels, in standard deviations.
         saturation: `[N]`, factor of the distance from grey.
+        boxes: `[N, BOXES, 4]`, top, bottom, left and right of the boxes that are filled by what the
+            neighbour in the batch has there, from 0 to 1; all 0 for no box.
     """
 
     matrix: Tensor
     gain: Tensor
     offset: Tensor
     saturation: Tensor
+    boxes: Tensor
 
     def colors(self) -> tuple[Tensor, Tensor]:
         """Return the map from colours of 0 to 255 to network input.
@@ -51,8 +58,10 @@ class Changes:
         return Changes(*(getattr(self, field.name)[where] for field in fields(self)))
 
 
-def draw_changes(n: int, generator: torch.Generator, strength: float = 1.0) -> Changes:
-    """Draw a random flip, zoom and crop, small rotation, and colour for each of `n` samples.
+def draw_changes(
+    n: int, generator: torch.Generator, strength: float = 1.0, cutmix: float = 0.0
+) -> Changes:
+    """Draw a random flip, zoom and crop, small rotation, colour and boxes for each of `n` samples.
 
     Args:
         n: number of samples.
@@ -60,6 +69,7 @@ def draw_changes(n: int, generator: torch.Generator, strength: float = 1.0) -> C
         strength: at 1, zoom from 0.8 (with a border of `IGNORE`) to 2, rotation by up to 5 degrees,
             brightness, contrast and saturation changed by up to 30 %, each colour channel by up to
             10 %. At 0, only the flip.
+        cutmix: share of the samples that get boxes of another one.
     """
     max_log_zoom = strength * math.log(2)
     max_degrees = 5 * strength
@@ -82,7 +92,19 @@ def draw_changes(n: int, generator: torch.Generator, strength: float = 1.0) -> C
         gain=uniform(1 - color, 1 + color, 1) * uniform(1 - color / 3, 1 + color / 3, 3),
         offset=uniform(-color, color),
         saturation=uniform(1 - color, 1 + color),
+        boxes=_draw_boxes(n, generator, cutmix),
     )
+
+
+def _draw_boxes(n: int, generator: torch.Generator, share: float) -> Tensor:
+    """Draw the boxes of CutMix (https://arxiv.org/abs/1905.04899) for a share of the samples."""
+    if share == 0:
+        return torch.zeros(n, BOXES, 4)
+    sides = torch.rand(n, BOXES, 2, generator=generator) * 0.4 + 0.2
+    sides *= torch.rand(n, 1, 1, generator=generator) < share
+    starts = torch.rand(n, BOXES, 2, generator=generator) * (1 - sides)
+    ends = starts + sides
+    return torch.stack([starts[..., 0], ends[..., 0], starts[..., 1], ends[..., 1]], dim=-1)
 
 
 def augment(photos: Tensor, labels: Tensor, size: Size, changes: Changes) -> tuple[Tensor, Tensor]:
@@ -110,7 +132,25 @@ def augment(photos: Tensor, labels: Tensor, size: Size, changes: Changes) -> tup
     y = (y[:, 0].long() - 1).remainder(IGNORE + 1)
     # Normalization and colour are one 3x3 matrix per sample: one pass over the pixels.
     factors, offsets = (to_device(values, device) for values in changes.colors())
-    return torch.baddbmm(offsets, factors, x.flatten(2)).view_as(x), y
+    x = torch.baddbmm(offsets, factors, x.flatten(2)).view_as(x)
+    if changes.boxes.any():
+        x, y = _paste(x, y, to_device(changes.boxes, device))
+    return x, y
+
+
+def _paste(x: Tensor, y: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Fill the boxes of each sample with what its neighbour has at the same place: streets are
+    above streets. Photo and labels as `augment` returns them."""
+    # Neighbours are 0 and 1, 2 and 3, ...: they are in the same part of a batch that is shared.
+    neighbor = torch.arange(len(x), device=x.device) ^ 1
+    neighbor = neighbor.clamp(max=len(x) - 1)
+    rows = (torch.arange(x.shape[2], device=x.device) + 0.5) / x.shape[2]
+    columns = (torch.arange(x.shape[3], device=x.device) + 0.5) / x.shape[3]
+    top, bottom, left, right = boxes[..., None].unbind(2)  # each [N, BOXES, 1]
+    in_rows = (top < rows) & (rows < bottom)
+    in_columns = (left < columns) & (columns < right)
+    inside = (in_rows[:, :, :, None] & in_columns[:, :, None, :]).any(1)
+    return torch.where(inside[:, None], x[neighbor], x), torch.where(inside, y[neighbor], y)
 
 
 def _grid(matrix: Tensor, height: int, width: int) -> Tensor:

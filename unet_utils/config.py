@@ -26,6 +26,7 @@ LIMITS = {
     "frozen_epochs": (0, math.inf),
     "weight_decay": (0, math.inf),
     "augmentation": (0, 2),  # more would invert colours
+    "cutmix": (0, 1),
     "class_weighting": (0, math.inf),
     "prior_correction": (0, math.inf),
     "auxiliary": (0, math.inf),
@@ -66,6 +67,8 @@ class TrainConfig:
         weight_decay: kernels shrink by this share of the learning rate per step.
         augmentation: strength of random zoom, rotation and colour, see `augment.draw_changes`; 0
             for the flip alone.
+        cutmix: share of the photos in which boxes are filled with what another photo of the batch
+            has there, so that the network cannot learn whole frames by heart.
         class_weighting: power of the inverse class frequency that weights the loss; 0 weights all
             pixels equally, 1 all classes.
         prior_correction: this fraction of log(class weight) is subtracted from each class logit of
@@ -97,6 +100,7 @@ class TrainConfig:
     frozen_epochs: int = 0
     weight_decay: float = 0.02
     augmentation: float = 1.0
+    cutmix: float = 0.0
     class_weighting: float = 0.5
     prior_correction: float = 0.0
     auxiliary: float = 0.0

@@ -195,8 +195,9 @@ def train_epoch(
     bar = progress_bar(total=images, desc=title, unit="img", disable=not progress, leave=False)
     data = learn.batches((batch[mine] for batch in batches), state.device)
     for step, (photos, labels) in enumerate(data, start=state.epoch * steps):
-        changes = draw_changes(config.batch_size, generator, config.augmentation).part(mine)
-        x, y = augment(photos, labels, schedule.input_size(step, width / height), changes)
+        changes = draw_changes(config.batch_size, generator, config.augmentation, config.cutmix)
+        size = schedule.input_size(step, width / height)
+        x, y = augment(photos, labels, size, changes.part(mine))
 
         with autocast(state.device):
             outputs = state.network(x.contiguous(memory_format=memory_format(state.device)))
