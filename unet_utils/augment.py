@@ -31,7 +31,7 @@ class Changes:
         offset: `[N]`, added to all channels, in standard deviations.
         saturation: `[N]`, factor of the distance from grey.
         boxes: `[N, BOXES, 4]`, top, bottom, left and right of the boxes that are filled by what the
-            neighbour in the batch has there, from 0 to 1; all 0 for no box.
+            neighbour in the batch has there, from 0 to 1; `[N, 0, 4]` without CutMix.
     """
 
     matrix: Tensor
@@ -99,7 +99,7 @@ def draw_changes(
 def _draw_boxes(n: int, generator: torch.Generator, share: float) -> Tensor:
     """Draw the boxes of CutMix (https://arxiv.org/abs/1905.04899) for a share of the samples."""
     if share == 0:
-        return torch.zeros(n, BOXES, 4)
+        return torch.zeros(n, 0, 4)
     sides = torch.rand(n, BOXES, 2, generator=generator) * 0.4 + 0.2
     sides *= torch.rand(n, 1, 1, generator=generator) < share
     starts = torch.rand(n, BOXES, 2, generator=generator) * (1 - sides)
@@ -133,7 +133,7 @@ def augment(photos: Tensor, labels: Tensor, size: Size, changes: Changes) -> tup
     # Normalization and colour are one 3x3 matrix per sample: one pass over the pixels.
     factors, offsets = (to_device(values, device) for values in changes.colors())
     x = torch.baddbmm(offsets, factors, x.flatten(2)).view_as(x)
-    if changes.boxes.any():
+    if changes.boxes.shape[1]:
         x, y = _paste(x, y, to_device(changes.boxes, device))
     return x, y
 
