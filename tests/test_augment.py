@@ -73,11 +73,12 @@ def test_it_repeats_with_the_same_generator_only(batch):
 def test_a_part_of_a_batch_is_changed_as_in_the_whole(batch):
     """So that machines that share a batch do together what one would do alone."""
     photos, labels = batch
-    x, y = augment(photos, labels, 128, changes(cutmix=0.5))
-    part = slice(2, 6)
-    some_x, some_y = augment(photos[part], labels[part], 128, changes(cutmix=0.5).part(part))
-    assert torch.equal(some_x, x[part])
-    assert torch.equal(some_y, y[part])
+    for cutmix, part in ((0.0, slice(3, 6)), (0.5, slice(2, 6))):
+        drawn = changes(cutmix=cutmix)
+        x, y = augment(photos, labels, 128, drawn)
+        some_x, some_y = augment(photos[part], labels[part], 128, drawn.part(part))
+        assert torch.equal(some_x, x[part])
+        assert torch.equal(some_y, y[part])
 
 
 def test_boxes_hold_what_the_neighbour_has_at_the_same_place(batch):

@@ -129,14 +129,14 @@ def fit(
         while state.epoch < config.epochs:
             row = train_epoch(state, learn, config, processes, progress, on_step)
             if not (math.isfinite(row["loss"]) and state.is_finite()):
-                name = files.folder.name
-                saved = f". Under the name {name} (RUN) it resumes after epoch {state.epoch}"
-                raise FloatingPointError(
+                message = (
                     f"the loss of epoch {row['epoch']} is {row['loss']}, or a weight is not "
                     "finite: lower learning_rate (LEARNING_RATE) and run again"
-                    + saved
-                    * (state.epoch > 0)
                 )
+                if state.epoch:
+                    name = files.folder.name
+                    message += f". Under the name {name} (RUN) it resumes after epoch {state.epoch}"
+                raise FloatingPointError(message)
             state.epoch += 1
             state.history.append(row)
             if processes.rank > 0:

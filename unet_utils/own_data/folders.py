@@ -167,10 +167,8 @@ def prepare_own_data(data: OwnData, split: str, cache: str | Path, size: tuple[i
 
 def _numbers(photos: list[Path]) -> tuple[int, ...]:
     """Return the numbers that are the photos' names; 1, 2, 3 and so on if not all are numbers."""
-    names = {int(photo.stem) for photo in photos if photo.stem.isdecimal()}
-    if len(names) < len(photos):
-        return tuple(range(1, len(photos) + 1))
-    return tuple(int(photo.stem) for photo in photos)
+    numbers = tuple(int(photo.stem) for photo in photos if photo.stem.isdecimal())
+    return numbers if len(set(numbers)) == len(photos) else tuple(range(1, len(photos) + 1))
 
 
 def read_frame(

@@ -228,9 +228,10 @@ def _prediction_files(folder: Path, numbers: tuple[int, ...], names: Sequence[st
             raise ValueError(f"{first} and {path} are predictions for the same frame: remove one")
     if others:
         print(f"Not used in {folder}: {some_of(others)}")
-    if missing := [number for number in numbers if number not in found]:
-        name_of = dict(zip(numbers, names, strict=True))
-        wanted = some_of([f"{name_of[number]}.png" for number in missing])
+    if missing := [
+        name for name, number in zip(names, numbers, strict=True) if number not in found
+    ]:
+        wanted = some_of([f"{name}.png" for name in missing])
         raise FileNotFoundError(
             f"{folder} has no prediction for {len(missing)} of {len(numbers)} frames: "
             f"{wanted}. Each frame needs a PNG file of this name"
