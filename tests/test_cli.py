@@ -81,10 +81,13 @@ def test_errors_are_one_line_that_says_what_to_do(machine):
         main(["export", "--int8", "--out", "unet.pt", "--data", str(machine / "nowhere.zip")])
 
 
-def test_a_size_of_pairs_is_refused(machine, demo):
+def test_a_size_of_pairs_is_refused(machine, demo, capsys):
     for command in ("prepare", "train", "evaluate"):
         with pytest.raises(SystemExit, match="pairs have 256x256 pixels: --image-size says"):
             main([command, "--data", str(demo), "--size", "128"])
+    with pytest.raises(SystemExit):
+        main(["audit", "--data", str(demo), "--official", str(demo), "--size", "128"])
+    assert "unrecognized arguments: --size" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("size", ["0", "-64", "64x", "64x0", "64x48x3", "wide"])

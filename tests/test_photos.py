@@ -283,7 +283,7 @@ def test_a_file_that_is_no_photo_is_named(picture, tmp_path):
     for name in ("notes.jpg", "half.jpg", "empty.png", "folder.png"):
         with pytest.raises(ValueError, match=rf"{name} cannot be read as a photo"):
             read_photo(tmp_path / name)
-    with pytest.raises(FileNotFoundError, match=r"no file .*gone\.jpg"):
+    with pytest.raises(FileNotFoundError, match=r"no file .*gone\.jpg: check the path"):
         read_photo(tmp_path / "gone.jpg")
 
 

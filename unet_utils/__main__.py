@@ -15,10 +15,11 @@ from unet_utils.config import RECIPES, SETTINGS
 from unet_utils.evaluation import evaluate, load_trained
 from unet_utils.frames import Frames
 from unet_utils.metrics import ConfusionMatrix
+from unet_utils.pictures import printable
 from unet_utils.plan import plan_run
 from unet_utils.platform.environment import Environment, setup
 from unet_utils.platform.files import user_path
-from unet_utils.restoring import METHODS
+from unet_utils.restoring import METHODS, SIDE
 from unet_utils.sources import Source, get_pairs, open_source
 from unet_utils.training import fit
 from unet_utils.use.audit import audit, official_frames
@@ -33,7 +34,7 @@ from unet_utils.use.exchange import (
 )
 from unet_utils.use.export import default_name, export_model, frames_per_second
 from unet_utils.use.int8 import check_int8, export_int8
-from unet_utils.use.photos import expand_patterns, predict_photos, printable
+from unet_utils.use.photos import expand_patterns, predict_photos
 from unet_utils.use.reports import (
     class_table,
     save_model_scores,
@@ -208,8 +209,8 @@ def _export(options: argparse.Namespace, env: Environment) -> None:
             raise ValueError("--int8 is scored, and needs classes: leave --logits out")
         path = check_int8(options.out or folder / "unet-int8.onnx")  # before the work
         source = open_source(options.data, env.data, env.drive, trained.scene_size)
-        train = _frames(options, env, source, "train", trained.scheme)
-        val = _frames(options, env, source, "val", trained.scheme)
+        train = source.frames("train", env.prepared, trained.scheme, keep=env.prepared_copy)
+        val = source.frames("val", env.prepared, trained.scheme, keep=env.prepared_copy)
         report = export_int8(trained, path, train, val, options.size)
         print(f"{path}: {report}")
         return
@@ -238,7 +239,7 @@ def _compare(options: argparse.Namespace, env: Environment) -> None:
 
 def _source(options: argparse.Namespace, env: Environment) -> Source:
     source = open_source(options.data, env.data, env.drive, options.size)
-    if source.own is None and options.size != (256, 256):
+    if source.own is None and options.size != (SIDE, SIDE):
         raise ValueError(
             "--size is for photos of your own, and pairs have 256x256 pixels: --image-size says "
             "how large a network sees them in training"
@@ -298,7 +299,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--size",
             type=_size,
-            default=(256, 256),
+            default=(SIDE, SIDE),
             metavar="WIDTHxHEIGHT",
             help="to which photos of your own are brought (default: 256, a square)",
         )
@@ -348,7 +349,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--export", metavar="FOLDER", help=text)
 
     sub = command("audit", _audit, "compare restored labels with official ones that you have")
-    data(sub)
+    sub.add_argument("--data", default="kaggle", help="pairs, as in train (default: kaggle)")
     text = "folder with *_labelIds.png files and pairs.csv"
     sub.add_argument("--official", required=True, help=text)
 
@@ -413,7 +414,6 @@ def _parser() -> argparse.ArgumentParser:
     text = "an .onnx file in 8 bits, calibrated and scored on --data"
     sub.add_argument("--int8", action="store_true", help=text)
     sub.add_argument("--data", default="kaggle", help="for --int8, as in train (default: kaggle)")
-    sub.set_defaults(labels="restored", num_clusters=20)
 
     sub = command("compare", _compare, "compare runs: settings that differ, time, scores")
     text = "names of runs (default: all); or a folder that holds result.json files, of many people"

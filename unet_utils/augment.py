@@ -141,9 +141,9 @@ def augment(photos: Tensor, labels: Tensor, size: Size, changes: Changes) -> tup
 def _paste(x: Tensor, y: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     """Fill the boxes of each sample with what its neighbour has at the same place: streets are
     above streets. Photo and labels as `augment` returns them."""
-    # Neighbours are 0 and 1, 2 and 3, ...: they are in the same part of a batch that is shared.
-    neighbor = torch.arange(len(x), device=x.device) ^ 1
-    neighbor = neighbor.clamp(max=len(x) - 1)
+    # Neighbours are 0 and 1, 2 and 3, ...: in an even part of a batch the same as in all of it. The
+    # last of an odd number is its own neighbour, and stays as it is.
+    neighbor = (torch.arange(len(x), device=x.device) ^ 1).clamp(max=len(x) - 1)
     rows = (torch.arange(x.shape[2], device=x.device) + 0.5) / x.shape[2]
     columns = (torch.arange(x.shape[3], device=x.device) + 0.5) / x.shape[3]
     top, bottom, left, right = boxes[..., None].unbind(2)  # each [N, BOXES, 1]

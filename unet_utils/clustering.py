@@ -64,7 +64,7 @@ class Clusters:
         return cluster_scheme([by_name[name] for name in self.names], self.centers)
 
 
-def choose_scheme(name: str, root: str | Path, num_clusters: int = 20) -> ClassScheme:
+def choose_scheme(name: str, root: str | Path, num_clusters: int) -> ClassScheme:
     """Return the class scheme of that name; `clusters` is found in the training masks below
     `root`."""
     if name != "clusters":

@@ -171,6 +171,18 @@ class TrainConfig:
         """
         return self._size(self.image_size * 2 ** (self.augmentation / 4), width / height)
 
+    def check_divisor(self, divisor: int, height: int, width: int) -> None:
+        """Raise a ValueError if the input of the network, for frames of this size, is not always
+        divisible by the divisor of a network of somebody else."""
+        sizes = [self.input_size(percent / 100, width / height) for percent in range(101)]
+        for high, wide in [*sizes, self.scene_size(height, width)]:
+            if high % divisor or wide % divisor:
+                raise ValueError(
+                    f"the network gets {wide}x{high} pixels in this run, but takes multiples of "
+                    f"{divisor} (its attribute divisor, or 32): set fold to "
+                    f"{math.lcm(16, divisor) // 16}, then all sizes are multiples of it"
+                )
+
     def network(self, num_classes: int) -> dict:
         """Return the arguments of the `UNet`."""
         arguments: dict = {
@@ -292,6 +304,7 @@ def run_settings(
     Raises:
         ValueError: unknown recipe or setting, an impossible value, or a change that makes it
             another run, see `check_same_run`.
+        FileNotFoundError: there is no checkpoint to start from.
     """
     changed = _chosen(changed)
     saved = saved_settings(folder, backup) if resume else None

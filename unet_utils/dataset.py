@@ -128,7 +128,7 @@ class CityscapesPairs(Dataset):
     """
 
     def __init__(self, root: str | Path, split: str):
-        folder = find_pairs(Path(root)) / split
+        folder = find_pairs(root) / split
         self.paths = pair_files(folder)
         if not self.paths:
             raise FileNotFoundError(

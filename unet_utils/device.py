@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+
+Function = TypeVar("Function", bound=Callable)
 
 RESTART = "close whatever else uses it, or restart this notebook and run only what you need"
 """What to do against a full memory where no setting helps."""
@@ -46,7 +49,7 @@ def find_device() -> torch.device:
             return torch.device("cuda")
         except Exception as error:
             advice = "On Kaggle, the P100 is too old: choose Settings > Accelerator > GPU T4 x2."
-            if _is_full(error):  # of another notebook, for example
+            if _memory_state(error):  # of another notebook, for example
                 advice = f"Its memory is full: {RESTART}."
             print(
                 f"Warning: PyTorch {torch.__version__} cannot use this GPU ({first_line(error)}), "
@@ -161,7 +164,7 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def explain_errors(memory_advice: str) -> Callable:
+def explain_errors(memory_advice: str) -> Callable[[Function], Function]:
     """Return a decorator that names the setting to change for errors of torch that it avoids, and
     frees the memory after these, after a stop, and after a training that diverged.
 
@@ -175,7 +178,7 @@ def explain_errors(memory_advice: str) -> Callable:
         RuntimeError: in the place of an error of torch.compile.
     """
 
-    def decorate(function: Callable) -> Callable:
+    def decorate(function: Function) -> Function:
         @functools.wraps(function)
         def call(*args, **kwargs):
             try:
@@ -188,7 +191,7 @@ def explain_errors(memory_advice: str) -> Callable:
                     raise
             raise explained  # out here, so that it does not carry that error along
 
-        return call
+        return call  # type: ignore[return-value]
 
     return decorate
 
@@ -208,20 +211,20 @@ def _free_memory(error: BaseException) -> None:
         torch.cuda.empty_cache()
 
 
-def _is_full(error: BaseException) -> bool:
-    """Return whether the memory is full, or seems to be, by what an error says."""
+def _memory_state(error: BaseException) -> str:
+    """Return that the memory is full, or seems to be, if an error says so; else an empty text."""
+    if isinstance(error, FullMemoryError | torch.OutOfMemoryError):
+        return "is full"
     text = str(error).lower()
-    return isinstance(error, FullMemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(sign.lower() in text for sign in FULL_MEMORY)
-    )
+    if isinstance(error, RuntimeError) and any(sign.lower() in text for sign in FULL_MEMORY):
+        return f"seems full ({first_line(error)})"
+    return ""
 
 
 def _explained(error: BaseException, memory_advice: str) -> RuntimeError | None:
     """Return what to tell a person about an error of torch; None for other errors."""
-    memory = "the GPU's memory" if torch.cuda.is_initialized() else "the memory"
-    if _is_full(error):
-        is_sure = isinstance(error, FullMemoryError | torch.OutOfMemoryError)
-        state = "is full" if is_sure else f"seems full ({first_line(error)})"
+    if state := _memory_state(error):
+        memory = "the GPU's memory" if torch.cuda.is_initialized() else "the memory"
         return FullMemoryError(f"{memory} {state}: {memory_advice}")
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")) or (
         isinstance(error, RuntimeError) and "torch.compile" in str(error)

@@ -53,14 +53,14 @@ def photo_size(
 
     The scenes that it learned from are 2:1, and squeezed when it sees pairs. Other photos are
     squeezed by the same factor. The width is at most 16 times the height, so that the cost of a
-    very wide photo is bounded.
+    very wide photo is bounded. Exported models contain this function, too, see `enlarge_classes`.
 
     Args:
         height, width: of the photo.
         scene_size: at which the network sees a whole street scene, see `evaluation.Trained`.
         divisor: of the network; the width is rounded to a multiple of it.
     """
-    # In whole numbers, so that exported models round alike.
+    # In whole numbers, so that ONNX models round alike.
     steps = (scene_size[1] * width + height * divisor) // (2 * height * divisor)
     return scene_size[0], min(max(1, steps), 16 * scene_size[0] // divisor) * divisor
 

@@ -53,7 +53,7 @@ def read_photo(path: str | Path, whole: bool = False) -> np.ndarray:
     """
     path = user_path(path)
     if not path.exists():
-        raise FileNotFoundError(f"no file {path}")
+        raise FileNotFoundError(f"no file {path}: check the path")
     try:
         with contextlib.nullcontext() if whole else _without_limits(), Image.open(path) as file:
             size = file.size

@@ -32,7 +32,6 @@ from unet_utils.platform.unpacking import unpack
 
 FULL_SET = {"train": 2975, "val": 500}
 
-
 CITYSCAPES = "Cityscapes: for non-commercial research and teaching only"
 """What models that learned from Cityscapes material may be used for; see
 https://www.cityscapes-dataset.com/license."""

@@ -424,24 +424,11 @@ def _first_model(
     classes = frames.scheme.num_classes
     if network:
         other = other_network(network, classes)
-        _check_sizes(other.divisor, frames, config)
+        config.check_divisor(other.divisor, *frames.photos.shape[1:3])
         return other
     arguments = config.network(classes)
     known = earlier and earlier["network"].get("encoder") == arguments.get("encoder")
     return UNet(**arguments, pretrained=not known)
-
-
-def _check_sizes(divisor: int, frames: Frames, config: TrainConfig) -> None:
-    """Raise a ValueError if a network of somebody else cannot take an input of this run."""
-    height, width = frames.photos.shape[1:3]
-    sizes = [config.input_size(percent / 100, width / height) for percent in range(101)]
-    for high, wide in [*sizes, config.scene_size(height, width)]:
-        if high % divisor or wide % divisor:
-            raise ValueError(
-                f"the network gets {wide}x{high} pixels in this run, but takes multiples of "
-                f"{divisor} (its attribute divisor, or 32): set fold to "
-                f"{math.lcm(16, divisor) // 16}, then all sizes are multiples of it"
-            )
 
 
 def _line(history: list[dict], schedule: Schedule) -> str:

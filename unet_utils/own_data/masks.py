@@ -47,7 +47,6 @@ class Classes:
             ValueError: a name is unknown, or fewer than two classes are left.
         """
         known = [name for name in self.names if name is not None]
-        colors: list[tuple[int, ...]]
         group_of = {name: group for group, names in self.merge.items() for name in names}
         for name in (*group_of, *self.ignore):
             if name not in known:

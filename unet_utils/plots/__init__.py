@@ -1,2 +1,2 @@
-"""Figures: of the data (`data`), while training (`training`), of the results (`results`), and of
-what a trained model can bear (`robustness`)."""
+"""Figures: of the data (`data`), of a training (`training`, `live`, `time_lapse`), of several
+(`strip`), of results (`results`, `inspector`), and of what a model can bear (`robustness`)."""

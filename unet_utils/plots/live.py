@@ -11,7 +11,7 @@ import torch
 from unet_utils.config import TrainConfig
 from unet_utils.evaluation import predict_classes
 from unet_utils.frames import Frames
-from unet_utils.model import UNet
+from unet_utils.model import OtherNetwork, UNet
 from unet_utils.plan import Plan
 from unet_utils.plots.results import plot_predictions
 from unet_utils.plots.style import notebook_image
@@ -67,7 +67,8 @@ class LiveTraining:
     """
 
     def __init__(self, frames: Frames, config: TrainConfig, folder: Path | None = None):
-        self._photos, self._truth = frames.batch(frames.spread(SHOWN_FRAMES))
+        self._photos, truth = frames.batch(frames.spread(SHOWN_FRAMES))
+        self._shown = (self._photos.permute(0, 2, 3, 1).numpy(), truth.numpy())
         self._scheme = frames.scheme
         self._config = config
         self._folder = folder
@@ -91,7 +92,7 @@ class LiveTraining:
         text = f"epoch {epoch} of {epochs}, {images_done} of {images_per_epoch} photos"
         self._show_status(text, done)
 
-    def epoch(self, history: list[dict], model: UNet) -> None:
+    def epoch(self, history: list[dict], model: UNet | OtherNetwork) -> None:
         """Add an epoch to the table and the time-lapse. Draw curves and predictions anew, if this
         was not done in the last 10 seconds."""
         self._history = history
@@ -107,11 +108,8 @@ class LiveTraining:
             total = sum(row["seconds"] for row in history)
             self._show_status(f"{epoch} epochs finished, {_duration(total)} of training", 1)
         self._show("curves", notebook_image(plot_history(history)))
-        photos = self._photos.permute(0, 2, 3, 1).numpy()
         found = {"prediction": predicted}
-        figure = plot_predictions(
-            photos, self._truth.numpy(), found, self._scheme, all_classes=True
-        )
+        figure = plot_predictions(*self._shown, found, self._scheme, all_classes=True)
         self._show("predictions", notebook_image(figure))
         self._drawn = time.monotonic()
 
@@ -120,16 +118,15 @@ class LiveTraining:
         if "curves" not in self._handles:
             self._show("curves", notebook_image(plot_history(history)))
 
-    def _predict(self, model: UNet) -> np.ndarray:
+    def _predict(self, model: UNet | OtherNetwork) -> np.ndarray:
         """Return the classes of the shown frames, `uint8 [N, H, W]`."""
         size = self._config.scene_size(*self._photos.shape[2:])
         return predict_classes(model, self._photos, size).cpu().numpy()
 
     def _record(self, folder: Path, predicted: np.ndarray) -> None:
         """Add the epoch to the time-lapse; a failure is reported once."""
-        photos = self._photos.permute(0, 2, 3, 1).numpy()
         try:
-            record(folder, photos, self._truth.numpy(), predicted, self._scheme, self._history)
+            record(folder, *self._shown, predicted, self._scheme, self._history)
         except (OSError, ValueError) as error:  # must not stop the training
             print(f"The time-lapse is not recorded any more: {error}")
             self._folder = None

@@ -134,10 +134,10 @@ def _place_for(box: tuple[int, int], inside: np.ndarray) -> tuple[float, float] 
     return float(left + width / 2), float(top + height / 2)
 
 
-def largest_classes(classes: np.ndarray, scheme: ClassScheme, count: int = 4) -> str:
-    """Return the largest classes in words, such as "road 40 %, sky 20 %"."""
+def largest_classes(classes: np.ndarray, scheme: ClassScheme) -> str:
+    """Return the four largest classes in words, such as "road 40 %, sky 20 %"."""
     indices, pixels = np.unique(classes[classes != IGNORE], return_counts=True)
-    order = np.argsort(-pixels)[:count]
+    order = np.argsort(-pixels)[:4]
     parts = [f"{scheme.names[indices[i]]} {100 * pixels[i] / classes.size:.0f} %" for i in order]
     return ", ".join(parts) or "void alone"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from unet_utils.backup import TIME_LAPSE
 from unet_utils.classes import IGNORE, ClassScheme
 from unet_utils.platform.files import replacing, user_path
 from unet_utils.plots.html_figure import (
@@ -24,7 +25,6 @@ from unet_utils.plots.html_figure import (
 )
 from unet_utils.plots.style import class_legend, class_map, largest_classes, picture_grid
 from unet_utils.plots.training import column
-from unet_utils.run_files import TIME_LAPSE
 
 TEMPLATE = Path(__file__).with_name("time_lapse.html")
 MOST_EPOCHS = 20

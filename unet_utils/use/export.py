@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from unet_utils.encoders import MEAN, STD
 from unet_utils.evaluation import Trained
-from unet_utils.images import enlarge_classes
+from unet_utils.images import enlarge_classes, photo_size
 from unet_utils.platform.files import replacing, user_path
 from unet_utils.use.convolutions import PixelsToLogits
 from unet_utils.use.onnx_file import write_onnx
@@ -64,15 +64,11 @@ class PhotosToClasses(nn.Module):
         Returns:
             class indices, `uint8 [N, H, W]`.
         """
-        # The same as `images.photo_size` and `images.resize`, in the part of Python that
-        # TorchScript supports.
         height, width = photos.shape[2], photos.shape[3]
         high, wide = self.scene_height, self.scene_width
         if not squeezed and not self.squeezes_all:
-            step = height * self.divisor
-            steps = (self.scene_width * width + step) // (2 * step)
-            wide = min(max(1, steps), 16 * self.scene_height // self.divisor) * self.divisor
-        x = photos.float()
+            wide = photo_size(height, width, (high, wide), self.divisor)[1]
+        x = photos.float()  # `images.resize`, in the part of Python that TorchScript supports
         if height != high or width != wide:
             x = F.interpolate(x, [high, wide], mode="bilinear", antialias=True, align_corners=False)
         return enlarge_classes(self.network(x), height, width)

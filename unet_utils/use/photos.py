@@ -58,7 +58,7 @@ def find_photos(paths: Iterable[str | Path]) -> list[Path]:
     photos: list[Path] = []
     for path in map(user_path, expand_patterns(paths)):
         if not path.exists():
-            raise FileNotFoundError(f"no file {path}")
+            raise FileNotFoundError(f"no file {path}: check the path")
         if not path.is_dir():
             photos.append(path)
             continue

@@ -11,7 +11,6 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,9 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.nn.parallel import DistributedDataParallel
 
 from unet_utils.platform.files import replacing
-from unet_utils.training import OneProcess
-
-Result = TypeVar("Result")
+from unet_utils.training import OneProcess, Result
 
 PATIENCE = timedelta(hours=2)
 """How long a process waits for another one, which may be downloading the pairs or restoring their

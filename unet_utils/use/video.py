@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 
 from unet_utils.evaluation import Trained, predict_classes
+from unet_utils.pictures import read_photo
 from unet_utils.platform.environment import Environment, progress_bar
 from unet_utils.platform.files import list_folder, publishing, replacing, typed, user_path
 from unet_utils.use.ffmpeg import LARGEST, Clip, find_encoder, read_video, write_mp4
-from unet_utils.use.photos import drawn_street, free_name, read_photo
+from unet_utils.use.photos import drawn_street, free_name
 
 VIDEOS = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg"),
@@ -96,7 +97,7 @@ def segment_video(
     path = user_path(path)
     out = user_path(out)
     if not path.exists():
-        raise FileNotFoundError(f"no file or folder {path}")
+        raise FileNotFoundError(f"no file or folder {path}: check the path")
     if path.is_dir():
         clip = _open_folder(path)
     elif path.suffix.lower() in ANIMATIONS and is_video(path):
