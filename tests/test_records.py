@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import model_card
 import pytest
@@ -73,9 +74,40 @@ def test_a_seed_that_is_kept_is_not_trained_again(demo, kept, monkeypatch):
     assert run_trial("scratch", demo, kept) == first
 
 
-def result(seed, mean_iou, **changes):
+@pytest.mark.slow
+def test_an_interrupted_training_goes_on_only_as_it_was_begun(demo, tmp_path, monkeypatch):
+    """The clock and the code are those of its beginning."""
+
+    def interrupted(row, job, facts):
+        seen.append((job.clock, facts["commit"]))
+        raise KeyboardInterrupt
+
+    def start(commit, clock):
+        monkeypatch.setattr(record, "made_by", lambda device: {"commit": commit})
+        monkeypatch.setattr(record, "measure_clock", lambda job: clock)
+        record.main(["scratch", "--data", str(demo), "--trial", "--out", str(tmp_path / "out")])
+
+    seen = []
+    monkeypatch.setattr(record, "run", interrupted)
+    for clock in (100.0, 200.0):
+        with pytest.raises(KeyboardInterrupt):
+            start("1234", clock)
+    assert seen == [(100.0, "1234"), (100.0, "1234")]
+    with pytest.raises(SystemExit, match="begun with commit 1234, now it is 5678"):
+        start("5678", 100.0)
+    (tmp_path / "out" / "trial" / "scratch-0" / "begun.json").unlink()  # of an older version
+    with pytest.raises(SystemExit, match="begun with commit None"):
+        start("1234", 100.0)
+
+
+def test_the_clock_of_a_gpu_is_15_minutes():
+    env = SimpleNamespace(device=torch.device("cuda"))
+    assert record.measure_clock(record.Job(env, None, 0, 0.0, ROOT)) == 900
+
+
+def result(seed, mean_iou, labels="abc", **changes):
     made_by = {"device": "CPU", "cores": 2, "precision": "float32", "torch": "2.11.0"}
-    made_by |= {"date": "2026-01-01T00:00", "labels": "abc", "commit": "1234", "pairs": True}
+    made_by |= {"date": "2026-01-01T00:00", "labels": labels, "commit": "1234", "pairs": True}
     return {
         "seed": seed,
         "scores": {"mean_iou": mean_iou, "pixel_accuracy": 0.9},
@@ -94,7 +126,20 @@ def test_the_line_has_the_mean_and_the_range_of_the_seeds():
     assert record.line("scratch", [result(0, 0.5)])[2] == "0.500 (one seed)"
 
 
+def test_the_line_tells_of_each_seed_what_made_it():
+    other = result(1, 0.5)
+    other["made_by"] |= {"commit": "5678", "cores": 8, "pairs": False}
+    cells = record.line("scratch", [result(0, 0.5), other])
+    assert "not the Kaggle pairs" in cells[0]
+    assert cells[6] == "1234, 5678"
+    assert "2 threads" in cells[7]
+    assert "8 threads" in cells[7]
+    with pytest.raises(ValueError, match="different labels"):
+        record.line("scratch", [result(0, 0.5), result(1, 0.5, labels="def")])
+
+
 def test_the_line_is_printed_again_without_data(tmp_path, capsys):
+    (tmp_path / "scratch-wide-0.json").write_text("of another row")
     with pytest.raises(SystemExit):
         record.main(["scratch", "--print", "--out", str(tmp_path)])
     assert "no result of scratch" in capsys.readouterr().err

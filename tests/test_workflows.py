@@ -72,6 +72,28 @@ def test_a_red_week_opens_one_issue(tmp_path, open_issue):
     assert calls.read_text().splitlines() == ["issue list", *expected]
 
 
+@pytest.mark.parametrize(
+    ("machine", "chosen"),
+    [
+        ("0,0 1,0 2,1 3,1", "0,2"),  # two threads to a core
+        ("0,0 1,1 2,2 3,3", "0,1"),
+        ("0,0 1,0", "0,1"),
+    ],
+)
+def test_a_record_is_trained_on_two_cores(tmp_path, machine, chosen):
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "record.yml").read_text())
+    steps = [step.get("run", "") for step in workflow["jobs"]["seed"]["steps"]]
+    [step] = [step for step in steps if "taskset" in step]
+    listed = "\\n".join(["# CPU,Core", *machine.split()])
+    for name, script in (("lscpu", f'printf "{listed}\\n"'), ("taskset", 'echo "$@"')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    env = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "ROW": "scratch", "SEED": "1"}
+    command = ["bash", "-eo", "pipefail", "-c", step]
+    done = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
+    assert done.stdout.startswith(f"--cpu-list {chosen} python scripts/record.py scratch")
+
+
 FREEZE = """\
 # Do not modify this file directly
 ipykernel==6.17.1
