@@ -1,5 +1,6 @@
 """`python -m unet_utils check`: on a machine where all is well, and with faults."""
 
+import contextlib
 import json
 import math
 import os
@@ -14,8 +15,9 @@ import torch
 from unet_utils import recipe
 from unet_utils.__main__ import main
 from unet_utils.device import FullMemoryError
+from unet_utils.frames import Frames
 from unet_utils.optimizer import Muon
-from unet_utils.training import fit
+from unet_utils.training import TrainingState, fit
 from unet_utils.training import segmentation_loss as true_loss
 from unet_utils.use import check_sections, self_check
 from unet_utils.use.check_job import SCENES, Job, draw_scenes
@@ -66,6 +68,15 @@ class PretendedGpu(Job):
     is_cuda = True
 
 
+class AnyGpu(Job):
+    """What is done on a GPU of any kind, done on the CPU."""
+
+    is_small = False
+
+    def frames(self, count):
+        return super().frames(min(count, 8))
+
+
 @pytest.fixture
 def gpu(monkeypatch):
     """What torch says of a GPU."""
@@ -113,8 +124,13 @@ def test_what_is_done_on_a_gpu_alone(check, gpu, number):
     assert len(row.details) == (10 if number == 4 else 0)
 
 
+def autocast_without_effect(monkeypatch):
+    monkeypatch.setattr(check_sections, "compute_dtype", lambda device: torch.float16)
+    monkeypatch.setattr(check_sections, "autocast", lambda device: contextlib.nullcontext())
+
+
 def wrong_convolution(monkeypatch):
-    def convolve(x, kernel, padding):
+    def convolve(x, kernel, padding=0):
         factor = 1.0 if x.dtype == torch.float64 else 1.1
         return factor * true(x, kernel, padding=padding)
 
@@ -143,6 +159,43 @@ def other_loss_in_float16(monkeypatch):
 def infinite_gradients_taken(monkeypatch):
     blind = property(lambda self: None, lambda self, value: None, lambda self: None)
     monkeypatch.setattr(Muon, "found_inf", blind, raising=False)
+
+
+def weights_that_are_not_resumed(monkeypatch):
+    def load(state, checkpoint):
+        state.epoch = state.first_epoch = checkpoint["epoch"]
+        state.history = checkpoint["history"]
+
+    monkeypatch.setattr(TrainingState, "load", load)
+
+
+def loss_that_waits(monkeypatch):
+    def loss(*args):
+        if modes[-1] == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+        return true_loss(*args)
+
+    modes = ["default"]
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    monkeypatch.setattr("unet_utils.training.segmentation_loss", loss)
+
+
+def slow_reading(monkeypatch):
+    def batches(*args):
+        for batch in true(*args):
+            time.sleep(0.5)
+            yield batch
+
+    true = Frames.batches
+    monkeypatch.setattr(Frames, "batches", batches)
+
+
+def memory_that_stays_in_use(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2**31)
+
+
+def memory_that_never_ends(monkeypatch):
+    monkeypatch.setattr(check_sections, "fit", lambda *_, **__: [{"loss": 1.0}])
 
 
 def loss_read_in_each_step(monkeypatch):
@@ -180,21 +233,28 @@ def large_photos_of_another_size(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "inject", "sentence"),
+    ("number", "kind", "inject", "sentence"),
     [
-        (1, wrong_convolution, "float32 is off by"),
-        (2, wrong_labels, "at most 4 pixels off"),
-        (3, other_loss_in_float16, "% from float32"),
-        (3, infinite_gradients_taken, "gradients that are infinite"),
-        (4, loss_read_in_each_step, "5 values read back in five steps"),
-        (5, loss_that_is_no_number, "FloatingPointError: the loss is nan"),
-        (7, other_weights_on_the_device, "mIoU in float32"),
-        (7, large_photos_of_another_size, "megapixels"),
+        (1, Job, autocast_without_effect, "computes in float32"),
+        (1, Job, wrong_convolution, "float32 is off by"),
+        (2, Job, wrong_labels, "at most 4 pixels off"),
+        (3, Job, other_loss_in_float16, "% from float32"),
+        (3, Job, infinite_gradients_taken, "gradients that are infinite"),
+        (3, Job, weights_that_are_not_resumed, "moves between precisions"),
+        (4, Job, loss_read_in_each_step, "5 values read back in five steps"),
+        (4, PretendedGpu, loss_that_waits, "a synchronizing CUDA operation"),
+        (5, Job, loss_that_is_no_number, "FloatingPointError: the loss is nan"),
+        (5, AnyGpu, slow_reading, "times the same steps on one fixed batch"),
+        (6, Job, loss_that_is_no_number, "FloatingPointError: the loss is nan"),
+        (6, PretendedGpu, memory_that_stays_in_use, "2.00 GB are in use after it"),
+        (6, PretendedGpu, memory_that_never_ends, "a batch of 2000 photos fits"),
+        (7, Job, other_weights_on_the_device, "mIoU in float32"),
+        (7, Job, large_photos_of_another_size, "megapixels"),
     ],
 )
-def test_a_fault_makes_its_row_not_ok(check, monkeypatch, number, inject, sentence):
+def test_a_fault_makes_its_row_not_ok(check, gpu, monkeypatch, number, kind, inject, sentence):
     inject(monkeypatch)
-    row = check(number)
+    row = check(number, kind)
     assert row.state == "not ok"
     assert any(figure.startswith("**") and sentence in figure for figure in row.figures)
 
