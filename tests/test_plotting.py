@@ -1,6 +1,8 @@
 """All figures: they say what they show, fit a phone, and survive data without a labelled pixel."""
 
 import itertools
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from unet_utils.plots import data as data_plots
 from unet_utils.plots import live, style
 from unet_utils.plots import results as result_plots
 from unet_utils.plots import robustness as robustness_plots
+from unet_utils.plots import strip as strip_plots
 from unet_utils.plots import training as training_plots
 from unet_utils.schedule import Schedule
 from unet_utils.use.calibration import CalibrationCurve
@@ -96,6 +99,9 @@ def draw_all(data):
     names = ("all skips", "without the finest", "without two", "without three", "without any")
     without = dict.fromkeys(names, predicted[0])
     yield robustness_plots.plot_without_skips(photos[0], classes[0], without, SCHEME)
+    curves = {"mine": ([1, 2], [2.5, 1.5]), "other": ([1, 2], [2.5, NAN])}
+    tries = {"mine": predicted, "other": classes}
+    yield strip_plots.plot_strip(photos, classes, tries, SCHEME, curves, "epochs")
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +110,11 @@ def figures(data):
 
 
 def test_every_function_that_plots_is_drawn_here():
-    modules = (data_plots, training_plots, result_plots, robustness_plots)
-    names = {name for module in modules for name in vars(module) if name.startswith("plot_")}
+    files = Path(style.__file__).parent.glob("*.py")
+    names = {
+        name for file in files for name in re.findall(r"^def (plot_\w+)", file.read_text(), re.M)
+    }
+    assert len(names) > 10
     assert names <= set(draw_all.__code__.co_names)
 
 
