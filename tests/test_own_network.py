@@ -12,6 +12,7 @@ from unet_utils.checkpoints import read_checkpoint
 from unet_utils.config import run_settings
 from unet_utils.evaluation import SMALL_MODEL
 from unet_utils.model import other_network
+from unet_utils.use.calibration import fit_temperature
 from unet_utils.use.compare import compare_runs
 from unet_utils.use.export import export_model, open_exported
 
@@ -47,7 +48,9 @@ def test_a_network_of_somebody_else_has_all_that_ours_has(frames, tmp_path, netw
     assert [row["epoch"] for row in history] == [1, 2]
     whole = fit(folder=tmp_path / "whole", network=network, **run)
     assert history[1]["loss"] == whole[1]["loss"]
+    temperature = fit_temperature(tmp_path / "cut" / "best.pt", frames, "cpu", network=network)
     trained = load_trained(tmp_path / "cut" / "best.pt", "cpu", network=network)
+    assert trained.temperature == temperature > 0
     matrix = ConfusionMatrix.total(evaluate(trained.model, frames, trained.scene_size))
     assert matrix.matrix.sum() > 0
     assert "| cut |" in compare_runs(tmp_path).table
