@@ -168,12 +168,12 @@ class Tries:
             rows.append([self._name(one), score_text(one.mean_iou), f"{one.seconds:.0f}", remark])
         return markdown_table(["try", "mIoU", "seconds", ""], rows)
 
-    def dares(self) -> str:
-        """Return three dares as a Markdown list: which are met, and by which try."""
+    def goals(self) -> str:
+        """Return three goals as a Markdown list: which are reached, and by which try."""
         baseline = self._get(self._settings())
         photos = baseline.settings["photos"]
         score_to_beat = baseline.mean_iou
-        dares = {
+        goals = {
             "Make it diverge: a mean loss above that of a network that finds all classes equally "
             f"likely, {math.log(self._num_classes):.2f}.": lambda one: diverged(
                 one, self._num_classes
@@ -188,9 +188,9 @@ class Tries:
             ),
         }
         lines = []
-        for text, is_met in dares.items():
-            by = [self._name(one) for one in self._tries.values() if is_met(one)]
-            lines.append(f"* {text} **{f'Met by: {by[0]}' if by else 'Not yet'}.**")
+        for text, is_reached in goals.items():
+            by = [self._name(one) for one in self._changed() if is_reached(one)]
+            lines.append(f"* {text} **{f'Reached by: {by[0]}' if by else 'Not yet'}.**")
         return "\n".join(lines)
 
     @property
@@ -285,11 +285,14 @@ class Tries:
             predict_classes(averaged, self._photos, size).cpu().numpy(),
         )
 
+    def _changed(self) -> list[Try]:
+        """Return the tries in which more than the seed differs from the baseline."""
+        return [one for one in self._tries.values() if self._differ(one) - {"seed"}]
+
     def _last(self) -> list[Try]:
-        """Return the baseline and the last tries, without those that only have another seed."""
+        """Return the baseline and the last tries."""
         baseline = self._get(self._settings())
-        others = [one for one in self._tries.values() if self._differ(one) - {"seed"}]
-        return [baseline, *sorted(others, key=lambda one: one.date)[-KEPT:]]
+        return [baseline, *sorted(self._changed(), key=lambda one: one.date)[-KEPT:]]
 
     def _differ(self, one: Try) -> set[str]:
         usual = self._settings()
