@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import struct
 import unicodedata
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -247,6 +249,10 @@ def smooth(labels):
     ("spoil", "message"),
     [
         (lambda f: (f / "masks" / "frame6.png").unlink(), r"frame6\.jpg has no mask"),
+        (
+            lambda f: (f / "images" / "frame6.jpg").rename(f / "images" / "frame6.heic"),
+            r"frame6\.png belongs to no photo: .* Photos may end in \.jpg",
+        ),
         (lambda f: (f / "images" / "frame6.jpg").unlink(), r"frame6\.png belongs to no photo"),
         (lambda f: (f / "classes.txt").unlink(), r"classes\.txt is missing: write the name"),
         (lambda f: (f / "classes.txt").write_text("road\ncar"), r"holds 2, but the classes have 0"),
@@ -275,7 +281,7 @@ def smooth(labels):
         ),
         (
             lambda f: change_masks(f, lambda a: Image.fromarray(a.astype(np.uint16) * 1000)),
-            "has 16 bits and values up to 2000",
+            "has more than 8 bits: values up to 2000",
         ),
         (
             lambda f: (write_colors(f), change_masks(f, smooth)),
@@ -300,6 +306,92 @@ def test_numbers_that_were_saved_as_jpeg_are_refused(folder):
         path.unlink()
     with pytest.raises(ValueError, match=r"frame6\.jpg: JPEG changes the numbers in masks.*as PNG"):
         labels_of(images_and_masks(folder))
+    for path in (folder / "masks").iterdir():
+        path.rename(path.with_suffix(".png"))
+    with pytest.raises(ValueError, match=r"frame6\.png: JPEG changes the numbers in masks"):
+        labels_of(images_and_masks(folder))
+
+
+def test_webp_masks_are_read_if_they_are_lossless(folder):
+    plain = labels_of(images_and_masks(folder))
+    for path in (folder / "masks").iterdir():
+        Image.open(path).save(path.with_suffix(".webp"), lossless=True)
+        path.unlink()
+    assert all(map(np.array_equal, plain, labels_of(images_and_masks(folder))))
+    for path in (folder / "masks").iterdir():
+        Image.open(path).save(path)
+    with pytest.raises(ValueError, match=r"frame6\.webp: lossy WebP changes the numbers in masks"):
+        labels_of(images_and_masks(folder))
+
+
+def png_of_16_bits(path, pixels):
+    """Write `[H, W, channels]` with 16 bits, which Pillow cannot."""
+    kind = {2: 4, 3: 2, 4: 6}[pixels.shape[2]]
+    height, width = pixels.shape[:2]
+    rows = pixels.astype(">u2").reshape(height, -1)
+    parts = {
+        b"IHDR": struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0),
+        b"IDAT": zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows)),
+        b"IEND": b"",
+    }
+    content = b"\x89PNG\r\n\x1a\n"
+    for name, part in parts.items():
+        check = zlib.crc32(name + part)
+        content += struct.pack(">I", len(part)) + name + part + struct.pack(">I", check)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_several_channels_of_16_bits_are_refused(folder, channels):
+    """Of these Pillow reads the high bytes only: zeros."""
+    path = folder / "masks" / "frame6.png"
+    labels = np.asarray(Image.open(path))
+    png_of_16_bits(path, np.repeat(labels[..., None], channels, axis=2))
+    with pytest.raises(ValueError, match=r"frame6\.png has 16 bits in each of several .*8 bits"):
+        labels_of(images_and_masks(folder))
+
+
+def test_masks_of_floats_hold_whole_numbers(folder):
+    plain = labels_of(images_and_masks(folder))
+    for path in (folder / "masks").iterdir():
+        numbers = np.asarray(Image.open(path)).astype(np.float32)
+        Image.fromarray(numbers).save(path.with_suffix(".tif"))
+        path.unlink()
+    assert all(map(np.array_equal, plain, labels_of(images_and_masks(folder))))
+    first = folder / "masks" / "frame6.tif"
+    Image.fromarray(np.asarray(Image.open(first)) / np.float32(255)).save(first)
+    with pytest.raises(ValueError, match=r"frame6\.tif holds 0\.0039.*but the classes have 0 to 2"):
+        labels_of(images_and_masks(folder))
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("# mine\nroad\ncar\n\nsky\n", [0, 1, 2]),
+        ("Name, r, g, b\nroad, 1, 2, 3\ncar, 4, 5, 6\nsky, 7, 8, 9\n", [0, 1, 2]),
+        ("1 road\n3: car\n2, sky\n", [1, 3, 2]),
+        ("1 road 1 2 3\n3 car #040506\n2 sky 7 8 9\n", [1, 3, 2]),
+    ],
+)
+def test_comments_and_numbers_in_the_list_of_classes_shift_no_value(tmp_path, text, values):
+    (tmp_path / "classes.txt").write_text(text)
+    names = read_classes(tmp_path).names
+    assert [names.index(name) for name in COLORS] == values
+    assert len(names) - names.count(None) == 3
+
+
+def test_colours_of_floats_are_refused(tmp_path):
+    (tmp_path / "classes.json").write_text('[{"name": "road", "color": [0.5, 0.25, 0.5]}, "car"]')
+    with pytest.raises(ValueError, match=r"classes\.json cannot be used: 0\.5 is no whole number"):
+        read_classes(tmp_path)
+
+
+def test_what_is_chosen_for_pairs_is_refused(folder, tmp_path):
+    source = open_source(folder, tmp_path / "data")
+    with pytest.raises(ValueError, match=r"classes of their own: leave the scheme clusters out"):
+        source.frames("train", tmp_path, "clusters")
+    with pytest.raises(ValueError, match=r"labels is 'nearest'.*leave it out \(--labels\)"):
+        source.frames("train", tmp_path, labels="nearest")
 
 
 def test_masks_that_were_saved_as_jpeg_are_explained(folder):

@@ -126,6 +126,33 @@ def test_a_size_that_the_network_cannot_take_is_named_before_the_training(frames
             fit(frames, config, tmp_path, "cpu", progress=False, network=plain)
 
 
+class OneSize(torch.nn.Conv2d):
+    divisor = 1
+
+    def forward(self, x):
+        if x.shape[2:] != (64, 64):
+            raise AssertionError("only 64x64")
+        return super().forward(x)
+
+
+def test_a_network_of_one_size_is_told_its_settings_before_the_training(frames, tmp_path):
+    run = {"frames": frames, "folder": tmp_path, "device": "cpu", "progress": False}
+    run["network"] = lambda classes: OneSize(3, classes, 1)
+
+    def stop_at_once(*_):
+        raise Interrupted
+
+    for late in ({"growth": 0.9, "augmentation": 0.0}, {"growth": 0.0, "augmentation": 1.0}):
+        config = dataclasses.replace(CONFIG, epochs=1, **late)
+        match = (
+            r"OneSize failed .*only 64x64.*set image_size to this size, growth=0 and augmentation=0"
+        )
+        with pytest.raises(RuntimeError, match=match):
+            fit(config=config, on_step=stop_at_once, **run)
+    config = dataclasses.replace(CONFIG, epochs=1, growth=0.0, augmentation=0.0)
+    assert len(fit(config=config, **run)) == 1
+
+
 THREE = {"ground": (7, 8, 9, 22), "building": (11, 12, 13), "rest": (17, 20, 21, 23, 24, 26, 28)}
 
 

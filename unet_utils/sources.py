@@ -71,13 +71,19 @@ class Source:
             num_clusters: for the scheme `clusters`.
 
         Raises:
-            ValueError: the data does not have these classes; or as `prepare`, `prepare_own_data`.
+            ValueError: the data does not have these classes or labels; or as `prepare`,
+                `prepare_own_data`.
         """
         if self.own is None:
             if isinstance(scheme, str):
                 scheme = choose_scheme(scheme, self.root, num_clusters)
             frames = prepare(self.root, split, cache, scheme, labels, keep)
         else:
+            if labels != "restored":
+                raise ValueError(
+                    f"labels is {labels!r}, which is for damaged colour masks: those in "
+                    f"{self.root} are read as they are, so leave it out (--labels)"
+                )
             own = self.own.with_scheme(scheme)
             height, width = height_and_width(self.size)
             frames = prepare_own_data(own, split, cache, (width, height))

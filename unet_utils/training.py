@@ -26,7 +26,7 @@ from unet_utils.checkpoints import (
 )
 from unet_utils.config import TrainConfig, check_same_run
 from unet_utils.device import autocast, compute_dtype, explain_errors, memory_format
-from unet_utils.evaluation import score
+from unet_utils.evaluation import predict_classes, score
 from unet_utils.frames import Frames
 from unet_utils.losses import AuxiliaryHeads, class_weights, prior_correction, segmentation_loss
 from unet_utils.model import OtherNetwork, UNet, other_network
@@ -124,6 +124,12 @@ def fit(
             print(f"{files.last}: {state.epoch} of {config.epochs} epochs are done.")
             if state.epoch >= config.epochs:
                 print("Nothing is left to train: to extend the run, set epochs (EPOCHS) higher.")
+        if network:  # what it cannot take is found now, not after an epoch
+            shape = frames.photos.shape[1:3]
+            aspect = shape[1] / shape[0]
+            sizes = {config.input_size(0, aspect), config.input_size(1, aspect)}
+            for size in sorted(sizes | {config.scene_size(*shape)}):
+                predict_classes(state.model_to_use(), frames.batch(slice(0, 1))[0], size)
         learn = learn.to(device)
 
         while state.epoch < config.epochs:

@@ -60,7 +60,7 @@ class OwnData:
         """Return the same data with the classes that a model has learned, or of that name.
 
         Raises:
-            ValueError: the masks have other classes.
+            ValueError: the masks have other classes, or no scheme that could be chosen.
         """
         if self.scheme.name != "own":  # full-size Cityscapes: all schemes fit but `clusters`
             if "clusters" in (scheme, getattr(scheme, "name", "")):
@@ -71,6 +71,11 @@ class OwnData:
                 f"the photos in {self.folder} have the classes {', '.join(self.scheme.names)}, the "
                 f"model has {', '.join(scheme.names)}: use a model that was trained on them (with "
                 "the same --size, if it had one)"
+            )
+        if isinstance(scheme, str) and scheme != "cityscapes19":  # the default
+            raise ValueError(
+                f"the photos in {self.folder} have classes of their own: leave the scheme {scheme} "
+                "out (--scheme, SCHEME). A classes.json can merge and ignore classes"
             )
         return self
 
@@ -105,7 +110,10 @@ def images_and_masks(folder: Path) -> OwnData | None:
         return None
     pairs = {}
     for split, (photos, masks) in places.items():
-        advice = f"{masks} needs a PNG for each photo of {photos}, with the same name"
+        advice = (
+            f"{masks} needs a PNG for each photo of {photos}, with the same name. Photos may end "
+            f"in {', '.join(PICTURES)}"
+        )
         pairs[split] = pair_up(photos, masks, advice)
     if "all" in pairs:
         pairs = split_pairs(folder, pairs["all"])

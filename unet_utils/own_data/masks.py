@@ -18,7 +18,7 @@ from unet_utils.restoring import BLOCK, pack_colors, restore_label_ids
 
 MASK_ADVICE = "Save masks as PNG with 8 bits, without smooth edges, in the size of their photos."
 
-JPEG = (".jpg", ".jpeg")
+JPEG = ("JPEG", "MPO")
 
 ReadLabels = Callable[[Path, tuple[int, int]], np.ndarray]
 """Reads the labels of a photo of that width and height: values `uint8 [H, W]`, 255 for void."""
@@ -74,9 +74,11 @@ class Classes:
 def read_classes(folder: Path) -> Classes | None:
     """Read `classes.json` or `classes.txt`, None if there is neither.
 
-    A line of the text is a name, and may end in a colour: `road 128 64 128` or `road #804080`. The
-    JSON holds the same in a list `classes` of names or of `{"name", "value", "color"}`, and if
-    wanted `"merge": {"vehicle": ["car", "truck"]}` and `"ignore": ["void"]`.
+    A line of the text is a name, and may end in a colour: `road 128 64 128` or `road #804080`. If
+    all lines begin with a number, this is the value: `7 road`. Lines that begin with # and the head
+    of a table (`name,r,g,b`) are no classes. The JSON holds the same in a list `classes` of names
+    or of `{"name", "value", "color"}`, and if wanted `"merge": {"vehicle": ["car", "truck"]}` and
+    `"ignore": ["void"]`.
 
     Raises:
         ValueError: it cannot be read; the message names it.
@@ -94,9 +96,18 @@ def read_classes(folder: Path) -> Classes | None:
     file = folder / "classes.txt"
     if file.is_file():
         with naming(file):
-            lines = read_text(file).splitlines()
-            return make_classes([_class_of_line(line) for line in lines if line.strip()], {}, [])
+            lines = [line for line in read_text(file).splitlines() if not NO_CLASS.match(line)]
+            entries = [_class_of_line(line) for line in lines]
+            numbered = [re.fullmatch(r"(\d+)[\s,:.]+(\D.*)", entry["name"]) for entry in entries]
+            for entry, found in zip(entries, numbered, strict=True):
+                if found and all(numbered):
+                    entry |= {"value": found[1], "name": found[2]}
+            return make_classes(entries, {}, [])
     return None
+
+
+NO_CLASS = re.compile(r"\s*(#|$|name[\s,:]+r[\s,:]+g[\s,:]+b\s*$)", re.IGNORECASE)
+"""Lines of `classes.txt` that are comments, empty, or the head of a table."""
 
 
 @contextmanager
@@ -135,7 +146,7 @@ def make_classes(entries: list, merge: dict, ignore: list) -> Classes:
     colors: list[tuple[int, ...] | None] = []
     for entry in entries:
         entry = {"name": entry} if isinstance(entry, str) else entry
-        value = int(entry.get("value", len(names)))
+        value = _whole(entry.get("value", len(names)))
         if not 0 <= value <= IGNORE:
             raise ValueError(f"the value {value} of {entry['name']!r} is not between 0 and 255")
         names += [None] * (value + 1 - len(names))
@@ -146,7 +157,7 @@ def make_classes(entries: list, merge: dict, ignore: list) -> Classes:
         color = entry.get("color")
         if not color:
             continue
-        rgb = ImageColor.getrgb(color) if isinstance(color, str) else tuple(map(int, color))
+        rgb = ImageColor.getrgb(color) if isinstance(color, str) else tuple(map(_whole, color))
         if len(rgb) != 3 or not all(0 <= channel <= 255 for channel in rgb):
             raise ValueError(f"the colour of {entry['name']!r} is not red, green, blue (0 to 255)")
         if rgb in colors:
@@ -155,21 +166,43 @@ def make_classes(entries: list, merge: dict, ignore: list) -> Classes:
     return Classes(names, colors, merge, ignore)
 
 
+def _whole(number: Any) -> int:
+    if int(number) != float(number):
+        raise ValueError(f"{number} is no whole number: values and colours are 0 to 255")
+    return int(number)
+
+
 def _spread_color(index: int) -> tuple[int, ...]:
     """Return a colour that differs from those of other classes: hues by the golden angle."""
     return ImageColor.getrgb(f"hsl({index * 137.5 % 360:.0f}, 65%, {45 + 15 * (index % 3)}%)")
 
 
 def open_picture(path: Path) -> Image.Image:
-    """Read a picture, turned as its EXIF orientation says."""
+    """Read a mask, turned as its EXIF orientation says; its format is kept.
+
+    Raises:
+        ValueError: it cannot be read, or Pillow would leave half of its bits out.
+    """
     try:
         with Image.open(path) as image:
+            stored = str([tile.args for tile in image.tile])
             image.load()
-            return ImageOps.exif_transpose(image)
+            upright = ImageOps.exif_transpose(image)
+            upright.format = image.format
     except Exception as error:  # each of Pillow's formats has errors of its own
-        raise ValueError(
-            f"{path} cannot be read as a picture ({error}): save it as a JPEG or PNG"
-        ) from error
+        raise ValueError(f"{path} cannot be read as a picture ({error}). {MASK_ADVICE}") from error
+    if ";16" in stored and not upright.mode.startswith("I"):  # of RGB, the high bytes are read
+        raise ValueError(f"{path} has 16 bits in each of several channels. {MASK_ADVICE}")
+    return upright
+
+
+def _lossy_format(path: Path, image: Image.Image) -> str:
+    """Return the format of a mask if that changes numbers and colours, whatever the file is called;
+    else an empty text."""
+    if image.format in JPEG:
+        return "JPEG"
+    is_lossy = image.format == "WEBP" and b"VP8L" not in path.read_bytes()
+    return "lossy WebP" if is_lossy else ""
 
 
 def mask_reader(classes: Classes) -> ReadLabels:
@@ -185,19 +218,20 @@ def mask_reader(classes: Classes) -> ReadLabels:
 
     def read(path: Path, _: tuple[int, int]) -> np.ndarray:
         image = open_picture(path)
+        lossy = _lossy_format(path, image)
         if image.mode == "P" and by_color:
             # A palette may hold the colours of the classes, in an order of its own.
             used = [color for _, color in image.convert("RGB").getcolors(256) or []]
             if all(color == (0, 0, 0) or _packed(color) in by_color for color in used):
                 numbers = np.asarray(image)
-                found = _from_colors(path, np.asarray(image.convert("RGB")), by_color)
+                found = _from_colors(path, np.asarray(image.convert("RGB")), by_color, lossy)
                 # Black may be the number of a class without a colour, such as background.
                 return np.where((found == IGNORE) & np.isin(numbers, colorless), numbers, found)
-        if image.mode in ("L", "P", "1", "I", "I;16", "I;16B"):
-            return _from_values(path, np.asarray(image), values)
+        if image.mode in ("L", "P", "1", "I", "I;16", "I;16B", "F"):
+            return _from_values(path, np.asarray(image), values, lossy)
         pixels = np.asarray(image.convert("RGB"))
         if not by_color and (pixels == pixels[..., :1]).all():  # numbers, three times the same
-            return _from_values(path, pixels[..., 0], values)
+            return _from_values(path, pixels[..., 0], values, lossy)
         if not by_color:
             raise ValueError(
                 f"{path} holds colours, and the list of classes has none: add the colour of each "
@@ -209,9 +243,9 @@ def mask_reader(classes: Classes) -> ReadLabels:
                 f"{path} has black pixels, which are void, but the class {learned[0]!r} has no "
                 f"colour: write `{learned[0]} 0 0 0` if it is black, else give it its colour"
             )
-        if can_be_restored and path.suffix.lower() in JPEG:
+        if can_be_restored and lossy == "JPEG":
             return _restored(pixels, by_color)
-        return _from_colors(path, pixels, by_color)
+        return _from_colors(path, pixels, by_color, lossy)
 
     return read
 
@@ -234,15 +268,15 @@ def _packed(color: Any) -> int:
     return color[0] | color[1] << 8 | color[2] << 16
 
 
-def _from_values(path: Path, pixels: np.ndarray, values: list[int]) -> np.ndarray:
-    if path.suffix.lower() in JPEG:  # the numbers may still be some that there are
-        raise ValueError(f"{path}: JPEG changes the numbers in masks. {MASK_ADVICE}")
+def _from_values(path: Path, pixels: np.ndarray, values: list[int], lossy: str) -> np.ndarray:
+    if lossy:  # the numbers may still be some that there are
+        raise ValueError(f"{path}: {lossy} changes the numbers in masks. {MASK_ADVICE}")
     if pixels.dtype == bool:
         pixels = pixels.astype(np.uint8)
     found, counts = np.unique(pixels, return_counts=True)
     unknown = ~np.isin(found, [*values, IGNORE])
     if pixels.max() > IGNORE:
-        raise ValueError(f"{path} has 16 bits and values up to {found[-1]}. {MASK_ADVICE}")
+        raise ValueError(f"{path} has more than 8 bits: values up to {found[-1]}. {MASK_ADVICE}")
     if found.tolist() == [0, 255] and values == [0, 1]:
         raise ValueError(
             f"{path} holds 0 and 255. 255 means void here: write 1 in its place, or say in "
@@ -263,7 +297,9 @@ def _from_values(path: Path, pixels: np.ndarray, values: list[int]) -> np.ndarra
     )
 
 
-def _from_colors(path: Path, pixels: np.ndarray, by_color: dict[int, int]) -> np.ndarray:
+def _from_colors(
+    path: Path, pixels: np.ndarray, by_color: dict[int, int], lossy: str
+) -> np.ndarray:
     packed = pack_colors(pixels)
     labels = np.full(packed.shape, IGNORE, dtype=np.uint8)
     unknown = packed != 0  # black is void, unless it is the colour of a class
@@ -274,9 +310,8 @@ def _from_colors(path: Path, pixels: np.ndarray, by_color: dict[int, int]) -> np
         return labels
     share = unknown.mean()
     example = tuple(pixels[unknown][0].tolist())
-    jpeg = path.suffix.lower() in JPEG
-    reason = "JPEG changes the colours of masks" if jpeg else "smooth edges mix the colours"
-    if share < 0.001 and not jpeg:
+    reason = f"{lossy} changes the colours of masks" if lossy else "smooth edges mix the colours"
+    if share < 0.001 and not lossy:
         reason = "a class may be missing in the list"
     text = (
         f"{path}: {share:.1%} of the pixels have colours of no class, such as {example}: {reason}."
