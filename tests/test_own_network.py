@@ -111,6 +111,8 @@ def test_outputs_that_are_no_tensor_are_refused(wrap):
         network(torch.zeros(1, 3, 8, 8))
     with pytest.raises(ValueError, match="network is a network: give a function"):
         other_network(Wrapped(4, wrap), 4)
+    with pytest.raises(ValueError, match=r"network returned <class .*Wrapped'>: it must return an"):
+        other_network(lambda classes: Wrapped, 4)
 
 
 def test_a_size_that_the_network_cannot_take_is_named_before_the_training(frames, tmp_path):

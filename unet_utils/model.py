@@ -277,14 +277,17 @@ def other_network(build: Callable[[int], nn.Module], num_classes: int) -> OtherN
     """Return the network that a function builds for a number of classes.
 
     Raises:
-        ValueError: it is no function, but a network.
+        ValueError: it is no function, but a network; or it returns none.
     """
     if isinstance(build, nn.Module):
         raise ValueError(
             "network is a network: give a function that builds it for a number of classes, such as "
             "`lambda classes: MyNetwork(classes)`"
         )
-    return OtherNetwork(build(num_classes), num_classes)
+    network = build(num_classes)
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"network returned {network!r}: it must return an nn.Module")
+    return OtherNetwork(network, num_classes)
 
 
 def count_parameters(model: nn.Module) -> int:
