@@ -110,7 +110,9 @@ def write_onnx(
 def has_current_exporter() -> bool:
     """Return whether torch's current exporter is usable; else its older one is used, which needs no
     package more."""
-    return importlib.util.find_spec("onnxscript") is not None
+    # In torch 2.6 the current one fails where a network of somebody else resizes its features.
+    is_new = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11)
+    return is_new and importlib.util.find_spec("onnxscript") is not None
 
 
 def _write_module(
