@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -38,7 +37,7 @@ from unet_utils.evaluation import score
 from unet_utils.images import Size
 from unet_utils.model import OtherNetwork
 from unet_utils.platform.files import replacing, user_path
-from unet_utils.restoring import REFERENCE
+from unet_utils.restoring import reference_checksums
 from unet_utils.sources import FULL_SET, Source, open_source
 from unet_utils.use.reports import markdown_table, score_text
 
@@ -191,8 +190,8 @@ def measure_clock(job: Job) -> float:
 
 def is_kaggle(root: Path) -> bool:
     """Return whether these are the Kaggle pairs, file by file."""
-    with np.load(REFERENCE) as reference:
-        return all(CityscapesPairs(root, split).fingerprint in reference for split in FULL_SET)
+    fingerprints = [CityscapesPairs(root, split).fingerprint for split in FULL_SET]
+    return all(reference_checksums(fingerprint) is not None for fingerprint in fingerprints)
 
 
 def begin(job: Job) -> tuple[float, dict]:

@@ -10,6 +10,7 @@ from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 from unet_utils import ClassScheme, ConfusionMatrix, evaluate, fit, load_trained, recipe
 from unet_utils.checkpoints import read_checkpoint
 from unet_utils.config import run_settings
+from unet_utils.device import FullMemoryError
 from unet_utils.evaluation import SMALL_MODEL
 from unet_utils.model import other_network
 from unet_utils.use.calibration import fit_temperature
@@ -153,6 +154,20 @@ def test_a_network_of_one_size_is_told_its_settings_before_the_training(frames, 
             fit(config=config, on_step=stop_at_once, **run)
     config = dataclasses.replace(CONFIG, epochs=1, growth=0.0, augmentation=0.0)
     assert len(fit(config=config, **run)) == 1
+
+
+class Greedy(torch.nn.Conv2d):
+    divisor = 1
+
+    def forward(self, x):
+        if self.training:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(x)
+
+
+def test_a_full_memory_in_a_network_of_somebody_else_is_told_as_in_ours(frames, tmp_path):
+    with pytest.raises(FullMemoryError, match="memory is full: halve batch_size"):
+        fit(frames, CONFIG, tmp_path, "cpu", network=lambda n: Greedy(3, n, 1), progress=False)
 
 
 THREE = {"ground": (7, 8, 9, 22), "building": (11, 12, 13), "rest": (17, 20, 21, 23, 24, 26, 28)}

@@ -171,11 +171,15 @@ class TrainConfig:
         """
         return self._size(self.image_size * 2 ** (self.augmentation / 4), width / height)
 
+    def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Return all sizes at which a run sees frames of this size, height and width in pixels."""
+        growing = {self.input_size(percent / 100, width / height) for percent in range(101)}
+        return sorted(growing | {self.scene_size(height, width)})
+
     def check_divisor(self, divisor: int, height: int, width: int) -> None:
         """Raise a ValueError if the input of the network, for frames of this size, is not always
         divisible by the divisor of a network of somebody else."""
-        sizes = [self.input_size(percent / 100, width / height) for percent in range(101)]
-        for high, wide in [*sizes, self.scene_size(height, width)]:
+        for high, wide in self.sizes(height, width):
             if high % divisor or wide % divisor:
                 raise ValueError(
                     f"the network gets {wide}x{high} pixels in this run, but takes multiples of "

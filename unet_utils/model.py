@@ -243,17 +243,8 @@ class OtherNetwork(nn.Module):
 
         Raises:
             ValueError: the network returns something else.
-            RuntimeError: it raised an error, such as for a size that it does not take.
         """
-        try:
-            logits = self.network(x)
-        except Exception as error:
-            raise RuntimeError(
-                f"{self.config['other']} failed for a batch of {list(x.shape)} "
-                f"({type(error).__name__}: {error}). If it takes one size only, set image_size to "
-                "this size, growth=0 and augmentation=0: else it gets smaller photos at first, and "
-                "whole frames larger"
-            ) from error
+        logits = self.network(x)
         if isinstance(logits, dict):
             logits = logits.get("out")
         # Not len(x): torch's exporter would write that number of photos into the file.

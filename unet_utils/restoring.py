@@ -336,6 +336,13 @@ def label_checksums(label_ids: np.ndarray) -> np.ndarray:
     return np.array([zlib.crc32(ids.tobytes()) for ids in label_ids], dtype=np.uint32)
 
 
+def reference_checksums(fingerprint: str) -> np.ndarray | None:
+    """Return the checksums of the reference labels, `uint32 [N]`, of the split of the Kaggle set
+    whose files have this `CityscapesPairs.fingerprint`; None for any other set of pairs."""
+    with np.load(REFERENCE) as reference:
+        return reference.get(fingerprint)
+
+
 def reference_agreement(label_ids: np.ndarray, fingerprint: str) -> tuple[int, int] | None:
     """Compare restored labels with the reference labels of the Kaggle set.
 
@@ -347,8 +354,7 @@ def reference_agreement(label_ids: np.ndarray, fingerprint: str) -> tuple[int, i
         The number of frames whose labels are those of the reference, and the number of all frames;
         None for any other set of pairs.
     """
-    with np.load(REFERENCE) as reference:
-        if fingerprint not in reference:
-            return None
-        expected = reference[fingerprint]
+    expected = reference_checksums(fingerprint)
+    if expected is None:
+        return None
     return int((label_checksums(label_ids) == expected).sum()), len(expected)

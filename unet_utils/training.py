@@ -26,7 +26,7 @@ from unet_utils.checkpoints import (
 )
 from unet_utils.config import TrainConfig, check_same_run
 from unet_utils.device import autocast, compute_dtype, explain_errors, memory_format
-from unet_utils.evaluation import predict_classes, score
+from unet_utils.evaluation import score
 from unet_utils.frames import Frames
 from unet_utils.losses import AuxiliaryHeads, class_weights, prior_correction, segmentation_loss
 from unet_utils.model import OtherNetwork, UNet, other_network
@@ -124,12 +124,8 @@ def fit(
             print(f"{files.last}: {state.epoch} of {config.epochs} epochs are done.")
             if state.epoch >= config.epochs:
                 print("Nothing is left to train: to extend the run, set epochs (EPOCHS) higher.")
-        if network:  # what it cannot take is found now, not after an epoch
-            shape = frames.photos.shape[1:3]
-            aspect = shape[1] / shape[0]
-            sizes = {config.input_size(0, aspect), config.input_size(1, aspect)}
-            for size in sorted(sizes | {config.scene_size(*shape)}):
-                predict_classes(state.model_to_use(), frames.batch(slice(0, 1))[0], size)
+        if network:
+            _try_sizes(state.model_to_use(), config.sizes(*frames.photos.shape[1:3]))
         learn = learn.to(device)
 
         while state.epoch < config.epochs:
@@ -435,6 +431,28 @@ def _first_model(
     arguments = config.network(classes)
     known = earlier and earlier["network"].get("encoder") == arguments.get("encoder")
     return UNet(**arguments, pretrained=not known)
+
+
+def _try_sizes(model: UNet | OtherNetwork, sizes: list[tuple[int, int]]) -> None:
+    """Show an empty photo of each size to a network of somebody else: what it cannot take is found
+    before the training, not after an epoch.
+
+    Raises:
+        RuntimeError: the network raised an error.
+    """
+    device = next(model.parameters()).device
+    for size in sizes:
+        x = torch.zeros(1, 3, *size, device=device)
+        try:
+            with torch.inference_mode(), autocast(device):
+                model.network(x)
+        except Exception as error:
+            raise RuntimeError(
+                f"{model.config['other']} failed for a batch of {list(x.shape)} "
+                f"({type(error).__name__}: {error}). If it takes one size only, set image_size to "
+                "this size, growth=0 and augmentation=0: else it gets smaller photos at first, and "
+                "whole frames larger"
+            ) from error
 
 
 def _line(history: list[dict], schedule: Schedule) -> str:

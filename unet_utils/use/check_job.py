@@ -12,7 +12,7 @@ from unet_utils.dataset import CityscapesPairs
 from unet_utils.demo.street import draw_scene
 from unet_utils.device import compute_dtype
 from unet_utils.frames import Frames
-from unet_utils.restoring import REFERENCE, SIDE, damage, shrink
+from unet_utils.restoring import SIDE, damage, reference_checksums, shrink
 
 SCENES = "scenes.npz"
 
@@ -94,9 +94,9 @@ def draw_scenes(folder: Path, count: int, root: Path | None = None) -> None:
     if root:
         pairs = CityscapesPairs(root, "train")
         masks = [mask.permute(1, 2, 0).numpy() for _, mask in map(pairs.__getitem__, range(256))]
-        with np.load(REFERENCE) as reference:
-            if pairs.fingerprint in reference:
-                expected = reference[pairs.fingerprint][: len(masks)]
+        known = reference_checksums(pairs.fingerprint)
+        if known is not None:
+            expected = known[: len(masks)]
     np.savez(
         folder / SCENES,
         photos=np.stack(photos),
